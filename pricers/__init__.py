@@ -1,0 +1,1 @@
+"""pricers: stochastic models, instruments and engines; torch and mathematics only."""

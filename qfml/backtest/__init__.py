@@ -1,0 +1,1 @@
+"""Predictions to positions to costs to P&L, beside baselines."""

@@ -1,0 +1,1 @@
+"""Time-stamped data: sources, features, labels, weights, transforms and the dataset that carries time."""

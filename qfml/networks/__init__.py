@@ -1,0 +1,1 @@
+"""Network specifications, built as stacks of members."""

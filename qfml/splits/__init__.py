@@ -1,0 +1,1 @@
+"""Splitters that purge: walk-forward, purged K-fold and combinatorial purged K-fold."""
