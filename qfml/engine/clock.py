@@ -1,0 +1,86 @@
+"""Each member's own clock: the rows of its next step, in an order that depends on its seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qfml.engine.streams import stream
+
+
+class Clock:
+    """Epochs and batches of M members that may have different numbers of rows.
+
+    A member with fewer rows rolls into its next epoch while the others go on; its last batch is filled up with rows of
+    weight 0. Shuffles are addressed by (seed, member seed, epoch).
+
+    Args:
+        rows: the training rows of each member, in the order they are to be seen if not shuffled.
+        seeds: address of each member's random streams.
+        batch_size: rows of one step.
+        shuffle: draw a new order every epoch.
+    """
+
+    def __init__(
+        self, rows: Sequence[np.ndarray], seeds: Sequence[tuple[int, int]], batch_size: int, shuffle: bool
+    ) -> None:
+        self.rows, self.seeds, self.batch_size, self.shuffle = list(rows), list(seeds), batch_size, shuffle
+        self.n_rows = np.array([len(own) for own in rows])
+        self.steps_per_epoch = -(-self.n_rows // batch_size)
+        self.epoch = np.zeros(len(rows), dtype=np.int64)
+        self.step = np.zeros(len(rows), dtype=np.int64)  # within the epoch
+        self.n_steps = np.zeros(len(rows), dtype=np.int64)  # in all
+        self._order = torch.zeros(len(rows), int(self.steps_per_epoch.max()), batch_size, dtype=torch.int32)
+        for member in range(len(rows)):
+            self._draw(member)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Row ids (M, B) of the next step, and the weight (M, B): 1 for a row, 0 where the batch is only filled up."""
+        ids = self._order[torch.arange(len(self.rows)), torch.from_numpy(self.step)]
+        seen = self.step * self.batch_size
+        weight = np.arange(self.batch_size) + seen[:, None] < self.n_rows[:, None]
+        return ids, torch.from_numpy(weight.astype(np.float32))
+
+    def advance(self) -> np.ndarray:
+        """Count one step of every member; returns the members whose epoch is now complete."""
+        self.step += 1
+        self.n_steps += 1
+        return np.flatnonzero(self.step == self.steps_per_epoch)
+
+    def begin_epoch(self, member: int) -> None:
+        """Roll a member into its next epoch."""
+        self.epoch[member] += 1
+        self.step[member] = 0
+        if self.shuffle:
+            self._draw(member)
+
+    def keep(self, members: np.ndarray) -> None:
+        """Forget all but `members`."""
+        self.rows = [self.rows[member] for member in members]
+        self.seeds = [self.seeds[member] for member in members]
+        for name in ("n_rows", "steps_per_epoch", "epoch", "step", "n_steps"):
+            setattr(self, name, getattr(self, name)[members])
+        self._order = self._order[torch.from_numpy(members)]
+
+    def state(self) -> dict[str, list[int]]:
+        """The counters as plain numbers; with the seeds they determine everything else."""
+        return {name: getattr(self, name).tolist() for name in ("epoch", "step", "n_steps")}
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        """Set the counters and draw the orders that belong to them."""
+        for name, values in state.items():
+            setattr(self, name, np.array(values, dtype=np.int64))
+        for member in range(len(self.rows)):
+            self._draw(member)
+
+    def _draw(self, member: int) -> None:
+        rows = torch.from_numpy(self.rows[member])
+        if self.shuffle:
+            generator = stream(*self.seeds[member], "shuffle", int(self.epoch[member]))
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        filled = self._order[member].view(-1)
+        filled[: len(rows)] = rows.int()
+        filled[len(rows) :] = rows[0].int()

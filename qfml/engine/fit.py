@@ -1,0 +1,118 @@
+"""The result of training one member, and a folder of such results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qfml import config
+from qfml.data.dataset import TimeDataset, gather_windows
+from qfml.data.fitted_transforms import FittedTransform, load_transform
+from qfml.engine.checkpoint import read_folder, write_folder
+from qfml.engine.inputs import ROWS_AT_A_TIME
+from qfml.engine.stack import Layout
+from qfml.losses import LOSSES, Loss
+from qfml.networks import NETWORKS, Network
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A trained network.
+
+    Attributes:
+        network: the specification.
+        loss: the loss it was trained with; it says what the output means.
+        parameters: one flat row of parameters, those of the best epoch.
+        layout: where each parameter lies in that row.
+        transforms: what was fitted on the training rows, or None.
+        seed: the member's seed.
+        status: "finished" (all epochs), "early_stopped", or "nan" (stopped at the last finite parameters).
+        history: per epoch "epoch", "train_loss" and "val_loss" (None without validation rows).
+        best_epoch: the epoch whose parameters were kept, counted from 1.
+    """
+
+    network: Network
+    loss: Loss
+    parameters: Tensor
+    layout: Layout
+    transforms: FittedTransform | None
+    seed: int
+    status: str
+    history: tuple[dict[str, Any], ...]
+    best_epoch: int
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that were trained."""
+        return len(self.history)
+
+    @property
+    def best_val_loss(self) -> float | None:
+        """Validation loss of the best epoch."""
+        return self.history[self.best_epoch - 1]["val_loss"] if self.history and self.best_epoch else None
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Each parameter by name, without the member axis."""
+        return {name: value[0] for name, value in self.layout.views(self.parameters[None]).items()}
+
+    def predict(self, ds: TimeDataset, rows: np.ndarray | None = None) -> np.ndarray:
+        """Predictions (n,), float64, for the samples `rows` of `ds` (all of them if omitted)."""
+        ends = ds.ends if rows is None else ds.ends[torch.as_tensor(rows)]
+        return self.predict_windows(ds.features, ends, ds.window)
+
+    def predict_windows(self, features: Tensor, ends: Tensor, window: int | None) -> np.ndarray:
+        """Predictions (n,) for the windows of `features` (R, F) that end at the rows `ends` (n,)."""
+        if self.transforms is not None:
+            features = self.transforms.apply(features)
+        views = self.layout.views(self.parameters[None].to(features.device))
+        outputs = [torch.empty(0)]
+        with torch.no_grad():
+            for chunk in ends.split(ROWS_AT_A_TIME):
+                full = torch.cat([chunk, chunk[:1].expand(ROWS_AT_A_TIME - len(chunk))])
+                output = self.network.forward(views, gather_windows(features, full, window)[None])
+                outputs.append(self.loss.prediction(output)[0, : len(chunk)].cpu())
+        return torch.cat(outputs).double().numpy()
+
+
+def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = None) -> None:
+    """Write fits of one architecture, and `extra` JSON beside them, into the new `folder`."""
+    tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in fits])}
+    members = []
+    for i, fit in enumerate(fits):
+        transforms = None
+        if fit.transforms is not None:
+            transforms = fit.transforms.meta()
+            tensors |= {f"transforms.{i}.{name}": value for name, value in fit.transforms.state().items()}
+        names = ("seed", "status", "history", "best_epoch")
+        members.append({name: getattr(fit, name) for name in names} | {"transforms": transforms})
+    state = {
+        "network": config.to_dict(fits[0].network),
+        "loss": config.to_dict(fits[0].loss),
+        "shapes": fits[0].layout.shapes,
+        "members": members,
+        "extra": extra or {},
+    }
+    write_folder(folder, tensors, state)
+
+
+def load_fits(folder: Path) -> tuple[list[Fit], dict[str, Any]]:
+    """The fits that `save_fits` wrote, and its `extra`; CheckpointError if anything was changed since."""
+    tensors, state = read_folder(folder)
+    network = config.build_kind(NETWORKS, state["network"])
+    loss = config.build_kind(LOSSES, state["loss"])
+    layout = Layout(tuple((name, tuple(shape)) for name, shape in state["shapes"]))
+    fits = []
+    for i, member in enumerate(state["members"]):
+        meta = member.pop("transforms")
+        prefix = f"transforms.{i}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        transforms = None if meta is None else load_transform(meta, own)
+        member["history"] = tuple(member["history"])
+        fits.append(Fit(network, loss, tensors["parameters"][i], layout, transforms, **member))
+    return fits, state["extra"]

@@ -1,0 +1,79 @@
+"""What a block of members is fed: one resident feature tensor, one view of it for each distinct transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qfml.data.dataset import TimeDataset, gather_windows
+from qfml.data.fitted_transforms import FittedTransform
+from qfml.losses import Panel
+
+ROWS_AT_A_TIME = 256  # of one forward pass outside training: fixed, so that an output does not depend on the others
+
+
+class Inputs:
+    """Features, labels and weights of a data set, gathered by (M, B) row ids; each member sees its own transform.
+
+    A transform is applied once to all rows, not batch by batch; members that share one share the transformed rows.
+    """
+
+    def __init__(self, ds: TimeDataset, transforms: Sequence[FittedTransform | None]) -> None:
+        distinct = list({id(transform): transform for transform in transforms}.values())
+        views = [ds.features if each is None else each.apply(ds.features) for each in distinct]
+        place = {id(transform): view * len(ds.features) for view, transform in enumerate(distinct)}
+        self.features = views[0] if len(views) == 1 else torch.cat(views)
+        self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
+        self.ends, self.y, self.sample_weight, self.window = ds.ends, ds.y, ds.weight, ds.window
+
+    def gather(self, rows: Int[Tensor, "member row"], weight: Tensor) -> tuple[Tensor, ...]:
+        """`x` (M, B, F) or (M, B, L, F), `y` (M, B) and the rows' weights (M, B), sample weights included."""
+        rows, weight = rows.to(self.y.device), weight.to(self.y.device)
+        x = gather_windows(self.features, self.ends[rows] + self.offset, self.window)
+        return x, self.y[rows], weight if self.sample_weight is None else weight * self.sample_weight[rows]
+
+    def gather_x(self, rows: Int[Tensor, "member row"], members: Tensor) -> Tensor:
+        """Only the features, for some of the members."""
+        return gather_windows(self.features, self.ends[rows] + self.offset[members], self.window)
+
+    def keep(self, members: Tensor) -> None:
+        """Forget all but `members`."""
+        self.offset = self.offset[members]
+
+
+def time_order(ds: TimeDataset, rows: np.ndarray) -> np.ndarray:
+    """The rows sorted by (group, time), as a loss of the whole sample wants them."""
+    codes = np.zeros(len(ds), dtype=np.int64) if ds.group is None else ds.group
+    return rows[np.lexsort((ds.time[rows], codes[rows]))]
+
+
+def panel_of(ds: TimeDataset, rows: Sequence[np.ndarray]) -> Panel:
+    """Period numbers and first rows of M equally long row lists that are sorted by (group, time)."""
+    codes = np.zeros(len(ds), dtype=np.int64) if ds.group is None else ds.group
+    period = np.stack([np.unique(ds.time[own], return_inverse=True)[1] for own in rows])
+    group = np.stack([codes[own] for own in rows])
+    first = np.concatenate([np.ones((len(rows), 1), dtype=bool), group[:, 1:] != group[:, :-1]], axis=1)
+    return Panel(torch.from_numpy(period).to(ds.y.device), torch.from_numpy(first).to(ds.y.device))
+
+
+def n_periods(ds: TimeDataset, rows: np.ndarray) -> int:
+    """Number of distinct decision times among `rows`."""
+    return len(np.unique(ds.time[rows]))
+
+
+def pad_rows(
+    rows: Sequence[np.ndarray], multiple: int
+) -> tuple[Int[Tensor, "member row"], Float[Tensor, "member row"]]:
+    """Row lists of different lengths as one table padded to a multiple, and the weight 1 of rows that are real."""
+    width = -(-max(len(own) for own in rows) // multiple) * multiple
+    table = np.zeros((len(rows), width), dtype=np.int64)
+    weight = np.zeros((len(rows), width), dtype=np.float32)
+    for member, own in enumerate(rows):
+        table[member] = own[0]
+        table[member, : len(own)] = own
+        weight[member, : len(own)] = 1
+    return torch.from_numpy(table), torch.from_numpy(weight)

@@ -1,0 +1,52 @@
+"""A member of a stack: one network with its own rows, seed and hyperparameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qfml.data.dataset import TimeDataset
+from qfml.data.fitted_transforms import FittedTransform
+from qfml.engine.fit import Fit
+from qfml.networks import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network to be trained, alone or in a stack; what it becomes does not depend on the stack.
+
+    Args:
+        network: the specification; parameters are drawn from `seed`.
+        train: row ids to train on.
+        val: row ids that decide when to stop and which epoch was best; without any, the last epoch is taken.
+        seed: names the member's random streams (initial weights, shuffles, dropout).
+        lr, weight_decay, clip_norm, patience: override the trainer's settings for this member.
+        transforms: fitted on the training rows, applied to the features.
+        start: continue from the parameters of this fit (warm start) instead of drawing them.
+    """
+
+    network: Network
+    train: np.ndarray
+    val: np.ndarray | None = None
+    seed: int = 0
+    lr: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    patience: int | None = None
+    transforms: FittedTransform | None = None
+    start: Fit | None = None
+
+    def check(self, ds: TimeDataset) -> None:
+        """Raise ValueError if the rows are not rows of `ds`, or training and validation overlap."""
+        for name, rows in (("train", self.train), ("val", self.val)):
+            if rows is None:
+                continue
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
+                raise ValueError(f"`{name}` must be a non-empty 1-D array of row ids, got {rows.dtype} {rows.shape}")
+            if rows.min() < 0 or rows.max() >= len(ds):
+                raise ValueError(
+                    f"`{name}` must hold row ids from 0 to {len(ds) - 1}, got {rows.min()} to {rows.max()}"
+                )
+        if self.val is not None and np.intersect1d(self.train, self.val).size:
+            raise ValueError("`val` shares rows with `train`: a network would be judged on what it was trained on")

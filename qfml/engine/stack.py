@@ -1,0 +1,59 @@
+"""The stack: parameters of M members as views of one flat (M, P) buffer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Flat = Float[Tensor, "member parameter"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter of one member lies in its row of the flat buffer.
+
+    Rows are padded to a multiple of 16 elements, so that every member's row begins on a cache line.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor]) -> Layout:
+        """The layout of one member's parameters."""
+        return cls(tuple((name, tuple(value.shape)) for name, value in parameters.items()))
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of one member, the padding not counted."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    @property
+    def width(self) -> int:
+        """Elements of one row, the padding counted."""
+        return -(-self.n_parameters // 16) * 16
+
+    def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """One member's parameters as a row of `width` elements."""
+        row = torch.zeros(self.width)
+        row[: self.n_parameters] = torch.cat([parameters[name].flatten() for name, _ in self.shapes])
+        return row
+
+    def views(self, flat: Flat, requires_grad: bool = False) -> dict[str, Tensor]:
+        """Each parameter of the stack as a view (M, ...) of `flat`; writing to `flat` changes them."""
+        views, start = {}, 0
+        for name, shape in self.shapes:
+            stop = start + math.prod(shape)
+            views[name] = flat[:, start:stop].unflatten(1, shape).detach().requires_grad_(requires_grad)
+            start = stop
+        return views
+
+    def gradient(self, loss: Tensor, views: Mapping[str, Tensor], out: Flat) -> Flat:
+        """The gradient of a scalar in all parameters, written into the flat buffer `out` (M, P)."""
+        gradients = torch.autograd.grad(loss, list(views.values()))
+        padding = out.new_zeros(len(out), self.width - self.n_parameters)
+        return torch.cat([*(g.flatten(1) for g in gradients), padding], dim=1, out=out)

@@ -1,0 +1,115 @@
+"""`Trainer`: how members are trained, and the two calls that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from qfml.config import OneOf
+from qfml.data.dataset import TimeDataset
+from qfml.engine.fit import Fit
+from qfml.engine.member import Member
+from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
+from qfml.engine.progress import Progress, Silent
+from qfml.losses import Loss
+from qfml.networks import Network
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains many small networks as one stack; a single one is a stack of one.
+
+    Each member has its own learning rate, weight decay, clip, patience, clock, best epoch and random streams. On a CPU
+    its result is the same to the last bit whether it is trained alone, in any stack, or in any block.
+
+    Args:
+        optimizer: `AdamW(...)` or `SGD(...)`; members may override `lr` and `weight_decay`.
+        max_epochs: passes over a member's training rows.
+        batch_size: rows of one step; None takes all rows at once, in time order.
+        clip_norm: largest norm of a member's gradient; None does not clip.
+        patience: epochs without a better validation loss after which a member stops; None never stops early.
+        seed: enters every member's random streams.
+        device: where the training runs.
+        member_block: members trained at a time; None fits a block into the cache. It changes the speed only.
+        checkpoint_seconds: the least time between two checkpoints; never below 20 times what the last one took.
+
+    Example:
+        >>> import numpy as np, qfml
+        >>> from qfml.data import TimeDataset
+        >>> days = np.arange("2020-01-01", "2020-07-19", dtype="datetime64[D]")
+        >>> X = np.linspace(-1, 1, 200)[:, None]
+        >>> ds = TimeDataset(X, 2 * X[:, 0], time=days, label_end=days + 1)
+        >>> trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-2), max_epochs=30, batch_size=32)
+        >>> fit = trainer.fit(qfml.MLP(hidden=(16,)), qfml.MSE(), ds, train=np.arange(150), val=np.arange(150, 200))
+        >>> fit.status, fit.n_epochs, fit.predict(ds, np.array([0, 199])).round(0).tolist()
+        ('finished', 30, [-2.0, 2.0])
+    """
+
+    max_epochs: int
+    batch_size: int | None
+    optimizer: Annotated[Optimizer, OneOf(OPTIMIZERS)] = AdamW()  # noqa: RUF009  (frozen)
+    clip_norm: float | None = None
+    patience: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    member_block: int | None = None
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size", "patience", "member_block"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"`clip_norm` must be positive, got {self.clip_norm}; leave it out to train without")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
+
+    def fit(
+        self,
+        network: Network,
+        loss: Loss,
+        ds: TimeDataset,
+        *,
+        train: np.ndarray,
+        val: np.ndarray | None = None,
+        **options: Any,
+    ) -> Fit:
+        """Train one network on the samples `train`, judged on `val`; `options` are those of `fit_many`."""
+        return self.fit_many([Member(network, np.asarray(train), val)], loss, ds, **options)[0]
+
+    def fit_many(
+        self,
+        members: Sequence[Member],
+        loss: Loss,
+        ds: TimeDataset,
+        *,
+        progress: Progress | None = None,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+    ) -> list[Fit]:
+        """Train many networks as one stack.
+
+        Args:
+            members: what to train; nothing passed in is changed.
+            loss: one of `qfml.losses.LOSSES`.
+            ds: the data.
+            progress: told of every epoch.
+            checkpoint_dir: write checkpoints here, on time, on Ctrl-C and SIGTERM, and at the end.
+            resume: continue from the newest checkpoint of `checkpoint_dir`.
+
+        Returns:
+            One `Fit` a member, in the members' order.
+
+        Raises:
+            ValueError: rows that are not the data's, labels the loss is not defined on, or settings that do not fit.
+            Interrupted: stopped by a signal, after a checkpoint was written.
+            CheckpointError: nothing to resume from, or the checkpoint belongs to other data or settings.
+        """
+        from qfml.engine.training import train  # it is built on this class
+
+        return train(self, members, loss, ds, progress or Silent(), checkpoint_dir, resume)

@@ -1,0 +1,201 @@
+"""From members to fits: plan the blocks, train one after another, write checkpoints, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qfml.config import config_hash
+from qfml.data.dataset import TimeDataset
+from qfml.engine.block import Block
+from qfml.engine.checkpoint import read_checkpoint, write_checkpoint
+from qfml.engine.fit import Fit
+from qfml.engine.inputs import n_periods
+from qfml.engine.interrupt import StopRequest, stop_on_signals
+from qfml.engine.member import Member
+from qfml.engine.progress import Progress
+from qfml.engine.trainer import Trainer
+from qfml.errors import CheckpointError, Interrupted
+from qfml.losses import Loss
+from qfml.networks import Network
+
+_CACHE_BYTES = 4 * 2**20  # what a block's parameters, optimizer state and batch may fill
+
+
+def train(
+    trainer: Trainer,
+    members: Sequence[Member],
+    loss: Loss,
+    ds: TimeDataset,
+    progress: Progress,
+    checkpoint_dir: Path | None,
+    resume: bool,
+) -> list[Fit]:
+    """What `Trainer.fit_many` does."""
+    _check(members, loss, ds, trainer)
+    run = _Run(trainer, members, loss, ds.to(trainer.device), progress, checkpoint_dir)
+    if resume:
+        run.restore()
+    # A matrix product that is split over threads sums in another order. With no more threads than members each
+    # product stays on one thread, and a member's bits do not depend on the size of the stack.
+    threads = torch.get_num_threads()
+    try:
+        return run.finish(threads)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """The state of one `fit_many`: blocks that are done, the block at work, and when to write a checkpoint."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        members: Sequence[Member],
+        loss: Loss,
+        ds: TimeDataset,
+        progress: Progress,
+        folder: Path | None,
+    ) -> None:
+        self.trainer, self.members, self.loss, self.ds = trainer, members, loss, ds
+        self.progress, self.folder = progress, folder
+        self.plan = plan_blocks(trainer, members, loss, ds)
+        self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
+        self.written = time.monotonic()
+        self.interval = trainer.checkpoint_seconds
+        progress.begin(len(members), trainer.max_epochs)
+
+    def finish(self, threads: int) -> list[Fit]:
+        """Train what is left on at most `threads` threads, and return the fits in the members' order."""
+        with stop_on_signals() if self.folder else _never() as request:
+            while True:
+                if not self.blocks or self.blocks[-1].done:
+                    if len(self.blocks) == len(self.plan):
+                        break
+                    self._begin_block()
+                block = self.blocks[-1]
+                torch.set_num_threads(min(threads, len(block.members)))
+                block.step()
+                if request.signal_number:
+                    self.write()
+                    raise Interrupted(request.signal_number)
+                if self.folder and time.monotonic() - self.written > self.interval:
+                    self.write()
+        if self.folder:
+            self.write()
+        fits = {place: fit for ids, block in zip(self.plan, self.blocks) for place, fit in zip(ids, _in_order(block))}
+        return [fits[place] for place in range(len(self.members))]
+
+    def _begin_block(self) -> Block:
+        ids = self.plan[len(self.blocks)]
+
+        def on_epoch(member: int, record: dict[str, Any]) -> None:
+            self.progress.epoch(ids[member], record, member in block.fits)
+
+        block = Block(self.trainer, [self.members[i] for i in ids], self.loss, self.ds, on_epoch)
+        self.blocks.append(block)
+        return block
+
+    def write(self) -> None:
+        """Write a checkpoint of everything so far."""
+        assert self.folder is not None
+        begin = time.monotonic()
+        tensors = {f"{i}.{name}": t.cpu() for i, block in enumerate(self.blocks) for name, t in block.tensors().items()}
+        state = {"fingerprint": self.fingerprint, "blocks": [block.counters() for block in self.blocks]}
+        write_checkpoint(self.folder, tensors, state)
+        self.written = time.monotonic()
+        self.interval = max(self.trainer.checkpoint_seconds, 20 * (self.written - begin))
+
+    def restore(self) -> None:
+        """Continue from the newest whole checkpoint, telling `progress` of the epochs that it holds."""
+        if self.folder is None:
+            raise CheckpointError("`resume` needs `checkpoint_dir`, the folder of the checkpoints to resume from")
+        tensors, state = read_checkpoint(self.folder)
+        if state["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} belongs to other data, members or settings: resume with those it was "
+                "written for, or start a new run"
+            )
+        for i, counters in enumerate(state["blocks"]):
+            block = self._begin_block()
+            own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
+            block.restore(own, counters)
+            for member, history in enumerate(block.histories):
+                for record in history:
+                    last = record is history[-1]
+                    self.progress.epoch(self.plan[i][member], record, last and member in block.fits)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides the result: data, members, loss and settings."""
+        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0)
+        return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
+
+
+def plan_blocks(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset) -> list[list[int]]:
+    """Which members train together: those of one architecture and batch shape, as many as fit into the cache."""
+    alike: dict[Any, list[int]] = {}
+    for place, member in enumerate(members):
+        rows = len(member.train)
+        batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
+        key = (member.network, batch, None if loss.additive else n_periods(ds, member.train), _width(member, ds))
+        alike.setdefault(key, []).append(place)
+    blocks = []
+    for (network, batch, _, width), places in alike.items():
+        size = trainer.member_block or _block_size(network, batch, width, ds.window)
+        blocks += [places[i : i + size] for i in range(0, len(places), size)]
+    return blocks
+
+
+def _width(member: Member, ds: TimeDataset) -> int:
+    if member.transforms is None:
+        return ds.n_features
+    return member.transforms.n_features
+
+
+def _block_size(network: Network, batch: int, n_features: int, window: int | None) -> int:
+    """Members whose parameters, gradient, two moments and batch of inputs fill the cache."""
+    parameters = sum(value.numel() for value in network.init(n_features, window, torch.Generator()).values())
+    return max(1, _CACHE_BYTES // (16 * parameters + 4 * batch * n_features * (window or 1)))
+
+
+def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trainer) -> None:
+    if not members:
+        raise ValueError("`members` is empty: there is nothing to train")
+    if not loss.additive and trainer.batch_size is not None:
+        raise ValueError(
+            f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"
+        )
+    for member in members:
+        member.check(ds)
+    loss.check_labels(ds.y)
+
+
+def _identity(member: Member) -> list[Any]:
+    transforms = None if member.transforms is None else member.transforms.meta()
+    start = None if member.start is None else member.start.parameters.cpu().numpy()
+    own = [member.seed, member.lr, member.weight_decay, member.clip_norm, member.patience]
+    return [member.network, *own, transforms, _digest(member.train), _digest(member.val), _digest(start)]
+
+
+def _in_order(block: Block) -> list[Fit]:
+    return [block.fits[member] for member in range(len(block.everyone))]
+
+
+def _digest(array: np.ndarray | None) -> str | None:
+    return None if array is None else hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()[:16]
+
+
+@contextmanager
+def _never() -> Iterator[StopRequest]:
+    """Signals keep their usual meaning: without checkpoints there is nothing to write."""
+    yield StopRequest()

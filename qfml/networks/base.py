@@ -1,0 +1,103 @@
+"""What a network is here: a frozen specification that draws one member's parameters and runs a whole stack of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A network specification: hashable, written in YAML, without state.
+
+    `init` draws the parameters of one member; `forward` runs M members at once, every parameter with a leading member
+    axis. Both are pure: what they return depends on their arguments alone.
+    """
+
+    kind: ClassVar[str]
+
+    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+        """Parameters of one member, drawn from `generator` in a fixed order."""
+        ...
+
+    def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Float[Tensor, "member row"]:
+        """Outputs (M, B) of M members on features `x` of shape (M, B, F) or (M, B, L, F)."""
+        ...
+
+    @property
+    def dropout_units(self) -> int:
+        """Units a row that dropout may switch off in one forward pass; 0 without dropout."""
+        ...
+
+
+class Dropout:
+    """Random bytes of one step, handed out layer by layer: a unit is dropped where its byte is below `256 p`.
+
+    The bytes are drawn per member from its own addressed stream, so that a member's masks do not depend on the stack
+    around it. The probability is rounded to a multiple of 1/256, and the scale is that of the rounded probability.
+    """
+
+    def __init__(self, random_bytes: UInt8[Tensor, "member row unit"]) -> None:
+        self.random_bytes = random_bytes
+        self.used = 0
+
+    def __call__(self, x: Tensor, probability: float) -> Tensor:
+        """Drop units of `x` (M, B, U), or whole channels of `x` (M, B, L, U)."""
+        threshold = round(256 * probability)
+        units = x.shape[-1]
+        mask = self.random_bytes[:, :, self.used : self.used + units] >= threshold
+        self.used += units
+        if x.ndim == 4:
+            mask = mask[:, :, None, :]
+        return x * (mask.to(x.dtype) * (256 / (256 - threshold)))
+
+
+def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
+    """Uniform on +-1/sqrt(fan_in), torch.nn.Linear's initial distribution of weights and biases."""
+    bound = fan_in**-0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row outputs"]:
+    """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O)."""
+    return torch.baddbmm(bias[:, None], x, weight)
+
+
+def head(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row"]:
+    """A single output a member: `weight` (M, I), `bias` (M, 1).
+
+    A product and a sum, not a matrix product: one of width 1 is summed in another order when there is one member, and
+    a member must come out the same to the last bit whatever the stack.
+    """
+    return (x * weight[:, None]).sum(-1) + bias
+
+
+def silu(x: Tensor) -> Tensor:
+    """x times the logistic function of x."""
+    return x * (0.5 + 0.5 * torch.tanh(0.5 * x))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Gaussian error linear unit, tanh form (Hendrycks, Gimpel 2016)."""
+    return 0.5 * x * (1 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+# Written with tanh: torch's own sigmoid, silu and gelu round the last few elements of a buffer differently from the
+# others, so that a member's outputs would depend on its place in the stack.
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": silu, "gelu": gelu}
+
+
+def check_hidden(name: str, widths: tuple[int, ...], activation: str, dropout: float) -> None:
+    """The rules that every network's settings share."""
+    if not widths or min(widths) < 1:
+        raise ValueError(f"`{name}` must be one or more positive widths, got {widths}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}")
