@@ -1,0 +1,150 @@
+"""The page: sections in order, the data of its charts, plotly.js once, and a policy that forbids any request."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qfml.report import evidence, provenance, results
+from qfml.report.folder import RunFolder, read_run_folder
+from qfml.report.layout import Charts, note
+from qfml.report.markup import Html, el, join
+from qfml.report.style import CSS, SCRIPT
+from qfml.report.tearsheet import Tearsheet, write_tearsheet
+
+__all__ = ["write_report"]
+
+FILE_NAME = "report.html"
+OFFLINE = "The page works offline. Drag across a chart to zoom, double-click to see all of it again."
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html`, one page that works offline, and `tearsheet.html` into a run folder.
+
+    Nothing outside the folder is read and nothing in it is executed. The page holds all it needs, plotly.js included,
+    and forbids the browser any request. A tear sheet that quantstats cannot make is a note on the page, not an error.
+
+    Args:
+        run_dir: Folder of a finished run.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        UserError: If the folder or a part of it is missing, damaged or from another version; the message names it.
+    """
+    run = read_run_folder(run_dir)
+    page = _page(run, write_tearsheet(run))
+    target = run.path / FILE_NAME
+    temporary = target.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def _page(run: RunFolder, tearsheet: Tearsheet) -> Html:
+    charts = Charts()
+    sections = [
+        results.performance(run, charts),
+        results.significance(run),
+        results.folds(run, charts),
+        evidence.prediction(run, charts),
+        evidence.positions(run, charts),
+        evidence.activity(run, charts),
+        evidence.training(run),
+        provenance.data(run),
+        provenance.audit(run),
+        provenance.conventions(run),
+        provenance.reproduction(run, _tearsheet_note(tearsheet)),
+    ]
+    links = [el("a", section.title, href=f"#{section.key}") for section in sections]
+    versions = run.metrics["versions"]
+    made_by = f"Made by qfml {versions['qfml']}" if "qfml" in versions else "Made by qfml"
+    body = [
+        el("nav", el("div", *links), aria_label="Sections"),
+        el("main", results.headline(run), *(section.html() for section in sections)),
+        el("footer", f"{made_by} from the run folder ", el("code", run.path.resolve().name), ". ", OFFLINE),
+    ]
+    return _document(body, charts)
+
+
+def _tearsheet_note(tearsheet: Tearsheet) -> Html:
+    told = [note(text) for text in tearsheet.notes]
+    if tearsheet.path is None:
+        return join(told)
+    link = el("a", tearsheet.path.name, href=tearsheet.path.name)
+    return join([el("p", link, ", made by quantstats, lies beside this page."), *told])
+
+
+def _document(body: list[Html], charts: Charts) -> Html:
+    from plotly.offline import get_plotlyjs
+
+    figures, arrays = _split(charts)
+    scripts = [Html(get_plotlyjs()), Html(SCRIPT)]
+    head = [
+        el("meta", charset="utf-8"),
+        # only the two scripts written here may run, whatever a feature or an asset is called
+        el("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="robots", content="noindex"),
+        el("title", "Walk-forward backtest"),
+        el("style", Html(CSS)),
+    ]
+    told = el("noscript", el("p", "The charts need JavaScript; the numbers do not.", class_="note"))
+    parts = [
+        *body,
+        told,
+        el("script", _json(arrays), type="application/json", id="arrays"),
+        el("script", _json(figures), type="application/json", id="figures"),
+        *(el("script", script) for script in scripts),
+    ]
+    return join([Html("<!doctype html>\n"), el("html", el("head", *head), el("body", *parts), lang="en")])
+
+
+def _policy(scripts: list[Html]) -> str:
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _split(charts: Charts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures with each array replaced by its key, and the arrays, each once however many lines share it."""
+    arrays: dict[str, Any] = {}
+
+    def without_arrays(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            # plotly reads little-endian base64 by the name of its type
+            raw = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+            kind = f"{raw.dtype.kind}{raw.dtype.itemsize}"
+            key = hashlib.sha256(kind.encode() + raw.tobytes()).hexdigest()[:16]
+            arrays[key] = {"dtype": kind, "bdata": base64.b64encode(raw.tobytes()).decode()}
+            return {"array": key}
+        if isinstance(value, dict):
+            return {key: without_arrays(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [without_arrays(item) for item in value]
+        return value
+
+    return without_arrays(charts.figures), arrays
+
+
+def _json(value: Any) -> Html:
+    """JSON that cannot end its script element; NaN, which JSON does not know, becomes null."""
+    text = json.dumps(_finite(value), separators=(",", ":"))
+    return Html(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
