@@ -110,9 +110,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
             group=codes,
             group_names=group_names,
             weight=None if weight is None else _column(weight, "weight", n),
-            returns=None
-            if returns is None
-            else np.array(returns, dtype=np.float64).reshape(_same(returns, "returns", n)),
+            returns=None if returns is None else _same(np.array(returns, dtype=np.float64), "returns", n),
             feature_names=names,
             window=length,
             dropped=dropped,
@@ -143,7 +141,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         return (x, self.y[rows]) if self.weight is None else (x, self.y[rows], self.weight[rows])
 
     def feature_rows(self, rows: Any) -> Tensor:
-        """The rows of `features` that the samples `rows` see, each once, in storage order: a scaler is fitted on them."""
+        """The rows of `features` that the samples `rows` see, each once: what a scaler is fitted on."""
         ends = self.ends[torch.as_tensor(rows)]
         covered = torch.zeros(len(self.features) + 1, dtype=torch.int64, device=ends.device)
         one = torch.ones_like(ends)
@@ -153,7 +151,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
     def to(self, device: torch.device | str) -> TimeDataset:
         """The same data with its tensors on `device`; times stay in numpy."""
         moved = {name: getattr(self, name).to(device) for name in ("features", "ends", "y")}
-        return _replace(self, **moved, weight=None if self.weight is None else self.weight.to(device))
+        return replaced(self, **moved, weight=None if self.weight is None else self.weight.to(device))
 
     @property
     def n_features(self) -> int:
@@ -220,7 +218,7 @@ def select_samples(ds: TimeDataset, keep: Array, reason: str) -> TimeDataset:
         raise DataError(f"no sample is left: every row was dropped ({reason})")
     taken = {name: _rows(getattr(ds, name), rows) for name in _PER_SAMPLE}
     lost = {reason: len(keep) - len(rows)} if len(rows) < len(keep) else {}
-    return _replace(ds, **taken, dropped={**ds.dropped, **lost})
+    return replaced(ds, **taken, dropped={**ds.dropped, **lost})
 
 
 _PER_SAMPLE = ("ends", "y", "time", "label_end", "window_start", "group", "weight", "returns")
@@ -245,12 +243,13 @@ def _cut_windows(ds: TimeDataset, window: int) -> None:
     earliest = ds.window_start.copy()
     for back in range(1, window):
         np.minimum(earliest[back:], ds.window_start[:-back], out=earliest[back:], where=position[back:] >= back)
-    whole = _replace(ds, window=window, window_start=earliest)
+    whole = replaced(ds, window=window, window_start=earliest)
     cut = select_samples(whole, position >= window - 1, "window not yet full")
     _fill(ds, **{name: getattr(cut, name) for name in ds.__dataclass_fields__})
 
 
-def _replace(ds: TimeDataset, **changes: Any) -> TimeDataset:
+def replaced(ds: TimeDataset, **changes: Any) -> TimeDataset:
+    """A copy with some attributes changed; nothing is checked again."""
     copy = object.__new__(TimeDataset)
     _fill(copy, **{name: getattr(ds, name) for name in ds.__dataclass_fields__} | changes)
     return copy

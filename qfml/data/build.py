@@ -1,0 +1,148 @@
+"""From a frame of prices to a `TimeDataset`: features, label, look-back, label end and the periods' returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from qfml.data.dataset import TimeDataset, replaced, select_samples
+from qfml.data.feature_base import Feature, by_group, check_finite, check_source, number
+from qfml.data.features import add_features, lookback_rows
+from qfml.errors import DataError
+
+
+def build_dataset(
+    frame: Any,
+    *,
+    features: Sequence[Any],
+    label: Any,
+    time: str,
+    group: str | None,
+    price: str,
+    window: int | None,
+    weight: Any,
+) -> TimeDataset:
+    """What `TimeDataset.from_frame` does; its arguments are described there."""
+    keys = (time,) if group is None else (group, time)
+    rows, names = feature_frame(frame, features, time=time, group=group)
+    rows = label.add_to(rows, time=time, group=group)
+    lookback = lookback_rows([step for step in features if isinstance(step, Feature)])
+    rows = rows.with_columns(_next_return(rows, price, time, group)).with_columns(
+        by_group(rows, group, {"window_start": pl.col(time).shift(lookback)})["window_start"]
+    )
+    warm = rows.filter(by_group(rows, group, {"warm": pl.int_range(pl.len()) >= lookback})["warm"])
+    if warm.height == 0:
+        raise DataError(
+            f"the features look {lookback} rows back, but no group has that many: {rows.height} rows in all"
+        )
+    _refuse_gaps(warm, names, keys)
+    _refuse_constant(warm, names)
+    known = warm["label"].is_not_null().to_numpy()
+    if not known.any():
+        raise DataError("no row has a label: the label's horizon is longer than what the history holds")
+    ds = TimeDataset(
+        warm.select(names).to_numpy(),
+        warm["label"].fill_null(0).to_numpy(),
+        time=warm[time].to_numpy(),
+        label_end=warm["label_end"].fill_null(warm[time]).to_numpy(),
+        window_start=warm["window_start"].to_numpy(),
+        group=None if group is None else warm[group].to_numpy(),
+        returns=warm["next_return"].to_numpy(),
+        feature_names=names,
+        window=window,
+    )
+    ends = ds.ends.numpy()  # a window cut from row r ends at row r
+    ds = select_samples(ds, known[ends], "label not yet known")
+    dropped = {"look-back not yet full": rows.height - warm.height} | ds.dropped
+    ds.dropped.clear()
+    ds.dropped.update({reason: count for reason, count in dropped.items() if count})
+    return ds if weight is None else with_weight(ds, weight)
+
+
+def feature_frame(
+    frame: Any, features: Sequence[Any], *, time: str, group: str | None
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """The frame sorted by (group, time) with the feature columns appended, and their names.
+
+    Args:
+        frame: polars or pandas frame; a pandas index named `time` becomes a column.
+        features: steps of `qfml.data.FEATURES`, or names of columns that are known at the row's time.
+        time: name of the time column.
+        group: name of the asset column.
+
+    Raises:
+        DataError: a column that is not there, two features of one name, or a value that is NaN or infinite.
+    """
+    rows = _polars(frame)
+    for name in (time,) if group is None else (group, time):
+        if name not in rows.columns:
+            raise DataError(f"the frame has no column `{name}`; it has: {', '.join(rows.columns)}")
+    if not features:
+        raise DataError("`features` is empty: name at least one")
+    rows = rows.sort([time] if group is None else [group, time], maintain_order=True)
+    steps = [step for step in features if not isinstance(step, str)]
+    plain = tuple(step for step in features if isinstance(step, str))
+    check_source(rows, plain, time=time, group=group, needed_by="`features`")
+    for name in plain:
+        check_finite(rows[time], number_of(rows, name), f"feature `{name}`", (name,))
+    rows = add_features(rows, steps, time=time, group=group)
+    names = tuple(name for step in features for name in ((step,) if isinstance(step, str) else step.names))
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"two features make the same column: {', '.join(twice)}")
+    return rows, names
+
+
+def with_weight(ds: TimeDataset, weight: Any) -> TimeDataset:
+    """The data set with the sample weights that a step of `qfml.data.WEIGHTS` gives to each asset's labels."""
+    values = np.empty(len(ds))
+    codes = np.zeros(len(ds), dtype=np.int64) if ds.group is None else ds.group
+    for code in np.unique(codes):
+        own = np.flatnonzero(codes == code)
+        returns = None if ds.returns is None else ds.returns[own]
+        values[own] = weight.weights(ds.time[own], ds.label_end[own], returns)
+    return replaced(ds, weight=torch.from_numpy(values).float())
+
+
+def number_of(rows: pl.DataFrame, name: str) -> pl.Series:
+    """A column as Float64."""
+    return rows.select(number(name))[name]
+
+
+def _polars(frame: Any) -> pl.DataFrame:
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if not hasattr(frame, "reset_index"):
+        raise DataError(f"`frame` must be a polars or pandas frame, got {type(frame).__name__}")
+    named = frame.index.names != [None]
+    return pl.from_pandas(frame.reset_index() if named else frame)
+
+
+def _next_return(rows: pl.DataFrame, price: str, time: str, group: str | None) -> pl.Series:
+    check_source(rows, (price,), time=time, group=group, needed_by="`price`")
+    ratio = number(price).shift(-1) / number(price) - 1
+    return by_group(rows, group, {"next_return": ratio})["next_return"]
+
+
+def _refuse_gaps(rows: pl.DataFrame, names: Sequence[str], keys: tuple[str, ...]) -> None:
+    """A null after the look-back is full is a hole in the source: which policy fills it is the user's choice."""
+    for name in names:
+        holes = rows.filter(pl.col(name).is_null())
+        if holes.height:
+            first = [" ".join(str(row[key]) for key in keys) for row in holes.head(5).iter_rows(named=True)]
+            raise DataError(
+                f"feature `{name}` is unknown on {holes.height} of {rows.height} rows, first: {', '.join(first)}; "
+                "choose how missing values are treated (error, drop, forward_fill) before building features"
+            )
+
+
+def _refuse_constant(rows: pl.DataFrame, names: Sequence[str]) -> None:
+    for name in names:
+        if rows[name].n_unique() == 1:
+            raise DataError(f"feature `{name}` is constant ({rows[name][0]}) over all {rows.height} rows: leave it out")
