@@ -116,6 +116,8 @@ class _Frame:
         return [el("polyline", points=points, fill="none", **style)]
 
     def best(self, member: Mapping[str, Any], rows: pl.DataFrame) -> Html:
+        if member["best_epoch"] is None:
+            return Html("")
         at_best = rows.filter(pl.col("epoch") == member["best_epoch"])["val_loss"].to_list()
         if not at_best or at_best[0] is None or not math.isfinite(at_best[0]):
             return Html("")

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from qfml.report import charts, formats
+from qfml.report import charts, formats, time_charts
 from qfml.report.curves import learning_curves
 from qfml.report.folder import RunFolder
 from qfml.report.layout import Charts, Section, note, warning
@@ -112,10 +112,10 @@ def positions(run: RunFolder, figures: Charts) -> Section:
     window = _month(run)
     parts = [
         figures.place(
-            "position", charts.position_figure(run, window), "What the network held", f"Dark: {_averaged(window)}."
+            "position", time_charts.position_figure(run, window), "What the network held", f"Dark: {_averaged(window)}."
         ),
         figures.place(
-            "cost", charts.cost_figure(run), "Where the network's return went", "Running sums, not compounded."
+            "cost", time_charts.cost_figure(run), "Where the network's return went", "Running sums, not compounded."
         ),
         _cost_table(run),
     ]
@@ -193,7 +193,7 @@ def _asset_table(per_asset: pl.DataFrame) -> Html:
 def activity(run: RunFolder, figures: Charts) -> Section:
     """Turnover and exposure through time."""
     window = _month(run)
-    figure = charts.activity_figure(run, window)
+    figure = time_charts.activity_figure(run, window)
     chart = figures.place("activity", figure, "Turnover and exposure", f"Per period; {_averaged(window)}.")
     intro = "Turnover is the fraction of capital traded in a period; exposure the sum of absolute positions."
     return Section("activity", "Activity", intro, chart)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from qfml.report import charts, formats
+from qfml.report import charts, formats, time_charts
 from qfml.report.folder import RunFolder
 from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, el, join, scrolling_table
@@ -89,11 +89,11 @@ def performance(run: RunFolder, figures: Charts) -> Section:
     """Equity and drawdown, and the table of every strategy's metrics."""
     network_first = "All strategies trade the same folds, pay the same costs and wait the same execution lag."
     buttons = []
-    if charts.can_be_logarithmic(run):
+    if time_charts.can_be_logarithmic(run):
         buttons.append(el("button", "log scale", type="button", data_log="equity", aria_pressed="false"))
     chart = figures.place(
         "equity",
-        charts.equity_figure(run),
+        time_charts.equity_figure(run),
         "Growth of 1 after costs, and drawdown",
         "Compounded; a point carries the date on which its period starts.",
         join(buttons),

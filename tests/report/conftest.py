@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -266,3 +269,61 @@ def _without_tearsheet(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         monkeypatch.setattr(
             page, "write_tearsheet", lambda run: tearsheet.Tearsheet(None, ("No tear sheet in this test.",))
         )
+
+
+class Page:
+    """A written report, its markup and the figures inside."""
+
+    def __init__(self, path: Path) -> None:
+        self.markup = path.read_text(encoding="utf-8")
+
+    def _block(self, key: str) -> Any:
+        found = re.search(rf'<script type="application/json" id="{key}">(.*?)</script>', self.markup, re.DOTALL)
+        assert found
+        return json.loads(found[1])
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        arrays = {
+            key: np.frombuffer(base64.b64decode(array["bdata"]), dtype=f"<{array['dtype']}")
+            for key, array in self._block("arrays").items()
+        }
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, dict):
+                return arrays[value["array"]] if "array" in value else {k: filled(v) for k, v in value.items()}
+            return [filled(item) for item in value] if isinstance(value, list) else value
+
+        return filled(self._block("figures"))
+
+    def trace(self, chart: str, name: str, axis: str = "y") -> dict[str, Any]:
+        traces = self.figures[chart]["data"]
+        return next(t for t in traces if t.get("name") == name and t.get("yaxis", "y") == axis)
+
+    @property
+    def body(self) -> str:
+        """The markup without scripts and style."""
+        return re.sub(r"<(script|style)\b.*?</\1>", " ", self.markup, flags=re.DOTALL)
+
+    @property
+    def text(self) -> str:
+        """What a reader sees outside the charts, white space collapsed."""
+        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.body)).split())
+
+
+@pytest.fixture
+def report() -> Callable[[Path], Page]:
+    """Write the report of a run folder and read it back."""
+
+    def write(run_dir: Path) -> Page:
+        from qfml.report import write_report
+
+        return Page(write_report(run_dir))
+
+    return write
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run folder of another kind."""
+    return lambda **settings: write_run_folder(tmp_path / "made", **settings)
