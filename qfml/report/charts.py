@@ -185,7 +185,8 @@ def fold_sharpe_figure(folds: Sequence[Mapping[str, Any]], members: Sequence[Map
 
 def calibration_figure(calibration: Mapping[str, Any]) -> Figure | None:
     """Predicted against observed by bin with the line of perfect calibration, bin sizes below; None without bins."""
-    bins = [b for b in calibration["bins"] if b.get("predicted") is not None and b.get("observed") is not None]
+    # a bin without samples has no means
+    bins = [b for b in calibration["bins"] if _is_known(b.get("predicted")) and _is_known(b.get("observed"))]
     if not bins:
         return None
     predicted = [float(b["predicted"]) for b in bins]
@@ -260,6 +261,10 @@ def asset_figure(per_asset: pl.DataFrame) -> Figure:
         "showlegend": False,
     }
     return {"data": [trace], "layout": layout, "height": 80 + 19 * len(ordered)}
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
 
 
 def plain(value: object) -> str:

@@ -145,6 +145,7 @@ METRICS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "r_squared": ("R²", significant),
     "rank_ic": ("Rank IC", probability),
     "ic": ("IC", probability),
+    "cross_sectional_rank_ic": ("Cross-sectional rank IC", probability),
     "accuracy": ("Accuracy", percent),
     "balanced_accuracy": ("Balanced accuracy", percent),
     "precision": ("Precision", percent),
