@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from qfml.backtest.folds import FoldRows, validation_tail
+from qfml.backtest.folds import FoldRows
 from qfml.data.dataset import TimeDataset
 from qfml.errors import DataError, UserError
+from qfml.splits import validation_tail
 
 __all__ = ["BASELINES", "HAR", "Baseline", "BuyAndHold", "Momentum", "Ridge", "last_known_return", "ridge_path"]
+
+Forecasts = Literal["label", "direction", "nothing"]
 
 _CHUNK = 32_768  # rows of flattened windows held in float64 at a time
 _HAR_COLUMNS = ("har_daily", "har_weekly", "har_monthly")
@@ -32,7 +35,7 @@ class Baseline(Protocol):
     """
 
     kind: ClassVar[str]
-    forecasts: ClassVar[Literal["label", "direction", "nothing"]]
+    forecasts: ClassVar[Forecasts]
 
     def predict(self, ds: TimeDataset, fold: FoldRows, *, classify: bool, transforms: Any = None) -> np.ndarray:
         """Predictions (n_test,), float64, for the test rows of `fold`; nan where there is none."""
@@ -44,7 +47,7 @@ class BuyAndHold:
     """Long every asset that has a row, equal weights."""
 
     kind: ClassVar[str] = "buy_and_hold"
-    forecasts: ClassVar[Literal["nothing"]] = "nothing"
+    forecasts: ClassVar[Forecasts] = "nothing"
 
     def predict(self, ds: TimeDataset, fold: FoldRows, *, classify: bool, transforms: Any = None) -> np.ndarray:
         """One for every row: long."""
@@ -60,7 +63,7 @@ class Momentum:
     """
 
     kind: ClassVar[str] = "momentum"
-    forecasts: ClassVar[Literal["direction"]] = "direction"
+    forecasts: ClassVar[Forecasts] = "direction"
     n_periods: int = 1
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge regression on the network's own inputs (windows flattened); for classes, ridge-penalised logistic regression.
+    """Ridge regression on the network's own inputs, windows flattened; for classes ridge-penalised logistic regression.
 
     Fitted on the fold's training rows with each penalty; the penalty that predicts the validation tail best is taken,
     the largest one among equals. Without a validation tail one is split off the training rows for that choice.
@@ -88,7 +91,7 @@ class Ridge:
     """
 
     kind: ClassVar[str] = "ridge"
-    forecasts: ClassVar[Literal["label"]] = "label"
+    forecasts: ClassVar[Forecasts] = "label"
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
     validation: float = 0.15
 
@@ -102,7 +105,8 @@ class Ridge:
         """Predictions with the penalty that does best on the validation tail."""
         train, val = fold.train, fold.val
         if val is None:
-            train, val, _ = validation_tail(ds, train, self.validation)
+            tail = validation_tail(ds, train, self.validation)
+            train, val = tail.train, tail.test
         penalties = sorted(self.penalties, reverse=True)
         if classify:
             return _logistic(ds, train, val, fold.test, penalties, transforms)
@@ -124,7 +128,7 @@ class HAR:
     """
 
     kind: ClassVar[str] = "har"
-    forecasts: ClassVar[Literal["label"]] = "label"
+    forecasts: ClassVar[Forecasts] = "label"
 
     def predict(self, ds: TimeDataset, fold: FoldRows, *, classify: bool, transforms: Any = None) -> np.ndarray:
         """Predictions from the raw components; the network's transforms are left out."""
@@ -210,18 +214,18 @@ def ridge_path(covariance: np.ndarray, cross: np.ndarray, penalties: Any) -> np.
 
 def _fit_ridge(ds: TimeDataset, rows: np.ndarray, penalties: Any, transforms: Any) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (features, penalties) and intercepts (penalties,) from weighted moments, taken chunk by chunk."""
-    shift, total, first, second = None, 0.0, 0.0, 0.0
+    x, y, _ = next(_chunks(ds, rows[:1], transforms))
+    # moments about a typical row, so that a large mean does not swallow the variance
+    shift = np.append(x[0], y[0])
+    total, first, second = 0.0, np.zeros(len(shift)), np.zeros((len(shift), len(shift)))
     for x, y, weight in _chunks(ds, rows, transforms):
-        joint = np.column_stack([x, y])
-        if shift is None:
-            shift = joint[0]  # moments about a typical row, so that a large mean does not swallow the variance
-        joint -= shift
-        total = total + weight.sum()
-        first = first + weight @ joint
-        second = second + (joint * weight[:, None]).T @ joint
-    mean = np.asarray(first) / total
-    covariance = np.asarray(second) / total - np.outer(mean, mean)
-    mean = mean + shift
+        joint = np.column_stack([x, y]) - shift
+        total += weight.sum()
+        first += weight @ joint
+        second += (joint * weight[:, None]).T @ joint
+    mean = first / total
+    covariance = second / total - np.outer(mean, mean)
+    mean += shift
     flat = np.diag(covariance) <= (1e-7 * np.abs(mean)) ** 2  # below what float32 features resolve
     covariance[flat] = covariance[:, flat] = 0.0
     coefficients = ridge_path(covariance[:-1, :-1], covariance[:-1, -1], penalties)
@@ -238,13 +242,13 @@ def _logistic(
         raise DataError("ridge-penalised logistic regression needs labels 0 and 1; leave `ridge` out of `baselines`")
     if y.min() == y.max():
         return np.full(len(test), y[0])  # one class only: nothing to fit
-    mean = np.average(x, axis=0, weights=weight)
-    deviation = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
+    mean = np.dot(weight, x) / weight.sum()
+    deviation = np.sqrt(np.dot(weight, (x - mean) ** 2) / weight.sum())
     scale = np.where(deviation > 1e-7 * np.abs(mean), deviation, np.inf)
     best_loss, best = np.inf, np.empty(0)
     for penalty in penalties:
         # scikit-learn minimises |b|^2 / 2 + C * sum of losses; `penalty` is per training row
-        model = LogisticRegression(C=1.0 / (penalty * weight.sum()), max_iter=1000)
+        model: Any = LogisticRegression(C=1.0 / (penalty * weight.sum()), max_iter=1000)
         model.fit((x - mean) / scale, y, sample_weight=weight)
         score = (x_val - mean) / scale @ model.coef_[0] + model.intercept_[0]
         loss = float(np.average(np.logaddexp(0.0, score) - y_val * score, weights=weight_val))

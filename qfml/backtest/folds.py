@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from qfml.data.dataset import TimeDataset
-from qfml.errors import SplitError, UserError
-from qfml.splits.base import Plan, PurgeRule, Splitter, span_of
-from qfml.splits.timeline import Timeline
+from qfml.errors import UserError
+from qfml.splits import Splitter, validation_tail
 
-__all__ = ["FoldRows", "plan_folds", "validation_tail"]
+__all__ = ["FoldRows", "plan_folds"]
 
 Rows = np.ndarray  # int64 row ids
 
@@ -38,47 +37,13 @@ class FoldRows:
     model: int
 
 
-def validation_tail(
-    ds: TimeDataset, train: Rows, fraction: float, *, purge_lookback: bool = False
-) -> tuple[Rows, Rows, Rows]:
-    """Split the last part of the training rows off for validation, by timestamps, and purge before it.
-
-    The tail is the last `fraction` of the distinct training times, rounded up. Of the rest, a row stays only if its
-    label ends by the first time of the tail, as before any test block.
+def plan_folds(ds: TimeDataset, splitter: Any, validation: float) -> list[FoldRows]:
+    """The folds of `splitter` on `ds`, each with the purged tail of its training rows kept back for validation.
 
     Args:
         ds: The data.
-        train: Training rows of a fold.
-        fraction: Fraction of the distinct training times, in (0, 1).
-        purge_lookback: Also require that labels end before the earliest feature window of the tail opens.
-
-    Returns:
-        Rows left to train on, rows of the tail, rows purged.
-
-    Raises:
-        SplitError: If nothing is left to train on.
-    """
-    if not 0.0 < fraction < 1.0:
-        raise UserError(f"`validation` must lie in (0, 1), or be 0 for none, got {fraction}")
-    timeline = Timeline.of(time=ds.time[train], label_end=ds.label_end[train], window_start=ds.window_start[train])
-    n_tail = int(np.ceil(fraction * timeline.n_stamps - 1e-9))
-    if n_tail >= timeline.n_stamps:
-        raise SplitError(f"{timeline.n_stamps} training time(s) are too few to split a validation tail from")
-    start = int(timeline.first[timeline.n_stamps - n_tail])
-    plan = Plan([span_of(timeline, start, len(timeline))], 0, start)
-    kept = timeline.rows(PurgeRule(timeline, 0, purge_lookback).train(plan))
-    if len(kept) == 0:
-        raise SplitError(
-            f"the validation tail of {n_tail} times leaves no training rows: all {start} labels before it end inside "
-            "it; make `validation` smaller or the label horizon shorter"
-        )
-    tail = timeline.rows([slice(start, len(timeline))])
-    purged = np.setdiff1d(np.arange(len(train)), np.concatenate([kept, tail]))
-    return train[kept], train[tail], train[purged]
-
-
-def plan_folds(ds: TimeDataset, splitter: Any, validation: float) -> list[FoldRows]:
-    """The folds of `splitter` on `ds`, each with its validation tail.
+        splitter: One of `qfml.splits`.
+        validation: Fraction of the distinct training times in the tail, in (0, 1); 0 for none.
 
     Raises:
         UserError: If the splitter is not one of `qfml.splits`, or tests a row more than once.
@@ -87,6 +52,8 @@ def plan_folds(ds: TimeDataset, splitter: Any, validation: float) -> list[FoldRo
         raise UserError(
             f"`splitter` must be one of qfml.splits, which purge by label ends; {type(splitter).__name__} does not"
         )
+    if not 0.0 <= validation < 1.0:
+        raise UserError(f"`validation` must lie in (0, 1), or be 0 for none, got {validation}")
     plans: list[FoldRows] = []
     for number, fold in enumerate(splitter.folds(ds)):
         if not fold.refit:
@@ -95,10 +62,8 @@ def plan_folds(ds: TimeDataset, splitter: Any, validation: float) -> list[FoldRo
             continue
         train, val, purged = fold.train, None, fold.purged
         if validation != 0.0:
-            train, val, tail_purged = validation_tail(
-                ds, fold.train, validation, purge_lookback=bool(splitter.purge_lookback)
-            )
-            purged = np.concatenate([purged, tail_purged])
+            tail = validation_tail(ds, fold.train, validation, purge_lookback=bool(splitter.purge_lookback))
+            train, val, purged = tail.train, tail.test, np.concatenate([purged, tail.purged])
         plans.append(FoldRows(train, val, fold.test, purged, fold.embargoed, number))
     _require_one_test(plans, len(ds), type(splitter).__name__)
     return plans

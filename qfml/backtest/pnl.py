@@ -31,14 +31,14 @@ class ProfitAndLoss:
         trade: Signed change of position at the start of each period.
         gross: `held` times the return of the period.
         cost: What the trade cost, never negative.
-        n_not_held: Entries where the lagged decision was not flat but the return is unknown, so nothing was held.
+        not_held: Where the lagged decision was not flat but the return is unknown, so that nothing was held.
     """
 
     held: Matrix
     trade: Matrix
     gross: Matrix
     cost: Matrix
-    n_not_held: int
+    not_held: Bool[np.ndarray, "times assets"]
 
     @property
     def net(self) -> Matrix:
@@ -49,6 +49,11 @@ class ProfitAndLoss:
     def total(self) -> Column:
         """Net P&L per period over all assets: the strategy's return series."""
         return self.net.sum(axis=1)
+
+    @property
+    def n_not_held(self) -> int:
+        """How many decisions could not be held."""
+        return int(self.not_held.sum())
 
     @property
     def turnover(self) -> Column:
@@ -62,8 +67,8 @@ class ProfitAndLoss:
 
     def at(self, periods: Bool[np.ndarray, " times"]) -> ProfitAndLoss:
         """The same books, only the chosen periods."""
-        parts = (self.held[periods], self.trade[periods], self.gross[periods], self.cost[periods])
-        return ProfitAndLoss(*parts, n_not_held=self.n_not_held)
+        parts = (self.held, self.trade, self.gross, self.cost, self.not_held)
+        return ProfitAndLoss(*(part[periods] for part in parts))
 
 
 def profit_and_loss(
@@ -81,10 +86,10 @@ def profit_and_loss(
     $\text{gross}_t = h_t r_t$, $\text{cost}_t = |h_t - h_{t-1}|\,(c / 10^4 + s\,\sigma_t)$.
 
     A position is never held through a return that is unknown: where `returns[t]` is nan (the asset has no row, or no
-    next row) it is closed at row t, charged for it, and taken again, charged again, when a return is known. `n_not_held`
-    counts these entries. A delisting loss that the data do not hold is therefore not in the P&L: put the delisting
-    return into `returns`.
-    Nothing is closed after the last row: the final position is marked, not sold.
+    next row) it is closed at row t, charged for it, and taken again, charged again, when a return is known.
+    `n_not_held` counts these entries. A delisting loss that the data do not hold is therefore not in the
+    P&L: put the delisting return into `returns`. Nothing is closed after the last row: the final position is marked,
+    not sold.
 
     Args:
         decided: Positions decided at each row, fractions of capital, finite, shape (times, assets).
@@ -117,7 +122,7 @@ def profit_and_loss(
     trade = np.diff(held, axis=0, prepend=0.0)
     gross = np.where(known, held * returns, 0.0)
     cost = np.abs(trade) * (cost_bps / 1e4 + _slippage(trade, slippage, volatility))
-    return ProfitAndLoss(held, trade, gross, cost, n_not_held=int((~known & (wanted != 0.0)).sum()))
+    return ProfitAndLoss(held, trade, gross, cost, not_held=~known & (wanted != 0.0))
 
 
 def _slippage(trade: np.ndarray, slippage: float, volatility: np.ndarray | None) -> np.ndarray | float:

@@ -11,13 +11,13 @@ panel will have later is not known at the decision.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float
-from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import ndtr
 
+from qfml.backtest.volatility import trailing_volatility
 from qfml.errors import UserError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "BetSize",
     "Direct",
     "PositionRule",
+    "PredictedVolTarget",
     "QuantileLongShort",
     "Sign",
     "Tanh",
@@ -33,7 +34,6 @@ __all__ = [
     "quantile_long_short",
     "sign_positions",
     "tanh_positions",
-    "trailing_volatility",
     "vol_target",
 ]
 
@@ -109,8 +109,9 @@ def vol_target(
         Moskowitz, Ooi and Pedersen (2012), "Time series momentum", eq. 5.
 
     Example:
-        >>> vol_target(np.array([[1.0]]), np.array([[0.01]]), target=0.1, max_leverage=2.0, periods_per_year=252).round(4)
-        array([[0.6299]])
+        >>> daily = np.array([[0.01, 0.0001]])
+        >>> vol_target(np.array([[1.0, -1.0]]), daily, target=0.1, max_leverage=2.0, periods_per_year=252).round(3)
+        array([[ 0.315, -1.   ]])
     """
     for name, value in (("target", target), ("max_leverage", max_leverage), ("periods_per_year", periods_per_year)):
         _require_positive(name, value)
@@ -188,45 +189,6 @@ def bet_size(probability: Matrix, *, step: float | None = None) -> Matrix:
     return _equal_share(size)
 
 
-def trailing_volatility(returns: Matrix, *, window: int, min_periods: int | None = None) -> Matrix:
-    r"""Volatility per period over an asset's last known returns, as known at the decision.
-
-    $\sigma_{t,i} = \sqrt{\frac{1}{m}\sum r_{s,i}^2}$ over the asset's last $m \le$ `window` known returns with $s < t$
-    (the return of row t itself is the future). The mean is taken as zero: over short windows it is all noise.
-
-    Args:
-        returns: Simple returns, shape (times, assets); `returns[t]` is earned from t on; nan = unknown.
-        window: Number of known returns to look back.
-        min_periods: Fewest known returns needed, else nan; the full window by default.
-
-    Returns:
-        Per-period volatility, same shape; nan where there is too little history.
-
-    Raises:
-        UserError: If `window` is not positive or `min_periods` is not in [1, window].
-
-    References:
-        J.P. Morgan/Reuters (1996), "RiskMetrics technical document", section 5.3 (zero mean).
-
-    Example:
-        >>> trailing_volatility(np.array([[0.03], [-0.04], [9.0]]), window=2, min_periods=1).round(4).ravel()
-        array([   nan, 0.03  , 0.0354])
-    """
-    least = window if min_periods is None else min_periods
-    if window < 1 or not 1 <= least <= window:
-        raise UserError(f"`window` must be positive and `min_periods` in [1, window], got {window} and {least}")
-    volatility = np.full(returns.shape, np.nan)
-    for asset in range(returns.shape[1]):
-        known = np.isfinite(returns[:, asset])
-        n_before = np.concatenate([[0], np.cumsum(known)[:-1]])  # known returns strictly before each row
-        squares = np.concatenate([np.zeros(window), returns[known, asset] ** 2])
-        sums = sliding_window_view(squares, window).sum(axis=1)  # sums[k]: over the last `window` of the first k
-        enough = n_before >= least
-        count = np.minimum(n_before[enough], window)
-        volatility[enough, asset] = np.sqrt(sums[n_before[enough]] / count)
-    return volatility
-
-
 def _equal_share(size: np.ndarray) -> np.ndarray:
     """Divide each row of sizes in [-L, L] by the number of its predictions; nan becomes 0."""
     present = np.isfinite(size)
@@ -261,16 +223,8 @@ class PositionRule(Protocol):
     """
 
     kind: ClassVar[str]
-
-    @property
-    def reads(self) -> str:
-        """What a prediction must mean."""
-        ...
-
-    @property
-    def scale_free(self) -> bool:
-        """Whether only sign or rank of the predictions matters."""
-        ...
+    reads: ClassVar[str]
+    scale_free: ClassVar[bool]
 
     def decide(self, prediction: Matrix, returns: Matrix, *, periods_per_year: float) -> Matrix:
         """Positions decided at each row from the predictions up to it and the returns before it."""
@@ -313,56 +267,69 @@ class Tanh:
 
 @dataclass(frozen=True)
 class VolTarget:
-    """Positions at a target volatility: see `vol_target`.
+    """The sign of the prediction at a target volatility, sized by the trailing volatility: see `vol_target`.
 
     Attributes:
         target: Target volatility of each asset's share, annualised, decimal.
         window: Returns in the trailing volatility; an asset is flat until it has that many.
         max_leverage: Largest multiple of an asset's equal share of capital.
-        volatility: "trailing" takes the side from the sign of the prediction and the size from the trailing volatility;
-            "predicted" is for labels of realised volatility: always long, and the prediction is the annualised
-            volatility that sizes the position (flat where it is not positive).
-
-    References:
-        Moreira and Muir (2017), "Volatility-managed portfolios", section I, for positions sized by a volatility.
     """
 
     kind: ClassVar[str] = "vol_target"
+    reads: ClassVar[str] = "score"
+    scale_free: ClassVar[bool] = True
     target: float = 0.10
     window: int = 63
     max_leverage: float = 2.0
-    volatility: Literal["trailing", "predicted"] = "trailing"
 
     def __post_init__(self) -> None:
         _require_positive("target", self.target)
         _require_positive("max_leverage", self.max_leverage)
         if self.window < 2:
             raise UserError(f"`window` must be at least 2 returns, got {self.window}")
-        if self.volatility not in ("trailing", "predicted"):
-            raise UserError(f'`volatility` must be "trailing" or "predicted", got {self.volatility!r}')
-
-    @property
-    def reads(self) -> str:
-        """What a prediction must mean."""
-        return "score" if self.volatility == "trailing" else "volatility"
-
-    @property
-    def scale_free(self) -> bool:
-        """Whether only the sign of the predictions matters."""
-        return self.volatility == "trailing"
 
     def decide(self, prediction: Matrix, returns: Matrix, *, periods_per_year: float) -> Matrix:
         """Positions, shape (times, assets); row t reads `returns[:t]`."""
-        if self.volatility == "trailing":
-            side, volatility = prediction, trailing_volatility(returns, window=self.window)
-        else:
-            side, volatility = np.where(np.isfinite(prediction), 1.0, np.nan), prediction / np.sqrt(periods_per_year)
         return vol_target(
-            side,
-            volatility,
+            prediction,
+            trailing_volatility(returns, window=self.window),
             target=self.target,
             max_leverage=self.max_leverage,
             periods_per_year=periods_per_year,
+        )
+
+
+@dataclass(frozen=True)
+class PredictedVolTarget:
+    """Always long at a target volatility, sized by the predicted one: for labels of realised volatility, annualised.
+
+    Attributes:
+        target: Target volatility of each asset's share, annualised, decimal.
+        max_leverage: Largest multiple of an asset's equal share of capital. Flat where no positive volatility is
+            predicted.
+
+    References:
+        Moreira and Muir (2017), "Volatility-managed portfolios", section I; here by the volatility, not the variance.
+    """
+
+    kind: ClassVar[str] = "predicted_vol_target"
+    reads: ClassVar[str] = "volatility"
+    scale_free: ClassVar[bool] = False
+    target: float = 0.10
+    max_leverage: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_positive("target", self.target)
+        _require_positive("max_leverage", self.max_leverage)
+
+    def decide(self, prediction: Matrix, returns: Matrix, *, periods_per_year: float) -> Matrix:
+        """Positions, shape (times, assets)."""
+        return vol_target(
+            np.where(np.isfinite(prediction), 1.0, np.nan),
+            prediction,
+            target=self.target,
+            max_leverage=self.max_leverage,
+            periods_per_year=1.0,  # the prediction is annualised already
         )
 
 
@@ -428,4 +395,6 @@ class Direct:
         return _equal_share(prediction)
 
 
-POSITIONS: dict[str, type] = {cls.kind: cls for cls in (Sign, Tanh, VolTarget, QuantileLongShort, BetSize, Direct)}
+POSITIONS: dict[str, type] = {
+    cls.kind: cls for cls in (Sign, Tanh, VolTarget, PredictedVolTarget, QuantileLongShort, BetSize, Direct)
+}

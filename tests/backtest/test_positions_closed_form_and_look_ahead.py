@@ -13,9 +13,9 @@ from qfml.backtest.positions import (
     quantile_long_short,
     sign_positions,
     tanh_positions,
-    trailing_volatility,
     vol_target,
 )
+from qfml.backtest.volatility import trailing_volatility
 from qfml.config import build_kind, to_dict
 from qfml.errors import ConfigError, UserError
 
@@ -58,7 +58,7 @@ def test_no_prediction_is_no_position_and_capital_is_bounded(kind, panel):
     held = rule_of(kind).decide(score, returns, periods_per_year=252.0)
     assert np.isfinite(held).all()
     assert (held[np.isnan(score)] == 0.0).all()
-    limit = 1.5 if kind == "vol_target" else 1.0
+    limit = {"vol_target": 1.5, "predicted_vol_target": 2.0}.get(kind, 1.0)
     assert (np.abs(held).sum(axis=1) <= limit + 1e-12).all()
 
 
@@ -79,7 +79,7 @@ def test_the_order_of_the_assets_does_not_matter(kind, panel, random):
 def test_every_rule_reads_back_from_its_settings(kind):
     rule = rule_of(kind)
     assert build_kind(POSITIONS, to_dict(rule)) == rule
-    assert rule.reads in ("score", "probability", "position")
+    assert rule.reads in ("score", "probability", "position", "volatility")
 
 
 def test_sign_shares_capital_among_the_assets_present():
@@ -108,7 +108,7 @@ def test_vol_target_is_capped_and_flat_on_a_volatility_that_says_nothing():
 
 
 def test_a_predicted_volatility_sizes_a_long_position():
-    rule = build_kind(POSITIONS, {"kind": "vol_target", "volatility": "predicted", "target": 0.1, "max_leverage": 2})
+    rule = build_kind(POSITIONS, {"kind": "predicted_vol_target", "target": 0.1, "max_leverage": 2})
     held = rule.decide(np.array([[0.2, 0.4, -0.1, np.nan]]), np.full((1, 4), np.nan), periods_per_year=252.0)
     assert rule.reads == "volatility"
     np.testing.assert_allclose(held, [[0.5 / 3, 0.25 / 3, 0.0, 0.0]])
@@ -207,7 +207,7 @@ def test_bet_size_refuses_what_is_not_a_probability():
         {"kind": "tanh"},
         {"kind": "vol_target", "target": -1.0},
         {"kind": "vol_target", "window": 1},
-        {"kind": "vol_target", "volatility": "implied"},
+        {"kind": "predicted_vol_target", "target": 0},
         {"kind": "quantile_long_short", "quantile": 0.6},
         {"kind": "bet_size", "step": 2.0},
         {"kind": "sgn"},

@@ -1,0 +1,136 @@
+"""Training of a walk-forward: one member per fold and seed, as one stack or, warm-started, fold after fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from qfml.backtest.folds import FoldRows
+from qfml.data.dataset import TimeDataset
+from qfml.data.transforms import FittedTransforms, Transform, fit_transforms
+from qfml.engine import Bar, Fit, Member, Progress
+from qfml.losses import Loss
+
+__all__ = ["FoldFit", "fit_fold_transforms", "fit_folds", "predict_folds"]
+
+
+class FitsMany(Protocol):
+    """What a walk-forward needs of a trainer."""
+
+    def fit_many(self, members: Sequence[Member], loss: Loss, ds: TimeDataset, **options: Any) -> list[Fit]:
+        """Train members as one stack, one fit a member in their order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FoldFit:
+    """A trained member with the number of its fold and its seed."""
+
+    fold: int
+    seed: int
+    fit: Fit
+
+
+def fit_fold_transforms(
+    ds: TimeDataset, folds: Sequence[FoldRows], transforms: Sequence[Transform]
+) -> dict[int, FittedTransforms | None]:
+    """The transforms fitted on the training rows of each fold that trains, and on no others."""
+    own = {fold.model: fold for fold in reversed(folds)}
+    if not transforms:
+        return dict.fromkeys(own)
+    return {
+        model: fit_transforms(transforms, ds.feature_rows(fold.train), ds.feature_names)
+        for model, fold in sorted(own.items())
+    }
+
+
+def fit_folds(
+    ds: TimeDataset,
+    folds: Sequence[FoldRows],
+    fitted: dict[int, FittedTransforms | None],
+    *,
+    network: Any,
+    trainer: FitsMany,
+    loss: Loss,
+    seeds: Sequence[int],
+    warm_start: bool,
+    progress: Progress | None,
+    checkpoint_dir: Path | None,
+    resume: bool,
+) -> list[FoldFit]:
+    """Train every seed of every fold that trains; fold by fold and seed by seed in the result.
+
+    Without warm start all members are one stack. With it, a fold's members start from the parameters of the same seed
+    in the fold before, so that folds wait for each other and only the seeds are stacked.
+    """
+    models = {fold.model: fold for fold in reversed(folds)}
+    order = sorted(models)
+    if isinstance(progress, Bar) and progress.folds is None:
+        progress.folds = len(order)
+
+    def members(model: int, start: Sequence[Fit] | None = None) -> list[Member]:
+        fold = models[model]
+        return [
+            Member(
+                network,
+                fold.train,
+                fold.val,
+                seed=seed,
+                transforms=fitted[model],
+                start=None if start is None else start[i],
+            )
+            for i, seed in enumerate(seeds)
+        ]
+
+    if not warm_start:
+        stack = [member for model in order for member in members(model)]
+        fits = trainer.fit_many(stack, loss, ds, progress=progress, checkpoint_dir=checkpoint_dir, resume=resume)
+        return [FoldFit(model, seed, fit) for (model, seed), fit in zip(_places(order, seeds), fits, strict=True)]
+    done: list[FoldFit] = []
+    last: list[Fit] | None = None
+    for number, model in enumerate(order):
+        folder = None if checkpoint_dir is None else checkpoint_dir / f"fold_{model}"
+        last = trainer.fit_many(
+            members(model, last),
+            loss,
+            ds,
+            progress=None if progress is None else _OneFold(progress, number, len(seeds), len(order)),
+            checkpoint_dir=folder,
+            # a fold that the interrupted run had not reached has nothing to resume from
+            resume=resume and (number == 0 or (folder is not None and folder.exists())),
+        )
+        done += [FoldFit(model, seed, fit) for seed, fit in zip(seeds, last, strict=True)]
+    return done
+
+
+def predict_folds(ds: TimeDataset, folds: Sequence[FoldRows], fits: Sequence[FoldFit], seed: int) -> np.ndarray:
+    """Test predictions of one seed, each by its fold's model: shape (rows of ds,), nan on rows that no fold tests."""
+    by_fold = {fit.fold: fit.fit for fit in fits if fit.seed == seed}
+    predicted = np.full(len(ds), np.nan)
+    for fold in folds:
+        predicted[fold.test] = by_fold[fold.model].predict(ds, fold.test)
+    return np.where(np.isfinite(predicted), predicted, np.nan)  # an overflow is no prediction, and is counted as none
+
+
+def _places(order: Sequence[int], seeds: Sequence[int]) -> list[tuple[int, int]]:
+    return [(model, seed) for model in order for seed in seeds]
+
+
+class _OneFold:
+    """Tells `progress` of one fold of several as if all were trained together."""
+
+    def __init__(self, progress: Progress, number: int, n_seeds: int, n_folds: int) -> None:
+        self.progress, self.number, self.n_seeds, self.n_folds = progress, number, n_seeds, n_folds
+
+    def begin(self, n_members: int, max_epochs: int) -> None:
+        """Training is about to start; said once, with the number of members of all folds."""
+        if self.number == 0:
+            self.progress.begin(self.n_seeds * self.n_folds, max_epochs)
+
+    def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> None:
+        """A member has ended an epoch."""
+        self.progress.epoch(self.number * self.n_seeds + member, record, stopped)
