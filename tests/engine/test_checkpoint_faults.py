@@ -67,13 +67,13 @@ DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith
 def test_damage_falls_back_to_the_previous_and_says_so(tmp_path, damage):
     write(tmp_path, 1, 2)
     damage(tmp_path / "checkpoint-00000002")
-    with pytest.warns(UserWarning, match="checkpoint-00000002 is damaged.*using checkpoint-00000001 instead"):
+    with pytest.warns(UserWarning, match=r"checkpoint-00000002 is damaged.*using checkpoint-00000001 instead"):
         _, state = read_checkpoint(tmp_path)
     assert state["value"] == 1
 
 
 def test_all_damaged_or_none_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint in .*start it anew"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*start it anew"):
         read_checkpoint(tmp_path / "nothing")
     write(tmp_path, 1)
     damage_flip(tmp_path / "checkpoint-00000001")

@@ -6,7 +6,10 @@ import torch
 from qfml.engine.optimizers import SGD, AdamW
 
 SETTINGS = {
-    "adamw": (AdamW(beta1=0.8, beta2=0.95, eps=1e-6), lambda p, lr, wd: torch.optim.AdamW(p, lr, (0.8, 0.95), 1e-6, wd)),
+    "adamw": (
+        AdamW(beta1=0.8, beta2=0.95, eps=1e-6),
+        lambda p, lr, wd: torch.optim.AdamW(p, lr, (0.8, 0.95), 1e-6, wd),
+    ),
     "sgd": (SGD(), lambda p, lr, wd: torch.optim.SGD(p, lr, weight_decay=wd)),
     "momentum": (SGD(momentum=0.9), lambda p, lr, wd: torch.optim.SGD(p, lr, 0.9, weight_decay=wd)),
     "nesterov": (

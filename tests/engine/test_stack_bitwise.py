@@ -80,7 +80,9 @@ def test_member_block_changes_nothing(block):
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("loss", [qfml.MSE(), qfml.NegativeSharpe(cost_bps=5.0), qfml.BCE()], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize(
+    "loss", [qfml.MSE(), qfml.NegativeSharpe(cost_bps=5.0), qfml.BCE()], ids=lambda loss: loss.kind
+)
 def test_all_rows_at_once_equals_solo(loss):
     ds = make_data()
     if loss.kind == "bce":

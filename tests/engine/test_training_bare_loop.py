@@ -23,7 +23,11 @@ def by_hand(ds, train, val, *, epochs, batch, lr, clip, seed=(0, 0)):
     """nn.Sequential, torch.optim.AdamW, torch's clipping and losses; the same first weights and the same shuffles."""
     first = qfml.MLP(hidden=(16, 8)).init(ds.n_features, None, stream(*seed, "init"))
     net = torch.nn.Sequential(
-        torch.nn.Linear(ds.n_features, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
+        torch.nn.Linear(ds.n_features, 16),
+        torch.nn.ReLU(),
+        torch.nn.Linear(16, 8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 1),
     )
     with torch.no_grad():
         for layer, name in ((net[0], "0"), (net[2], "1")):
@@ -85,9 +89,7 @@ def test_best_epoch_is_restored_and_patience_counts_epochs():
 
 def test_without_validation_the_last_epoch_is_kept():
     ds = make_data()
-    fit = qfml.Trainer(max_epochs=3, batch_size=64, patience=1).fit(
-        qfml.MLP(), qfml.MSE(), ds, train=np.arange(200)
-    )
+    fit = qfml.Trainer(max_epochs=3, batch_size=64, patience=1).fit(qfml.MLP(), qfml.MSE(), ds, train=np.arange(200))
     assert (fit.status, fit.n_epochs, fit.best_epoch, fit.best_val_loss) == ("finished", 3, 3, None)
 
 
