@@ -21,7 +21,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator
@@ -29,7 +29,7 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from qfml.errors import SplitError
 from qfml.splits.offsets import Offset, Share, canonical, parse_embargo, parse_size, shift
-from qfml.splits.timeline import Timeline
+from qfml.splits.timeline import Timeline, as_positions
 
 __all__ = ["Fold", "LookbackWarning", "Plan", "PurgeRule", "Span", "Splitter", "merge", "span_of"]
 
@@ -110,7 +110,7 @@ class PurgeRule:
     purge_lookback: bool
 
     @classmethod
-    def of(cls, timeline: Timeline, embargo: int | Offset | Share, purge_lookback: bool) -> Self:
+    def of(cls, timeline: Timeline, embargo: int | Offset | Share, purge_lookback: bool) -> PurgeRule:
         """The rule with a share of the timestamps turned into a count."""
         count = embargo.of(timeline.n_stamps) if isinstance(embargo, Share) else embargo
         return cls(timeline, count, purge_lookback)
@@ -126,7 +126,7 @@ class PurgeRule:
             return kept
         # a calendar offset cannot be taken to the other side of `label_end + embargo <= a`: months are unequal
         first_decision = plan.tests[0].first_decision
-        positions = self._positions(kept)
+        positions = as_positions(kept)
         return [positions[self._embargoed_end[positions] <= first_decision]]
 
     def _kept(self, plan: Plan, embargo: int | Offset) -> Pieces:
@@ -158,7 +158,7 @@ class PurgeRule:
             until = shift(last_label, embargo, is_datetime=timeline.is_datetime)
             return int(np.searchsorted(timeline.time, until))
         stamp = int(np.searchsorted(timeline.stamps, last_label)) + embargo
-        return int(timeline.first[min(stamp, timeline.n_stamps)])
+        return timeline.position(min(stamp, timeline.n_stamps))
 
     def _stamp_before(self, decision: Any, count: int) -> Any:
         """The timestamp that lies `count` timestamps before that of `decision`; labels must be known by then."""
@@ -175,7 +175,7 @@ class PurgeRule:
         return shift(self.timeline.label_end, self.embargo, is_datetime=self.timeline.is_datetime)
 
     def _kept_between(self, start: int, stop: int, label_by: Any, label_before: Any, window_after: Any) -> Pieces:
-        """Positions of `[start, stop)` that obey `label_end <= label_by`, `< label_before`, `window_start > window_after`.
+        """The positions of a gap that obey `label_end <= label_by`, `< label_before` and `window_start > window_after`.
 
         Running extremes answer most positions by one search: all before the first late label are fine. Only the band
         between there and `stop`, about one label horizon wide, is looked at sample by sample.
@@ -206,10 +206,6 @@ class PurgeRule:
                 ok &= starts[band] > window_after
             kept.append(np.flatnonzero(ok) + band.start)
         return [kept[0], slice(fine_from, fine_to), kept[1]]
-
-    def _positions(self, pieces: Pieces) -> np.ndarray:
-        spans = [np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in pieces]
-        return np.concatenate([np.empty(0, np.int64), *spans])
 
 
 class Splitter(BaseCrossValidator):

@@ -167,7 +167,7 @@ def shift(times: Any, offset: Offset, *, is_datetime: bool, sign: int = 1) -> An
     return (times + np.int64(sign * int(length)))[()]
 
 
-def _shift_months(times: np.ndarray, months: int, offset: Offset) -> np.ndarray:
+def _shift_months(times: np.ndarray, months: int, offset: Offset) -> Any:
     days, in_day = np.divmod(times, DAY)
     dates = days.astype("datetime64[D]")
     month = dates.astype("datetime64[M]")
@@ -181,7 +181,7 @@ def _shift_months(times: np.ndarray, months: int, offset: Offset) -> np.ndarray:
     return (first + day_of_month).astype(np.int64) * DAY + in_day
 
 
-def _shift_business_days(times: np.ndarray, days: int, offset: Offset) -> np.ndarray:
+def _shift_business_days(times: np.ndarray, days: int, offset: Offset) -> Any:
     _check_range(times, days * 2 * DAY, offset)  # five business days are seven days
     date, in_day = np.divmod(times, DAY)
     roll = "backward" if days > 0 else "forward"

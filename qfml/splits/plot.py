@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from qfml.splits.base import Splitter
 from qfml.splits.timeline import Timeline
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from qfml.splits.base import Splitter
 
 __all__ = ["plot_folds"]
 
@@ -19,7 +15,7 @@ __all__ = ["plot_folds"]
 COLOURS = {"train": "#0072B2", "purged": "#D55E00", "embargoed": "#F0E442", "test": "#009E73"}
 
 
-def plot_folds(splitter: Splitter, X: Any = None, *, ax: Any = None, time: Any = None, label_end: Any = None) -> Axes:
+def plot_folds(splitter: Splitter, X: Any = None, *, ax: Any = None, time: Any = None, label_end: Any = None) -> Any:
     """Draw one line a fold, top to bottom: what trains, what is purged, what is embargoed, what is tested.
 
     A bar covers the decision times of its samples, each up to the next timestamp. Where samples of one timestamp fare
@@ -43,7 +39,7 @@ def plot_folds(splitter: Splitter, X: Any = None, *, ax: Any = None, time: Any =
         _, ax = plt.subplots(figsize=(10, 1.2 + 0.32 * len(folds)), layout="constrained")
     stamp_of_row = np.empty(len(timeline), dtype=np.int64)
     order = slice(None) if timeline.order is None else timeline.order
-    stamp_of_row[order] = np.repeat(np.arange(timeline.n_stamps), np.diff(timeline.first))
+    stamp_of_row[order] = np.repeat(np.arange(timeline.n_stamps), timeline.n_at_stamp)
     edges = _edges(timeline)
     for number, fold in enumerate(folds):
         state = np.full(timeline.n_stamps, -1)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-import numpy as np
-
 from qfml.errors import SplitError
 from qfml.splits.base import Plan, Span, Splitter, span_of, whole_number
 from qfml.splits.offsets import Embargo, Size
@@ -25,8 +23,7 @@ def time_blocks(timeline: Timeline, n_blocks: int) -> list[Span]:
             f"ask for fewer folds"
         )
     size, remainder = divmod(timeline.n_stamps, n_blocks)
-    bounds = np.concatenate(([0], np.cumsum([size + (i < remainder) for i in range(n_blocks)])))
-    positions = timeline.first[bounds].tolist()
+    positions = [timeline.position(i * size + min(i, remainder)) for i in range(n_blocks + 1)]
     return [span_of(timeline, start, stop) for start, stop in pairwise(positions)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -48,7 +48,7 @@ class Timeline:
         window_start: (N,) the earliest information of each sample's features, or None where that is `time` itself.
         order: (N,) the row at each position, or None where the rows came sorted.
         stamps: (T,) the distinct times.
-        first: (T + 1,) the first position of each stamp, then N.
+        first: (T + 1,) the first position of each stamp, then N; None where every sample has a stamp of its own.
         is_datetime: whether the numbers are nanoseconds since 1970.
     """
 
@@ -57,7 +57,7 @@ class Timeline:
     window_start: np.ndarray | None
     order: np.ndarray | None
     stamps: np.ndarray
-    first: np.ndarray
+    first: np.ndarray | None
     is_datetime: bool
 
     @classmethod
@@ -157,12 +157,20 @@ class Timeline:
         starts = self.time if self.window_start is None else self.window_start
         return np.minimum.accumulate(starts[::-1])[::-1]
 
+    def position(self, stamp: int) -> int:
+        """The first position of a stamp; N for the stamp after the last."""
+        return stamp if self.first is None else int(self.first[stamp])
+
+    @cached_property
+    def n_at_stamp(self) -> np.ndarray:
+        """The number of samples at each stamp."""
+        return np.ones(self.time.size, dtype=np.int64) if self.first is None else np.diff(self.first)
+
     def rows(self, positions: Iterable[slice | np.ndarray]) -> np.ndarray:
         """The row ids at disjoint positions that are given in ascending pieces: int64, ascending."""
         pieces = [piece for piece in positions if not isinstance(piece, slice) or piece.stop > piece.start]
         if self.order is None:
-            spans = [np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in pieces]
-            return spans[0] if len(spans) == 1 else np.concatenate([np.empty(0, np.int64), *spans])
+            return as_positions(pieces)
         chosen = np.zeros(self.time.size, dtype=bool)
         for piece in pieces:
             chosen[self.order[piece]] = True
@@ -176,11 +184,27 @@ class Timeline:
         return text.removesuffix("T00:00:00.000000000").removesuffix(".000000000")
 
 
-def _stamps(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first position of each distinct time (and the end), and the distinct times of ascending ones."""
-    new_stamp = np.flatnonzero(time[1:] != time[:-1]) + 1
-    first = np.concatenate(([0], new_stamp, [time.size]))
-    return first, time if first.size == time.size + 1 else time[first[:-1]]
+def as_positions(pieces: Sequence[slice | np.ndarray]) -> np.ndarray:
+    """The positions of ascending, disjoint pieces as one int64 array, made with a single allocation."""
+    sizes = [piece.stop - piece.start if isinstance(piece, slice) else piece.size for piece in pieces]
+    positions = np.arange(sum(sizes))
+    filled = 0
+    for piece, size in zip(pieces, sizes):
+        if isinstance(piece, slice):
+            positions[filled : filled + size] += piece.start - filled
+        else:
+            positions[filled : filled + size] = piece
+        filled += size
+    return positions
+
+
+def _stamps(time: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The first position of each distinct time (see `Timeline.first`), and the distinct times of ascending ones."""
+    is_new = time[1:] != time[:-1]
+    if is_new.all():
+        return None, time
+    first = np.concatenate(([0], np.flatnonzero(is_new) + 1, [time.size]))
+    return first, time[first[:-1]]
 
 
 def _times_in(data: Any) -> tuple[Any, Any, Any]:
@@ -270,7 +294,7 @@ def _check_length(data: Any, times: np.ndarray) -> None:
 
 
 def _ends_after(
-    horizon: int | Offset, time: np.ndarray, stamps: np.ndarray, first: np.ndarray, is_datetime: bool
+    horizon: int | Offset, time: np.ndarray, stamps: np.ndarray, first: np.ndarray | None, is_datetime: bool
 ) -> np.ndarray:
     """The label ends of a fixed horizon: so much later, or at the so many-th later timestamp."""
     if isinstance(horizon, Offset):
@@ -280,4 +304,4 @@ def _ends_after(
     # The last labels end after the data. Any moment after the last stamp gives the same folds.
     beyond = stamps[-1] + 1 if stamps.dtype == np.int64 else np.nextafter(stamps[-1], np.inf)
     ends = np.concatenate((stamps[horizon:], np.full(horizon, beyond)))
-    return np.repeat(ends, np.diff(first))
+    return ends if first is None else np.repeat(ends, np.diff(first))

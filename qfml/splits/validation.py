@@ -61,7 +61,7 @@ def validation_tail(
         start = n - count
     if not 0 < start < n:
         raise SplitError(f"a validation set of {size} leaves {max(start, 0)} of {n} timestamps to train on")
-    block = span_of(timeline, int(timeline.first[start]), len(timeline))
+    block = span_of(timeline, timeline.position(start), len(timeline))
     rule = PurgeRule.of(timeline, parse_embargo("embargo", embargo), purge_lookback)
     plan = Plan([block], 0, block.start, widens_gap=True)
     fold = fold_of(rule, plan, rule.train(plan))

@@ -119,7 +119,7 @@ class WalkForward(Splitter):
         for first in range(0, len(windows), self.refit_every):
             together = windows[first : first + self.refit_every]
             tests = [_test_span(timeline, window, first + i) for i, window in enumerate(together)]
-            start, stop = (int(timeline.first[stamp]) for stamp in together[0].train)
+            start, stop = (timeline.position(stamp) for stamp in together[0].train)
             # the one training set must respect the feature windows of every test it serves
             first_window = min(test.first_window for test in tests)
             for i, test in enumerate(tests):
@@ -188,7 +188,7 @@ def _sum(size: int | Offset, other: int | Offset) -> int | Offset | None:
 
 
 def _test_span(timeline: Timeline, window: _Window, number: int) -> Span:
-    start, stop = (int(timeline.first[stamp]) for stamp in window.test)
+    start, stop = (timeline.position(stamp) for stamp in window.test)
     if stop <= start:
         around = timeline.shown(timeline.stamps[min(window.test[0], timeline.n_stamps - 1)])
         raise SplitError(
