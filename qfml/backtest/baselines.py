@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ _CHUNK = 32_768  # rows of flattened windows held in float64 at a time
 _HAR_COLUMNS = ("har_daily", "har_weekly", "har_monthly")
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """A strategy to compare with.
 

@@ -11,7 +11,7 @@ panel will have later is not known at the decision.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -214,6 +214,7 @@ def _require_positive(name: str, value: float) -> None:
         raise UserError(f"`{name}` must be a positive number, got {value}")
 
 
+@runtime_checkable
 class PositionRule(Protocol):
     """Anything that turns predictions into positions.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from qfml.losses import Loss
 __all__ = ["FoldFit", "fit_fold_transforms", "fit_folds", "predict_folds"]
 
 
+@runtime_checkable
 class FitsMany(Protocol):
     """What a walk-forward needs of a trainer."""
 

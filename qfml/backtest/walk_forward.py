@@ -19,7 +19,7 @@ from qfml.backtest.baselines import Baseline, BuyAndHold, Momentum, Ridge
 from qfml.backtest.entries import describe, fold_entry, member_entry
 from qfml.backtest.folds import FoldRows, plan_folds
 from qfml.backtest.judgement import Meaning
-from qfml.backtest.pnl import check_costs
+from qfml.backtest.pnl import ProfitAndLoss, check_costs
 from qfml.backtest.positions import PositionRule, Sign
 from qfml.backtest.result import WalkForwardResult
 from qfml.backtest.strategies import Market, baseline_rule, check_rule, pnl_frame, positions_frame, rule_input
@@ -123,7 +123,24 @@ def walk_forward(
     p = metrics.periods_per_year(ds.time) if periods_per_year is None else float(periods_per_year)
     folds = plan_folds(ds, splitter, validation)
     market = Market.of(ds, folds, periods_per_year=p, cost_bps=cost_bps, slippage=slippage, execution_lag=execution_lag)
+    market.trade(positions, np.full(len(ds), np.nan))  # a rule that cannot trade these assets says so before training
     fitted = fit_fold_transforms(ds, folds, transforms)
+    # baselines first: what they refuse is then refused before the long part
+    predicted: dict[str, np.ndarray] = {}
+    meanings: dict[str, Meaning] = {}
+    books: dict[str, ProfitAndLoss] = {}
+    for baseline in baselines:
+        values = np.full(len(ds), np.nan)
+        for fold in folds:
+            values[fold.test] = baseline.predict(
+                ds, fold, classify=means == "probability", transforms=fitted[fold.model]
+            )
+        its_meaning = _baseline_meaning(baseline, means)
+        rule = baseline_rule(positions, baseline)
+        books[baseline.kind] = market.trade(rule, rule_input(rule, values, its_meaning))
+        if baseline.forecasts != "nothing":
+            predicted[baseline.kind], meanings[baseline.kind] = values, its_meaning
+
     seeds = range(seed, seed + n_seeds)
     training_begin = clock.perf_counter()
     fits = fit_folds(
@@ -142,25 +159,13 @@ def walk_forward(
     training_seconds = clock.perf_counter() - training_begin
 
     by_seed = {number: predict_folds(ds, folds, fits, number) for number in seeds}
-    predicted = {"network": _mean(list(by_seed.values()))}
-    books = {"network": market.trade(positions, rule_input(positions, predicted["network"], means))}
+    ensemble = _mean(list(by_seed.values()))
+    predicted, meanings = {"network": ensemble, **predicted}, {"network": means, **meanings}
+    books = {"network": market.trade(positions, rule_input(positions, ensemble, means)), **books}
     seed_books = {
         f"seed_{number}": market.trade(positions, rule_input(positions, values, means))
         for number, values in by_seed.items()
     }
-    meanings: dict[str, Meaning] = {"network": means}
-    for baseline in baselines:
-        values = np.full(len(ds), np.nan)
-        for fold in folds:
-            values[fold.test] = baseline.predict(
-                ds, fold, classify=means == "probability", transforms=fitted[fold.model]
-            )
-        its_meaning = _baseline_meaning(baseline, means)
-        rule = baseline_rule(positions, baseline)
-        books[baseline.kind] = market.trade(rule, rule_input(rule, values, its_meaning))
-        if baseline.forecasts != "nothing":
-            predicted[baseline.kind], meanings[baseline.kind] = values, its_meaning
-
     found: dict[str, Any] = {
         "task": "walk_forward",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -41,7 +41,7 @@ def book_by_loop(decided, returns, volatility, cost_bps, slippage, lag):
     return held, gross, cost, int(not_held.sum())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100)
 @given(markets(), st.integers(0, 14), st.floats(0.0, 50.0), st.floats(0.0, 2.0))
 def test_books_equal_the_loop(market, lag, cost_bps, slippage):
     decided, returns, volatility = market
@@ -57,7 +57,7 @@ def test_books_equal_the_loop(market, lag, cost_bps, slippage):
     np.testing.assert_allclose(books.exposure, np.abs(held).sum(axis=1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(markets(), st.integers(0, 3))
 def test_assets_add_up(market, lag):
     decided, returns, volatility = market
@@ -76,7 +76,7 @@ def test_assets_add_up(market, lag):
     np.testing.assert_allclose(whole.total, np.sum(alone, axis=0), rtol=0, atol=1e-15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(markets(), st.integers(0, 4), st.integers(0, 11), st.randoms())
 def test_nothing_is_earned_before_the_order_is_filled(market, lag, t, random):
     decided, returns, volatility = market
@@ -93,6 +93,7 @@ def test_nothing_is_earned_before_the_order_is_filled(market, lag, t, random):
     np.testing.assert_array_equal(first.held[before], second.held[before])
 
 
+@settings(max_examples=40)
 @given(markets(missing=False))
 def test_free_and_instant_trading_of_forward_returns_earns_position_times_label(market):
     decided, label, _ = market

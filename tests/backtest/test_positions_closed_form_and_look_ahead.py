@@ -36,7 +36,7 @@ def panels(draw, min_assets=2):
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(panels(), st.integers(0, 11), st.randoms())
 def test_the_future_changes_no_position(kind, panel, t, random):
     score, returns = panel
@@ -51,7 +51,7 @@ def test_the_future_changes_no_position(kind, panel, t, random):
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(panels())
 def test_no_prediction_is_no_position_and_capital_is_bounded(kind, panel):
     score, returns = panel
@@ -63,7 +63,7 @@ def test_no_prediction_is_no_position_and_capital_is_bounded(kind, panel):
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15)
 @given(panels(), st.randoms())
 def test_the_order_of_the_assets_does_not_matter(kind, panel, random):
     score, returns = panel
@@ -123,6 +123,7 @@ def test_direct_positions_are_the_predictions_and_bounded():
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
+@settings(max_examples=15)
 @given(panels())
 def test_a_scale_free_rule_ignores_the_size_of_predictions(kind, panel):
     score, returns = panel
@@ -143,7 +144,7 @@ def test_trailing_volatility_equals_a_loop_over_known_returns():
             np.testing.assert_allclose(volatility[t, asset], expected, rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50)
 @given(panels(), st.sampled_from([0.1, 0.2, 0.3, 1 / 3, 0.5]))
 def test_long_short_is_the_mean_over_all_orders_of_ties(panel, quantile):
     score, _ = panel
@@ -160,12 +161,12 @@ def test_long_short_is_the_mean_over_all_orders_of_ties(panel, quantile):
         assert np.abs(weights).sum() <= 1.0 + 1e-12
         assert (weights[present[row[present] > max(low, high)]] == pytest.approx(0.5 / k)) or k == 0
         draws = np.zeros(len(row))
-        for _ in range(400):  # each random order of the ties gives one admissible portfolio
+        for _ in range(200):  # each random order of the ties gives one admissible portfolio
             order = present[np.lexsort((rng.random(len(present)), row[present]))]
-            draws[order[-k:]] += 0.5 / k / 400
+            draws[order[-k:]] += 0.5 / k / 200
             order = present[np.lexsort((rng.random(len(present)), row[present]))]
-            draws[order[:k]] -= 0.5 / k / 400
-        np.testing.assert_allclose(weights, draws, atol=5 * 0.5 / k / np.sqrt(400))
+            draws[order[:k]] -= 0.5 / k / 200
+        np.testing.assert_allclose(weights, draws, atol=5 * 0.5 / k / np.sqrt(200))
 
 
 def test_long_short_without_ties_by_hand():
