@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qfml.errors import UserError
+
 Rows = Float[Tensor, "member row"]
 PerMember = Float[Tensor, " member"]
 
@@ -88,7 +90,7 @@ class Huber:
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
-            raise ValueError(f"`delta` must be positive, in units of the label, got {self.delta}")
+            raise UserError(f"`delta` must be positive, in units of the label, got {self.delta}")
 
     def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""
@@ -120,7 +122,7 @@ class BCE:
     def check_labels(self, y: Tensor) -> None:
         """Labels must lie in [0, 1]."""
         if bool(((y < 0) | (y > 1)).any()):
-            raise ValueError(
+            raise UserError(
                 f"`bce` needs labels in [0, 1], got {float(y.min()):g} to {float(y.max()):g}: use a label of task "
                 "classification, or another loss"
             )
@@ -145,12 +147,12 @@ class NegativeSharpe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.cost_bps < 10_000:
-            raise ValueError(f"`cost_bps` must lie in [0, 10000) basis points, got {self.cost_bps}")
+            raise UserError(f"`cost_bps` must lie in [0, 10000) basis points, got {self.cost_bps}")
 
     def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""
         if panel is None:
-            raise ValueError("`negative_sharpe` needs the whole sample in time order: train with batch_size=None")
+            raise UserError("`negative_sharpe` needs the whole sample in time order: train with batch_size=None")
         position = torch.tanh(output)
         before = torch.where(panel.first, torch.zeros_like(position), position.roll(1, dims=1))
         row_pnl = weight * (position * y - self.cost_bps * 1e-4 * (position - before).abs())
@@ -170,7 +172,7 @@ class NegativeSharpe:
     def check_labels(self, y: Tensor) -> None:
         """Labels must be simple returns."""
         if bool((y < -1).any()):
-            raise ValueError(f"`negative_sharpe` needs simple returns >= -1 as labels, got {float(y.min()):g}")
+            raise UserError(f"`negative_sharpe` needs simple returns >= -1 as labels, got {float(y.min()):g}")
 
 
 LOSSES: dict[str, type] = {cls.kind: cls for cls in (MSE, Huber, BCE, NegativeSharpe)}

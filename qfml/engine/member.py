@@ -9,6 +9,7 @@ import numpy as np
 from qfml.data.dataset import TimeDataset
 from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.fit import Fit
+from qfml.errors import UserError
 from qfml.networks import Network
 
 
@@ -43,10 +44,8 @@ class Member:
             if rows is None:
                 continue
             if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
-                raise ValueError(f"`{name}` must be a non-empty 1-D array of row ids, got {rows.dtype} {rows.shape}")
+                raise UserError(f"`{name}` must be a non-empty 1-D array of row ids, got {rows.dtype} {rows.shape}")
             if rows.min() < 0 or rows.max() >= len(ds):
-                raise ValueError(
-                    f"`{name}` must hold row ids from 0 to {len(ds) - 1}, got {rows.min()} to {rows.max()}"
-                )
+                raise UserError(f"`{name}` must hold row ids from 0 to {len(ds) - 1}, got {rows.min()} to {rows.max()}")
         if self.val is not None and np.intersect1d(self.train, self.val).size:
-            raise ValueError("`val` shares rows with `train`: a network would be judged on what it was trained on")
+            raise UserError("`val` shares rows with `train`: a network would be judged on what it was trained on")

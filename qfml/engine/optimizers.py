@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qfml.errors import UserError
+
 Flat = Float[Tensor, "member parameter"]
 PerMember = Float[Tensor, "member 1"]
 
@@ -78,9 +80,9 @@ class AdamW:
         _check_rates(self.lr, self.weight_decay)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
         if not self.eps > 0:
-            raise ValueError(f"`eps` must be positive, got {self.eps}")
+            raise UserError(f"`eps` must be positive, got {self.eps}")
 
     def update(
         self,
@@ -124,9 +126,9 @@ class SGD:
     def __post_init__(self) -> None:
         _check_rates(self.lr, self.weight_decay)
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must lie in [0, 1), got {self.momentum}")
+            raise UserError(f"`momentum` must lie in [0, 1), got {self.momentum}")
         if self.nesterov and not self.momentum:
-            raise ValueError("`nesterov` needs a positive `momentum`")
+            raise UserError("`nesterov` needs a positive `momentum`")
 
     def update(
         self,
@@ -152,9 +154,9 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 def _check_rates(lr: float, weight_decay: float) -> None:
     if not 0 < lr < float("inf"):
-        raise ValueError(f"`lr` must be positive and finite, got {lr}")
+        raise UserError(f"`lr` must be positive and finite, got {lr}")
     if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"`weight_decay` must be >= 0 and finite, got {weight_decay}")
+        raise UserError(f"`weight_decay` must be >= 0 and finite, got {weight_decay}")
 
 
 OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (AdamW, SGD)}

@@ -15,6 +15,7 @@ from qfml.engine.fit import Fit
 from qfml.engine.member import Member
 from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
 from qfml.engine.progress import Progress, Silent
+from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network
 
@@ -63,11 +64,11 @@ class Trainer:
         for name in ("max_epochs", "batch_size", "patience", "member_block"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+                raise UserError(f"`{name}` must be at least 1, got {value}")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"`clip_norm` must be positive, got {self.clip_norm}; leave it out to train without")
+            raise UserError(f"`clip_norm` must be positive, got {self.clip_norm}; leave it out to train without")
         if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
+            raise UserError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
 
     def fit(
         self,

@@ -24,7 +24,7 @@ from qfml.engine.interrupt import StopRequest, stop_on_signals
 from qfml.engine.member import Member
 from qfml.engine.progress import Progress
 from qfml.engine.trainer import Trainer
-from qfml.errors import CheckpointError, Interrupted
+from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.losses import Loss
 from qfml.networks import Network
 
@@ -170,9 +170,9 @@ def _block_size(network: Network, batch: int, n_features: int, window: int | Non
 
 def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trainer) -> None:
     if not members:
-        raise ValueError("`members` is empty: there is nothing to train")
+        raise UserError("`members` is empty: there is nothing to train")
     if not loss.additive and trainer.batch_size is not None:
-        raise ValueError(
+        raise UserError(
             f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"
         )
     for member in members:

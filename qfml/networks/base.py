@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from qfml.errors import UserError
+
 Parameters = Mapping[str, Tensor]
 
 
@@ -96,8 +98,8 @@ ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": silu, "gelu": gel
 def check_hidden(name: str, widths: tuple[int, ...], activation: str, dropout: float) -> None:
     """The rules that every network's settings share."""
     if not widths or min(widths) < 1:
-        raise ValueError(f"`{name}` must be one or more positive widths, got {widths}")
+        raise UserError(f"`{name}` must be one or more positive widths, got {widths}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        raise UserError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}")
+        raise UserError(f"`dropout` must lie in [0, 1), got {dropout}")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from qfml.errors import UserError
 from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, head, linear, uniform
 
 
@@ -42,7 +43,7 @@ class TCN:
     def __post_init__(self) -> None:
         check_hidden("channels", self.channels, self.activation, self.dropout)
         if self.kernel < 2:
-            raise ValueError(f"`kernel` must be at least 2 rows, got {self.kernel}")
+            raise UserError(f"`kernel` must be at least 2 rows, got {self.kernel}")
 
     @property
     def receptive_field(self) -> int:
@@ -52,9 +53,9 @@ class TCN:
     def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
         """Parameters of one member."""
         if window is None:
-            raise ValueError("a temporal convolution needs windows: give the data set a `window`")
+            raise UserError("a temporal convolution needs windows: give the data set a `window`")
         if window > self.receptive_field:
-            raise ValueError(
+            raise UserError(
                 f"`window` is {window} rows but the network sees only the last {self.receptive_field}: shorten the "
                 "window, or add a level to `channels`, or enlarge `kernel`"
             )

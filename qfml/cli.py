@@ -1,0 +1,137 @@
+"""The command line. Exit codes: 0 done, 2 something the user can mend, 1 a defect of ours, 128 + n on signal n."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import rich.console
+import rich.table
+import typer
+
+import qfml
+from qfml.errors import Interrupted, UserError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+out = rich.console.Console()
+err = rich.console.Console(stderr=True)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages: only the result.")]
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@app.callback()
+def _about() -> None:
+    """qfml: from market data to trained, validated, shippable networks."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `task:` says what it does.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run folder; made under runs/ if left out.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b.c=value.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Do what CONFIG says, in a new run folder."""
+    _show(qfml.run(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
+
+
+@app.command()
+def resume(run: Run, quiet: Quiet = False) -> None:
+    """Continue a run that was interrupted or killed."""
+    _show(qfml.resume(run, progress=not quiet, say=_say(quiet)))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Rebuild the report of a finished run from its folder."""
+    from qfml.report import write_report
+
+    out.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: Run,
+    new: Annotated[Path, typer.Argument(help="Fresh prices (CSV): time, the asset in a panel, and the price columns.")],
+) -> None:
+    """Predict from the last row of NEW, and say which position the run's rule takes."""
+    if not new.is_file():
+        raise UserError(f"no file {new}")
+    table = rich.table.Table()
+    found = qfml.predict(run, new)
+    for name in found.columns:
+        table.add_column(name, justify="left" if name in ("time", "group") else "right")
+    for row in found.iter_rows():
+        table.add_row(
+            *(f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value) for value in row)
+        )
+    out.print(table)
+
+
+def _show(folder: Path) -> None:
+    """The table of a finished run, and where its report is."""
+    from qfml.run import read_metrics
+
+    found = read_metrics(folder)
+    table = rich.table.Table(title="out of sample, after costs")
+    table.add_column("strategy")
+    for name in ("Sharpe ratio", "95 % interval", "return a year", "vol a year", "max drawdown", "turnover a year"):
+        table.add_column(name, justify="right")
+    for name, strategy in found["strategies"].items():
+        values, interval = strategy["metrics"], strategy["intervals"].get("sharpe_ratio")
+        shown = ("annualised_return", "annualised_volatility", "max_drawdown")
+        table.add_row(
+            name.replace("_", " "),
+            _number(values.get("sharpe_ratio"), "{:.2f}"),
+            "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
+            *(_number(values.get(key), "{:.1%}") for key in shown),
+            _number(values.get("turnover"), "{:.1f}"),
+        )
+    out.print(table)
+    significance = found["significance"]
+    deflated = _number(significance["deflated_sharpe_ratio"], "{:.3f}")
+    probabilistic = _number(significance["probabilistic_sharpe_ratio"], "{:.3f}")
+    out.print(
+        f"probabilistic Sharpe ratio {probabilistic}; deflated for {significance['n_trials']} trial(s) on these data "
+        f"{deflated}; training took {found['seconds']['training']:.1f} s",
+        highlight=False,
+    )
+    out.print(significance["verdict"], highlight=False)
+    out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else form.format(value)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: err.print(line, highlight=False, markup=False))
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    err.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Run the command line; turn errors into messages and exit codes."""
+    warnings.showwarning = _warn  # a line for people, not a place in our code
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except Interrupted as stopped:
+        folder = next((word for word in sys.argv[2:] if Path(word, "config.yaml").is_file()), None)
+        place = folder or "the run folder"
+        err.print(
+            f"stopped; the checkpoint is written. Continue with: qfml resume {place}", highlight=False, markup=False
+        )
+        sys.exit(128 + stopped.signal_number)
+
+
+if __name__ == "__main__":
+    main()
