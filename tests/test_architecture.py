@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = sorted(path for package in ("qfml", "pricers") for path in (ROOT / package).rglob("*.py"))
 SOURCES = sorted([*LIBRARY, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 MAX_LINES = 600
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def import_table(text: str) -> dict[str, dict[str, int]]:
@@ -71,7 +74,7 @@ def import_faults(tree: ast.AST, path: Path) -> list[str]:
         if target_package != package:
             allowed = package == "qfml"
         elif target not in levels:
-            allowed = False  # the root, or a name re-exported by it
+            allowed = top == "cli"  # the root, or a name re-exported by it
         else:
             allowed = target == top or levels[target] < levels[top]
         if (top, target) == ("splits", "data"):
@@ -141,6 +144,22 @@ def rule_faults(tree: ast.AST) -> list[str]:
     return faults
 
 
+def third_party(tree: ast.AST) -> set[str]:
+    """Top-level names of what is imported from elsewhere, anywhere in the file."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - set(TABLE) - set(sys.stdlib_module_names)
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Names of distributions, without versions and extras."""
+    return {re.split(r"[\s\[<>=!~;]", requirement)[0].lower() for requirement in requirements}
+
+
 def label(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -160,6 +179,29 @@ def test_library_code_keeps_the_house_rules(path):
 def test_files_stay_short(path):
     n_lines = len(path.read_text(encoding="utf-8").splitlines())
     assert n_lines <= MAX_LINES, f"{n_lines} lines: split it along its subjects"
+
+
+def test_every_third_party_import_is_declared():
+    imported = set().union(*(third_party(ast.parse(path.read_text(encoding="utf-8"))) for path in LIBRARY))
+    declared = distributions(PROJECT["dependencies"]).union(
+        *map(distributions, PROJECT["optional-dependencies"].values())
+    )
+    names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
+    assert {name for name in imported if names.get(name, name) not in declared} == set()
+
+
+def test_a_missing_extra_names_one_that_brings_the_module():
+    calls = [node for path in LIBRARY for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    named = [
+        (node.args[0].value, node.args[1].value)
+        for node in calls
+        if isinstance(node, ast.Call)
+        and dotted(node.func).endswith("MissingExtraError")
+        and all(isinstance(argument, ast.Constant) for argument in node.args)
+    ]
+    assert ("skfolio", "samples") in named
+    extras = {extra: distributions(requirements) for extra, requirements in PROJECT["optional-dependencies"].items()}
+    assert [(module, extra) for module, extra in named if module not in extras.get(extra, set())] == []
 
 
 def test_every_part_of_the_library_stands_in_the_layout():
@@ -202,6 +244,7 @@ def test_the_check_finds_a_forbidden_import(path, code):
         ("qfml/data/labels.py", "from .features import add_features\nfrom qfml.data.weights import x"),
         ("qfml/engine/trainer.py", "from pricers import Estimate\nimport qfml.losses"),
         ("qfml/run.py", "from qfml.report.page import render"),
+        ("qfml/cli.py", "import qfml\nfrom qfml import resume"),
         ("qfml/__init__.py", "from qfml.run import run\nimport pricers"),
         ("pricers/models/heston.py", "from pricers.estimate import Estimate\nfrom ..market import Market"),
     ],
