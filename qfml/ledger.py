@@ -208,8 +208,10 @@ class Ledger:
         _check(entry)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, fcntl.LOCK_EX) as file:
+            is_new = os.fstat(file).st_size == 0
             _append_line(file, _to_json(entry))
-        _sync_folder(self.path.parent)
+        if is_new:
+            _sync_folder(self.path.parent)
         return entry
 
     def entries(self) -> tuple[list[LedgerEntry], list[DamagedLine]]:

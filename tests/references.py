@@ -31,7 +31,7 @@ DEFLATED_SHARPE = {
 # Bailey and Lopez de Prado (2012), minimum track record of an annual Sharpe 2 against 1, normal, 95 %: periods -> years
 MIN_TRACK_RECORD_YEARS = {250: 2.731187801728176, 12: 3.239800696444647}
 
-# Bailey, Borwein, Lopez de Prado and Zhu (2014), Pseudo-mathematics and financial charlatanism: 45 trials, annual Sharpe 1
+# Bailey, Borwein, Lopez de Prado and Zhu (2014), Pseudo-mathematics and financial charlatanism: annual Sharpe 1
 MIN_BACKTEST_YEARS = {"n_trials": 45, "sharpe": 1.0, "years": 4.998087004443404}
 
 # CSCV on numpy default_rng(seed).normal(0, 1, shape), Sharpe ddof 1, rank / (N + 1), logit <= 0; recomputed by two

@@ -106,6 +106,7 @@ def cscv(returns: ArrayLike, n_blocks: int = 16) -> CSCV:
     """
     returns = matrix(returns, "returns")
     _check_shape(returns.shape, n_blocks)
+    _refuse_constant_halves(returns, n_blocks)
     # equal configurations get equal numbers, so that they tie exactly whatever the order of summation
     distinct, copies = np.unique(returns, axis=1, return_inverse=True)
     sharpes = _HalfSharpes(distinct, n_blocks)
@@ -149,20 +150,15 @@ class _HalfSharpes:
     """Sharpe ratios of every configuration on halves of the blocks, from block sums."""
 
     def __init__(self, returns: NDArray[np.float64], n_blocks: int) -> None:
-        n_periods = len(returns)
-        sizes = np.full(n_blocks, n_periods // n_blocks)
-        sizes[: n_periods % n_blocks] += 1
-        starts = np.cumsum(sizes) - sizes
+        sizes, starts = _blocks(len(returns), n_blocks)
         self.mean = returns.mean(axis=0)
         self.size = sizes.astype(np.float64)
         block_mean = np.add.reduceat(returns, starts) / self.size[:, None]
         self.within = np.add.reduceat((returns - np.repeat(block_mean, sizes, axis=0)) ** 2, starts)
         self.sum = (block_mean - self.mean) * self.size[:, None]  # centred, or the difference in `of` would cancel
         self.square = (block_mean - self.mean) ** 2 * self.size[:, None]
-        low, high = np.minimum.reduceat(returns, starts), np.maximum.reduceat(returns, starts)
-        self.flat = ((low == 0.0) & (high == 0.0)).astype(np.float64)
+        self.flat = np.logical_and.reduceat(returns == 0.0, starts).astype(np.float64)
         self.any_flat_half = bool((self.flat.sum(axis=0) >= n_blocks // 2).any())
-        _refuse_constant_halves(low, high)
 
     def of(self, halves: NDArray[np.float64]) -> NDArray[np.float64]:
         size = (halves @ self.size)[:, None]
@@ -175,12 +171,21 @@ class _HalfSharpes:
         return np.where(flat, 0.0, (mean + self.mean) / np.sqrt(np.where(flat, 1.0, variance)))
 
 
-def _refuse_constant_halves(low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+def _blocks(n_periods: int, n_blocks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sizes and first periods of the blocks."""
+    sizes = np.full(n_blocks, n_periods // n_blocks, dtype=np.int64)
+    sizes[: n_periods % n_blocks] += 1
+    return sizes, np.cumsum(sizes) - sizes
+
+
+def _refuse_constant_halves(returns: NDArray[np.float64], n_blocks: int) -> None:
     """A half is constant if all of its blocks are, at one value; zero is allowed."""
+    _, starts = _blocks(len(returns), n_blocks)
+    low, high = np.minimum.reduceat(returns, starts), np.maximum.reduceat(returns, starts)
     constant = (low == high) & (low != 0.0)
-    for config in np.flatnonzero(constant.sum(axis=0) >= len(low) // 2):
+    for config in np.flatnonzero(constant.sum(axis=0) >= n_blocks // 2):
         values, counts = np.unique(low[constant[:, config], config], return_counts=True)
-        if counts.max() >= len(low) // 2:
+        if counts.max() >= n_blocks // 2:
             raise DataError(
                 f"column {config} of `returns` is constant at {values[counts.argmax()]} in half of the blocks, so that "
                 "its Sharpe ratio there is infinite; leave it out (a riskless rate is not a strategy)"

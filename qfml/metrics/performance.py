@@ -389,13 +389,13 @@ def hit_rate(returns: ArrayLike) -> float:
     return _ratio(float(np.count_nonzero(returns > 0)), float(np.count_nonzero(returns)))
 
 
-def _datetimes(time: ArrayLike) -> NDArray[np.datetime64]:
+def _datetimes(time: ArrayLike) -> NDArray:
     times = np.asarray(time)
     if times.dtype.kind in "iufbc":
         raise DataError("`time` is numeric and carries no calendar; state `periods_per_year` instead")
     if times.dtype.kind != "M":  # Python datetimes, pandas timestamps (time zones go to UTC), ISO strings
         try:
-            times = pd.to_datetime(pd.Series(times.ravel()), utc=True).dt.tz_localize(None).to_numpy()
+            times = pd.to_datetime(pd.Series(times.ravel()), utc=True, format="ISO8601").dt.tz_localize(None).to_numpy()
         except (TypeError, ValueError) as error:
             raise DataError(f"`time` must be made of datetimes: {error}") from None
     n_missing = int(np.isnat(times).sum())
