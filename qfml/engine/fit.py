@@ -83,18 +83,19 @@ class Fit:
 def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = None) -> None:
     """Write fits of one architecture, and `extra` JSON beside them, into the new `folder`."""
     tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in fits])}
-    members = []
-    for i, fit in enumerate(fits):
-        transforms = None
-        if fit.transforms is not None:
-            transforms = fit.transforms.meta()
-            tensors |= {f"transforms.{i}.{name}": value for name, value in fit.transforms.state().items()}
-        names = ("seed", "status", "history", "best_epoch")
-        members.append({name: getattr(fit, name) for name in names} | {"transforms": transforms})
+    distinct = list({id(fit.transforms): fit.transforms for fit in fits if fit.transforms is not None}.values())
+    for i, transforms in enumerate(distinct):  # the seeds of a fold share theirs
+        tensors |= {f"transforms.{i}.{name}": value for name, value in transforms.state().items()}
+    place = {id(transforms): i for i, transforms in enumerate(distinct)}
+    names = ("seed", "status", "history", "best_epoch")
+    members = [
+        {name: getattr(fit, name) for name in names} | {"transforms": place.get(id(fit.transforms))} for fit in fits
+    ]
     state = {
         "network": config.to_dict(fits[0].network),
         "loss": config.to_dict(fits[0].loss),
         "shapes": fits[0].layout.shapes,
+        "transforms": [transforms.meta() for transforms in distinct],
         "members": members,
         "extra": extra or {},
     }
@@ -107,12 +108,14 @@ def load_fits(folder: Path) -> tuple[list[Fit], dict[str, Any]]:
     network = config.build_kind(NETWORKS, state["network"])
     loss = config.build_kind(LOSSES, state["loss"])
     layout = Layout(tuple((name, tuple(shape)) for name, shape in state["shapes"]))
-    fits = []
-    for i, member in enumerate(state["members"]):
-        meta = member.pop("transforms")
+    distinct = []
+    for i, meta in enumerate(state["transforms"]):
         prefix = f"transforms.{i}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        transforms = None if meta is None else load_transform(meta, own)
+        distinct.append(load_transform(meta, own))
+    fits = []
+    for parameters, member in zip(tensors["parameters"], state["members"]):
+        place = member.pop("transforms")
         member["history"] = tuple(member["history"])
-        fits.append(Fit(network, loss, tensors["parameters"][i], layout, transforms, **member))
+        fits.append(Fit(network, loss, parameters, layout, None if place is None else distinct[place], **member))
     return fits, state["extra"]
