@@ -34,6 +34,7 @@ __all__ = [
 
 
 @runtime_checkable
+@runtime_checkable
 class FittedTransform(Protocol):
     """What `fit` returns: a map of feature vectors that can be written down as JSON and tensors."""
 

@@ -52,6 +52,7 @@ __all__ = [
 
 
 @runtime_checkable
+@runtime_checkable
 class Transform(Protocol):
     """A transform that is not fitted yet: settings only."""
 
