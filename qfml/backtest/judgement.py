@@ -217,7 +217,7 @@ def _track_record(moments: metrics.SharpeMoments) -> float:
 
 def _overfitting(n_seeds: int) -> dict[str, Any]:
     """PBO asks how the choice among configurations fares out of sample; seeds are draws of one, not a choice."""
-    why = "not defined for one run: it needs the returns of the configurations that were chosen from (see `qfml tune`)"
+    why = "not defined for one run: it needs the returns of the configurations that were chosen from"
     if n_seeds > 1:
         why += "; the seeds of this run are averaged, none of them was selected"
     return {"pbo": None, "pbo_note": why}

@@ -22,7 +22,16 @@ __all__ = ["FoldFit", "fit_fold_transforms", "fit_folds", "predict_folds"]
 class FitsMany(Protocol):
     """What a walk-forward needs of a trainer."""
 
-    def fit_many(self, members: Sequence[Member], loss: Loss, ds: TimeDataset, **options: Any) -> list[Fit]:
+    def fit_many(
+        self,
+        members: Sequence[Member],
+        loss: Loss,
+        ds: TimeDataset,
+        *,
+        progress: Progress | None = None,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+    ) -> list[Fit]:
         """Train members as one stack, one fit a member in their order."""
         ...
 

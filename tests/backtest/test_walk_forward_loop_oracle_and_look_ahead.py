@@ -265,8 +265,8 @@ def test_a_classifier_is_traded_by_bet_size_and_judged_as_one():
         trainer=qfml.Trainer(max_epochs=30, batch_size=32, optimizer=qfml.AdamW(lr=1e-2)), execution_lag=0,
     )  # fmt: skip
     found = result.metrics["prediction"]
-    assert found["network"]["accuracy"] > 0.75
-    assert found["ridge"]["accuracy"] > 0.75
+    assert found["network"]["accuracy"] > 0.67  # chance and five standard errors
+    assert found["ridge"]["accuracy"] > 0.67
     assert np.sum(found["network"]["confusion_matrix"]) == len(result.predictions)
     assert result.metrics["calibration"]["kind"] == "classification"
     assert result.metrics["conventions"]["baseline_positions"]["ridge"] == "bet_size"
