@@ -77,13 +77,13 @@ def _show(folder: Path) -> None:
     from qfml.run import read_metrics
 
     found = read_metrics(folder)
-    table = rich.table.Table(title="out of sample, after costs")
-    table.add_column("strategy")
-    for name in ("Sharpe ratio", "95 % interval", "return a year", "vol a year", "max drawdown", "turnover a year"):
-        table.add_column(name, justify="right")
+    table = rich.table.Table(title="out of sample, after costs, per year")
+    table.add_column("strategy", no_wrap=True)
+    for name in ("Sharpe", "95 %", "return", "vol", "drawdown", "turnover"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, strategy in found["strategies"].items():
         values, interval = strategy["metrics"], strategy["intervals"].get("sharpe_ratio")
-        shown = ("annualised_return", "annualised_volatility", "max_drawdown")
+        shown = ("annualised_return", "annualised_vol", "max_drawdown")
         table.add_row(
             name.replace("_", " "),
             _number(values.get("sharpe_ratio"), "{:.2f}"),

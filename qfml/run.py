@@ -335,8 +335,9 @@ def _of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _absolute(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source's settings with its local path made absolute, so that one file is one data set from any folder."""
     path = source.get("path")
-    local = isinstance(path, str) and "://" not in path
-    return dict(source) | ({"path": os.path.abspath(path)} if local else {})
+    if not isinstance(path, str) or "://" in path:
+        return dict(source)
+    return dict(source) | {"path": os.path.abspath(path)}
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:

@@ -286,12 +286,17 @@ def _refuse(bad: Array, rule: str, values: Any) -> None:
 
 def _float32(values: Any, name: str) -> Tensor:
     try:
-        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(_writable(np.asarray(values)))
     except (TypeError, ValueError):
         raise DataError(f"`{name}` must be numeric, got dtype {np.asarray(values).dtype}") from None
     if tensor.shape[0] == 0:
         raise DataError(f"`{name}` has no rows")
     return tensor.to(torch.float32)
+
+
+def _writable(array: Array) -> Array:
+    """torch cannot promise to leave a read-only array alone, so it gets a copy."""
+    return array if array.flags.writeable else array.copy()
 
 
 def _column(values: Any, name: str, n: int) -> Tensor:
