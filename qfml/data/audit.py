@@ -78,9 +78,10 @@ def audit_leakage(
     """Recompute features with the future cut off at sampled times, and name those whose past values change.
 
     At each sampled time all later rows are removed, of every asset, and `build` runs on what is left. A value, a null
-    or a row up to that time that differs from the run on all data could only have come from later rows. Catches statistics
-    of the full sample, centred windows, shifts from the future and backward fills; it cannot catch data that were
-    themselves published later than their time stamp (`join_asof` has a lag for that). `build` must be deterministic.
+    or a row up to that time that differs from the run on all data could only have come from later rows. Catches
+    statistics of the full sample, centred windows, shifts from the future and backward fills. It cannot catch data that
+    were themselves published later than their time stamp (`join_asof` has a lag for that). `build` must be
+    deterministic.
 
     Args:
         build: makes feature columns from a frame of prices; may drop rows, must keep `time` (and `group`). Every column

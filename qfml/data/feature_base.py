@@ -32,7 +32,7 @@ class Feature(ABC):
     contract, which one test checks for every entry of `qfml.data.FEATURES`: the value of a row depends on that row and
     on the `lookback` rows of the same group before it, on nothing older, on nothing later and, except at the row's own
     time for cross-sectional features, on no other group. Where the look-back is not yet full the value is null, never a
-    value of a partial window. Where the formula is undefined (0/0) it is null too, and each feature says so.
+    value of a partial window. Where a formula is 0/0 the feature's description says what stands there.
     """
 
     kind: ClassVar[str]

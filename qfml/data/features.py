@@ -48,7 +48,7 @@ class RollingZScore(Feature):
     r"""Distance of a feature from its rolling mean in rolling standard deviations: $(x_t - \bar x_{t,n}) / s_{t,n}$.
 
     Mean and deviation (ddof 1) are over the last n values, the current one included, so the score never exceeds
-    $(n - 1) / \sqrt n$. Null where all n values are equal.
+    $(n - 1) / \sqrt n$. 0 where all n values are equal: the value is its own mean.
 
     Args:
         of: the feature, or its settings.
@@ -95,7 +95,7 @@ class CrossSectionalRank(Feature):
     r"""Rank of a feature among the assets known at the same time, from -1 (lowest) to 1 (highest).
 
     $2 (r - 1) / (n - 1) - 1$ with $r$ the rank among the n assets that have a value at that time; ties share their mean
-    rank. Null where fewer than two do. The look-back counts the rows of each asset.
+    rank. 0, the middle, for an asset that is alone. The look-back counts the rows of each asset.
 
     Args:
         of: the feature, or its settings.
@@ -192,11 +192,12 @@ def _inner(of: Feature, frame: pl.DataFrame, *, time: str, group: str | None) ->
 
 
 def _zscore(values: pl.Expr, window: int) -> pl.Expr:
-    # equality is exact, whereas a rolling deviation of equal values may come out as a tiny number
-    varies = values.rolling_max(window) > values.rolling_min(window)
-    return pl.when(varies).then((values - values.rolling_mean(window)) / values.rolling_std(window))
+    # equality is exact, whereas the rolling mean and deviation of equal values may be off by a rounding error
+    equal = values.rolling_max(window) == values.rolling_min(window)
+    return pl.when(equal).then(0.0).otherwise((values - values.rolling_mean(window)) / values.rolling_std(window))
 
 
 def _rank(values: pl.Expr) -> pl.Expr:
-    n = values.count()
-    return pl.when(n > 1).then(2 * (values.rank() - 1) / (n - 1).cast(pl.Float64) - 1)
+    others = values.count().cast(pl.Float64) - 1
+    alone = pl.when(values.is_not_null()).then(0.0)
+    return pl.when(others > 0).then(2 * (values.rank() - 1) / others - 1).otherwise(alone)

@@ -201,7 +201,7 @@ class MovingAverageDistance(Feature):
 
 @dataclass(frozen=True)
 class VolumeRatio(Feature):
-    r"""Volume over its moving average $V_t / \bar V_{t,n}$, the current row included; null where nothing was traded.
+    r"""Volume over its moving average $V_t / \bar V_{t,n}$, the current row included; null where it is 0/0.
 
     Args:
         window: n, rows of the average.
@@ -244,7 +244,7 @@ class VolumeRatio(Feature):
 
 @dataclass(frozen=True)
 class RSI(Feature):
-    r"""Wilder's relative strength index over a finite memory, between 0 and 100; null where no price moved.
+    r"""Wilder's relative strength index over a finite memory, between 0 and 100; 50 where no price moved.
 
     $100\, G / (G + L)$ with $G$ and $L$ the smoothed gains and losses of the price changes. Wilder's smoothing
     $A_t = ((n-1) A_{t-1} + x_t) / n$ remembers every price since the beginning, so its value depends on where the data
@@ -300,7 +300,9 @@ class RSI(Feature):
         change = number(self.price).diff()
         gain = weighted_sum(change.clip(lower_bound=0.0), weights.tolist())
         loss = weighted_sum((-change).clip(lower_bound=0.0), weights.tolist())
-        return by_group(frame, group, {self.names[0]: pl.when(gain + loss > 0).then(100 * gain / (gain + loss))})
+        return by_group(
+            frame, group, {self.names[0]: pl.when(gain + loss == 0).then(50.0).otherwise(100 * gain / (gain + loss))}
+        )
 
 
 Part = Literal["hour", "weekday", "day_of_month", "month"]

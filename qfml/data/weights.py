@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -151,6 +151,7 @@ def time_decay(time: Any, label_end: Any, oldest: float, *, group: Any = None, b
     return np.maximum(0.0, 1 - slope * (1 - fraction))[moment]
 
 
+@runtime_checkable
 class Weights(Protocol):
     """A rule for sample weights; `weights` has mean 1, so that a weighted loss keeps the scale of an unweighted one."""
 
