@@ -38,9 +38,10 @@ class _Window(NamedTuple):
 class WalkForward(Splitter):
     """Train on a window of the past, test on the period after it, step forward, to the end of the data.
 
-    Periods are half-open: a test period of "1Y" from 3 January 2005 ends before 3 January 2006. They are counted from
-    the first timestamp, so that test periods of a calendar length abut without drift. The purge takes samples out of
-    the end of the training window; it does not move the window.
+    Periods are half-open: a test period of "1Y" from 3 January 2005 ends before 3 January 2006. The first one starts
+    `train_size` and `gap` after the first timestamp, and all others are counted from its start, so that periods of a
+    calendar length abut without drift. The purge takes samples out of the end of the training window; it does not move
+    the window.
 
     Args:
         train_size: length of the training window, or of the first one if `expanding`.
