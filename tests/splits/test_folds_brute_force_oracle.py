@@ -153,7 +153,7 @@ def assert_folds(splitter, data, expected):
 # --- K-folds -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.data())
 def test_purged_kfold_equals_the_rule(draw):
     data = draw.draw(samples())
@@ -167,7 +167,7 @@ def test_purged_kfold_equals_the_rule(draw):
     assert_folds(PurgedKFold(n_splits, embargo=setting, purge_lookback=purge_lookback), data, expected)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.data())
 def test_combinatorial_purges_each_contiguous_block_on_its_own(draw):
     data = draw.draw(samples(4, 18))
@@ -217,7 +217,7 @@ def walk(data, windows, passes, purge_lookback, refit_every):
     return expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.data())
 def test_walk_forward_by_counts_equals_the_rule(draw):
     data = draw.draw(samples(4, 20))
@@ -256,7 +256,7 @@ def test_walk_forward_by_counts_equals_the_rule(draw):
     assert_folds(splitter, data, expected)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.data())
 def test_walk_forward_by_lengths_of_time_equals_the_rule(draw):
     data = draw.draw(samples(6, 20))
@@ -308,7 +308,7 @@ def test_walk_forward_by_lengths_of_time_equals_the_rule(draw):
 # --- validation tail -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.data())
 def test_validation_tail_equals_the_rule(draw):
     data = draw.draw(samples(4, 14))
