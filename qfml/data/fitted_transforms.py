@@ -149,7 +149,7 @@ class FittedQuantileNormal(_Elementwise):
         values = x.reshape(-1, x.shape[-1]).T.to(torch.float64).contiguous()
         level = _empirical_level(values, self.quantiles.to(x.device))
         normal = torch.special.ndtri(level).clamp(-self._EXTREME, self._EXTREME)
-        return torch.where(values.isnan(), values, normal).T.reshape(x.shape).to(torch.float32)
+        return normal.T.reshape(x.shape).to(torch.float32)
 
 
 def _empirical_level(values: Tensor, quantiles: Tensor) -> Tensor:

@@ -209,6 +209,16 @@ def test_the_order_is_a_function_of_seed_and_epoch(folder):
     assert all(order(*key) == y for key, y in orders.items())
 
 
+def test_rows_of_one_row_group_are_shuffled_anew_each_epoch(tmp_path):
+    write_shards(dataset(), tmp_path, rows_per_shard=1000)  # nothing but the order within the block can change
+    streamed = stream(tmp_path, seed=0)
+    orders = set()
+    for epoch in range(4):
+        streamed.set_epoch(epoch)
+        orders.add(tuple(joined(streamed)[1].tolist()))
+    assert len(orders) == 4
+
+
 def test_a_shuffle_reaches_over_shards_and_within_the_buffer(folder):
     position = {float(y): i for i, y in enumerate(joined(stream(folder))[1])}
     order = [position[float(y)] for y in joined(stream(folder, seed=1, buffer_rows=30))[1]]
