@@ -66,7 +66,10 @@ check: $(VENV)/.dev
 
 # one after another: a benchmark measures an idle machine
 bench: $(VENV)/.bench
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) "$$file" || exit 1; done
+	@for file in benchmarks/bench_*.py; do \
+		name=$${file##*/bench_}; echo "== $$file"; \
+		$(PY) "$$file" --out "benchmarks/records/$${name%.py}.json" || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -16,7 +16,7 @@ import polars as pl
 
 from qfml import config
 from qfml.backtest import POSITIONS, walk_forward
-from qfml.backtest.baselines import BASELINES, Baseline, BuyAndHold, Momentum, Ridge
+from qfml.backtest.baselines import BASELINES, HAR, Baseline, BuyAndHold, Momentum, Ridge
 from qfml.backtest.positions import PositionRule
 from qfml.backtest.result import WalkForwardResult
 from qfml.config import OneOf, Section
@@ -26,7 +26,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.feature_base import Feature
 from qfml.data.features import FEATURES, source_columns
 from qfml.data.label_base import Label
-from qfml.data.labels import LABELS
+from qfml.data.labels import LABELS, RealisedVolAhead
 from qfml.data.sources import SOURCES, Source
 from qfml.data.transforms import TRANSFORMS, Transform
 from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationReport, validate
@@ -190,7 +190,7 @@ class WalkForwardTask:
             slippage=self.backtest.slippage,
             execution_lag=self.backtest.execution_lag,
             warm_start=self.warm_start,
-            baselines=self.backtest.baselines,
+            baselines=self._baselines(),
             n_bootstrap=self.backtest.n_bootstrap,
             progress=progress,
             checkpoint_dir=folder / "checkpoints",
@@ -206,6 +206,12 @@ class WalkForwardTask:
             config_hash=config.config_hash(as_settings(self)),
         )
         result.save(folder)
+
+    def _baselines(self) -> tuple[Baseline, ...]:
+        """The baselines asked for, and HAR wherever realised volatility is predicted."""
+        chosen = self.backtest.baselines
+        needs_har = isinstance(self.data.label, RealisedVolAhead) and not any(isinstance(b, HAR) for b in chosen)
+        return (*chosen, HAR()) if needs_har else chosen
 
     def _audit(self, frame: pl.DataFrame, say: Say) -> dict[str, Any]:
         """Run the leak audit; a leak stops the run, because every number after it would be wrong."""

@@ -12,6 +12,8 @@ import torch
 from qfml.data.dataset import TimeDataset, replaced, select_samples
 from qfml.data.feature_base import Feature, by_group, check_finite, check_source, number
 from qfml.data.features import add_features, lookback_rows
+from qfml.data.overlap import Bars
+from qfml.data.weights import Weights
 from qfml.errors import DataError
 
 
@@ -60,7 +62,9 @@ def build_dataset(
     dropped = {"look-back not yet full": rows.height - warm.height} | ds.dropped
     ds.dropped.clear()
     ds.dropped.update({reason: count for reason, count in dropped.items() if count})
-    return ds if weight is None else with_weight(ds, weight)
+    if weight is None:
+        return ds
+    return with_weight(ds, weight, Bars.from_frame(rows, time=time, group=group, price=price))
 
 
 def feature_frame(
@@ -97,14 +101,16 @@ def feature_frame(
     return rows, names
 
 
-def with_weight(ds: TimeDataset, weight: Any) -> TimeDataset:
-    """The data set with the sample weights that a step of `qfml.data.WEIGHTS` gives to each asset's labels."""
-    values = np.empty(len(ds))
-    codes = np.zeros(len(ds), dtype=np.int64) if ds.group is None else ds.group
-    for code in np.unique(codes):
-        own = np.flatnonzero(codes == code)
-        returns = None if ds.returns is None else ds.returns[own]
-        values[own] = weight.weights(ds.time[own], ds.label_end[own], returns)
+def with_weight(ds: TimeDataset, weight: Weights, bars: Bars) -> TimeDataset:
+    """The data set with the sample weights that a step of `qfml.data.WEIGHTS` gives to its labels.
+
+    Args:
+        ds: the samples.
+        weight: the step.
+        bars: all price bars; labels of the last samples reach past the last sample.
+    """
+    names = None if ds.group is None else np.array(ds.group_names)[ds.group]
+    values = weight.weights(ds.time, ds.label_end, ds.returns, group=names, bars=bars)
     return replaced(ds, weight=torch.from_numpy(values).float())
 
 

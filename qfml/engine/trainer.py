@@ -44,10 +44,10 @@ class Trainer:
         >>> days = np.arange("2020-01-01", "2020-07-19", dtype="datetime64[D]")
         >>> X = np.linspace(-1, 1, 200)[:, None]
         >>> ds = TimeDataset(X, 2 * X[:, 0], time=days, label_end=days + 1)
-        >>> trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-2), max_epochs=30, batch_size=32)
-        >>> fit = trainer.fit(qfml.MLP(hidden=(16,)), qfml.MSE(), ds, train=np.arange(150), val=np.arange(150, 200))
-        >>> fit.status, fit.n_epochs, fit.predict(ds, np.array([0, 199])).round(0).tolist()
-        ('finished', 30, [-2.0, 2.0])
+        >>> trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=1e-2), max_epochs=30, batch_size=32)
+        >>> fit = trainer.fit(qfml.MLP(hidden=(16,)), qfml.MSE(), ds, train=np.arange(0, 200, 2))
+        >>> fit.status, fit.n_epochs, bool(abs(fit.predict(ds) - 2 * X[:, 0]).max() < 0.5)
+        ('finished', 30, True)
     """
 
     max_epochs: int

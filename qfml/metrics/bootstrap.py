@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from arch.bootstrap import SPA, StationaryBootstrap, optimal_block_length
 from numpy.typing import ArrayLike, NDArray
 
 from qfml.errors import DataError
@@ -81,6 +80,8 @@ def block_length_rule(returns: ArrayLike) -> float:
     varying = columns[:, np.ptp(columns, axis=0) > 0.0]
     if not varying.shape[1]:
         return 1.0
+    from arch.bootstrap import optimal_block_length  # it loads matplotlib and statsmodels: only when it is needed
+
     return max(1.0, float(optimal_block_length(varying)["stationary"].max()))
 
 
@@ -172,6 +173,8 @@ def bootstrap_intervals(
     sample = columns[:, 0] if np.asarray(returns).ndim == 1 else columns
     half = (1.0 - probability(confidence, "confidence")) / 2.0
     block = _block_length(block_length, columns)
+    from arch.bootstrap import StationaryBootstrap
+
     resampler = StationaryBootstrap(block, sample, seed=_seed(seed))  # pyright: ignore[reportArgumentType]
     draws = np.array(
         [
@@ -271,6 +274,8 @@ def reality_check(
 
 def _pvalues(gains: NDArray[np.float64], block: float, seed: int, n_resamples: int) -> dict[str, float]:
     # arch takes losses and tests benchmark - model: a gain over the benchmark is a negative loss against zero
+    from arch.bootstrap import SPA
+
     test = SPA(
         np.zeros(len(gains)),
         -gains,
