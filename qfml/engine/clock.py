@@ -27,7 +27,8 @@ class Clock:
     def __init__(
         self, rows: Sequence[np.ndarray], seeds: Sequence[tuple[int, int]], batch_size: int, shuffle: bool
     ) -> None:
-        self.rows, self.seeds, self.batch_size, self.shuffle = list(rows), list(seeds), batch_size, shuffle
+        self.rows = [torch.from_numpy(own.astype(np.int32)) for own in rows]
+        self.seeds, self.batch_size, self.shuffle = list(seeds), batch_size, shuffle
         self.n_rows = np.array([len(own) for own in rows])
         self.steps_per_epoch = -(-self.n_rows // batch_size)
         self.epoch = np.zeros(len(rows), dtype=np.int64)
@@ -77,10 +78,11 @@ class Clock:
             self._draw(member)
 
     def _draw(self, member: int) -> None:
-        rows = torch.from_numpy(self.rows[member])
+        rows, filled = self.rows[member], self._order[member].view(-1)
         if self.shuffle:
             generator = stream(*self.seeds[member], "shuffle", int(self.epoch[member]))
-            rows = rows[torch.randperm(len(rows), generator=generator)]
-        filled = self._order[member].view(-1)
-        filled[: len(rows)] = rows.int()
-        filled[len(rows) :] = rows[0].int()
+            order = torch.randperm(len(rows), generator=generator)
+            torch.index_select(rows, 0, order, out=filled[: len(rows)])
+        else:
+            filled[: len(rows)] = rows
+        filled[len(rows) :] = filled[0]
