@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import rich.console
 import rich.table
@@ -116,21 +117,32 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
     err.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
 
 
+# what the machine refuses: no room, no permission, a path that cannot be; any other OSError is a defect
+_NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_OURS |= {errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
 def main() -> None:
     """Run the command line; turn errors into messages and exit codes."""
     warnings.showwarning = _warn  # a line for people, not a place in our code
     try:
         app(standalone_mode=True)
     except UserError as error:
-        err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        _stop(f"error: {error}", error, 2)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        place = "" if error.filename is None else f": {error.filename}"
+        _stop(f"error: {error.strerror}{place}", error, 2)
     except Interrupted as stopped:
-        folder = next((word for word in sys.argv[2:] if Path(word, "config.yaml").is_file()), None)
-        place = folder or "the run folder"
-        err.print(
-            f"stopped; the checkpoint is written. Continue with: qfml resume {place}", highlight=False, markup=False
-        )
-        sys.exit(128 + stopped.signal_number)
+        _stop("stopped", stopped, 128 + stopped.signal_number)
+
+
+def _stop(message: str, error: Exception, code: int) -> NoReturn:
+    """Say what happened and how to go on, on one line that can be copied, and end with `code`."""
+    line = ". ".join([message, *getattr(error, "__notes__", [])])
+    err.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +35,7 @@ from qfml.data.transforms import TRANSFORMS, Transform
 from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationReport, validate
 from qfml.data.weights import WEIGHTS, Weights
 from qfml.engine import Bar, Progress, Trainer
-from qfml.errors import ConfigError, DataError, UserError
+from qfml.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
 from qfml.ledger import Ledger, trial_hash
 from qfml.losses import LOSSES, Loss
 from qfml.networks import NETWORKS, Network
@@ -247,7 +250,7 @@ TASKS: dict[str, type[WalkForwardTask]] = {cls.task: cls for cls in (WalkForward
 def read_task(settings: Mapping[str, Any]) -> WalkForwardTask:
     """The task that plain settings describe; ConfigError names what is wrong in them."""
     name = settings.get("task")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")
     return config.build(TASKS[name], {key: value for key, value in settings.items() if key != "task"})
 
@@ -285,7 +288,11 @@ def run(
     task = read_task(config.override(settings, overrides))
     folder = _new_folder(task, out)
     config.write_yaml(as_settings(task), folder / "config.yaml")
-    return _finish(folder, task, resume=False, progress=progress, say=say)
+    try:
+        return _finish(folder, task, resume=False, progress=progress, say=say)
+    except UserError:
+        _forget_if_not_begun(folder)
+        raise
 
 
 def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Path:
@@ -306,13 +313,41 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
 
 
 def _finish(folder: Path, task: WalkForwardTask, *, resume: bool, progress: bool, say: Say) -> Path:
-    if progress:
-        with Bar() as bar:
+    with _way_on(folder):
+        with Bar() if progress else nullcontext() as bar:
             task.execute(folder, resume=resume, progress=bar, say=say)
-    else:
-        task.execute(folder, resume=resume, progress=None, say=say)
-    write_report(folder)
+        write_report(folder)
     return folder
+
+
+@contextmanager
+def _way_on(folder: Path) -> Iterator[None]:
+    """Note on whatever stops a run how it goes on; Ctrl-C outside training becomes `Interrupted` too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped = Interrupted(signal.SIGINT)
+        stopped.add_note(f"Continue with: qfml {_next_command(folder)}")
+        raise stopped from None
+    except Interrupted as stopped:
+        stopped.add_note(f"The checkpoint is written. Continue with: qfml {_next_command(folder)}")
+        raise
+    except (OSError, CheckpointError) as error:
+        unwritten = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        anew = f"Start anew with: qfml run {shlex.quote(str(folder / 'config.yaml'))}"
+        error.add_note(f"Continue with: qfml {_next_command(folder)}" if unwritten else anew)
+        raise
+
+
+def _next_command(folder: Path) -> str:
+    finished = (folder / "metrics.json").exists()
+    return f"{'report' if finished else 'resume'} {shlex.quote(str(folder))}"
+
+
+def _forget_if_not_begun(folder: Path) -> None:
+    """Give the name of a run that was refused before it began back to the next attempt."""
+    if [path.name for path in folder.iterdir()] == ["config.yaml"]:
+        shutil.rmtree(folder)
 
 
 def _new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
@@ -353,4 +388,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"no finished run in {folder}: it holds no metrics.json; continue it with `qfml resume {folder}`"
         )
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # damaged after it was written, which is all at once
+        raise UserError(f"{path} is damaged: {error}; run it again") from None
