@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -110,7 +112,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
             group=codes,
             group_names=group_names,
             weight=None if weight is None else _column(weight, "weight", n),
-            returns=None if returns is None else _same(np.array(returns, dtype=np.float64), "returns", n),
+            returns=None if returns is None else _returns(returns, n),
             feature_names=names,
             window=length,
             dropped=dropped,
@@ -166,6 +168,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         for array in (*arrays, self.group, self.returns):
             if array is not None:
                 values = array.cpu().numpy() if isinstance(array, Tensor) else array
+                digest.update(values.dtype.str.encode())
                 digest.update(np.ascontiguousarray(values).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
@@ -285,18 +288,22 @@ def _refuse(bad: Array, rule: str, values: Any) -> None:
 
 
 def _float32(values: Any, name: str) -> Tensor:
-    try:
-        tensor = values if isinstance(values, Tensor) else torch.from_numpy(_writable(np.asarray(values)))
-    except (TypeError, ValueError):
-        raise DataError(f"`{name}` must be numeric, got dtype {np.asarray(values).dtype}") from None
-    if tensor.shape[0] == 0:
+    tensor = values.detach() if isinstance(values, Tensor) else _tensor(np.asarray(values), name)
+    if tensor.is_complex():
+        raise DataError(f"`{name}` must be real, got dtype {tensor.dtype}")
+    if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise DataError(f"`{name}` has no rows")
     return tensor.to(torch.float32)
 
 
-def _writable(array: Array) -> Array:
-    """torch cannot promise to leave a read-only array alone, so it gets a copy."""
-    return array if array.flags.writeable else array.copy()
+def _tensor(array: Array, name: str) -> Tensor:
+    """A numpy array as a tensor, without a copy where torch can take the array as it is."""
+    if array.dtype.kind not in "biufc":
+        raise DataError(f"`{name}` must be numeric, got dtype {array.dtype}")
+    # torch takes no other byte order, no backward strides, and cannot promise to leave a read-only array alone
+    if not array.dtype.isnative or not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array)
 
 
 def _column(values: Any, name: str, n: int) -> Tensor:
@@ -312,20 +319,24 @@ def _same(values: Array, name: str, n: int) -> Array:
     return values
 
 
+def _returns(values: Any, n: int) -> Array:
+    try:
+        returns = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"`returns` must be numeric, got dtype {np.asarray(values).dtype}") from None
+    return _same(returns, "returns", n)
+
+
 def _times(values: Any, name: str, n: int, like: Array | None = None) -> Array:
     if getattr(getattr(values, "dt", values), "tz", None) is not None:  # a pandas index or series with a time zone
-        values = getattr(values, "dt", values).tz_convert("UTC").tz_localize(None)
-    times = np.asarray(values)
+        values = pd.DatetimeIndex(values).tz_convert("UTC").tz_localize(None)
+    times = _same(np.asarray(values), name, n)
     if times.dtype.kind == "O":
-        try:
-            times = times.astype("datetime64[ns]")
-        except (TypeError, ValueError):
-            raise DataError(f"`{name}` must hold datetimes or numbers, got {times[:1]!r}") from None
+        times = _from_objects(times, name)
     if times.dtype.kind == "M":
-        times = times.astype("datetime64[ns]")
+        times = _nanoseconds(times, name)
     elif times.dtype.kind not in "iuf":
         raise DataError(f"`{name}` must hold datetimes or numbers, got dtype {times.dtype}")
-    _same(times, name, n)
     if like is not None and (times.dtype.kind == "M") != (like.dtype.kind == "M"):
         raise DataError(f"`{name}` has dtype {times.dtype}, `time` has {like.dtype}: all times must be of one kind")
     missing = np.isnat(times) if times.dtype.kind == "M" else ~np.isfinite(times)
@@ -333,13 +344,34 @@ def _times(values: Any, name: str, n: int, like: Array | None = None) -> Array:
     return times
 
 
+def _from_objects(times: Array, name: str) -> Array:
+    """Python's and pandas' datetimes as numpy's, which have no time zone: those that have one become UTC."""
+    known = times[pd.notna(times)]
+    zoned = {getattr(one, "tzinfo", None) is not None for one in known}
+    if len(zoned) > 1 or not all(isinstance(one, (date, np.datetime64)) for one in known):
+        shown = ", ".join(repr(one) for one in known[:3])
+        raise DataError(f"`{name}` must hold numbers, or datetimes all with or all without a time zone, got {shown}")
+    try:
+        return pd.DatetimeIndex(pd.to_datetime(times, utc=True)).tz_localize(None).to_numpy()
+    except ValueError as error:
+        raise DataError(f"`{name}` does not fit into nanoseconds: {error}") from None
+
+
+def _nanoseconds(times: Array, name: str) -> Array:
+    exact = times.astype("datetime64[ns]")
+    lost = ~np.isnat(times) & (exact.astype(times.dtype) != times)
+    _refuse(lost, f"`{name}` must lie between 1677-09-22 and 2262-04-11, what nanoseconds can hold", times)
+    return exact
+
+
 def _codes(group: Any, n: int) -> tuple[Array | None, tuple[str, ...]]:
     if group is None:
         return None, ()
-    names, codes = np.unique(np.asarray(group).astype(str), return_inverse=True)
-    codes = codes.astype(np.int64)
-    _same(codes, "group", n)
-    return codes, tuple(str(name) for name in names)
+    entities = _same(np.asarray(group), "group", n)
+    _refuse(np.asarray(pd.isna(entities)), "`group` must not be missing", entities)
+    codes, distinct = pd.factorize(entities)
+    names, place = np.unique(np.asarray(distinct).astype(str), return_inverse=True)
+    return place[codes].astype(np.int64), tuple(str(name) for name in names)
 
 
 def _names(names: Sequence[str] | None, n_features: int) -> tuple[str, ...]:
