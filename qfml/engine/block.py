@@ -47,7 +47,7 @@ class Block:
         batch_size = len(rows[0]) if trainer.batch_size is None else min(trainer.batch_size, len(rows[0]))
         self.clock = Clock(rows, seeds, batch_size, shuffle=not ordered)
         self.inputs = Inputs(ds, [member.transforms for member in members])
-        self.panel = None if loss.additive else panel_of(ds, rows)
+        self.panel = None if loss.additive else panel_of(ds, rows, self.clock.width)
 
         drawn = [_initial(member, self.inputs, seed) for member, seed in zip(members, seeds)]
         self.layout = Layout.of(drawn[0])
@@ -100,9 +100,9 @@ class Block:
         units = self.network.dropout_units
         if not units:
             return None
-        steps = max(1, _DROPOUT_BYTES // (units * self.clock.batch_size))
+        steps = max(1, _DROPOUT_BYTES // (units * self.clock.width))
         if self._bytes is None:
-            self._bytes = torch.zeros(len(self.members), steps, self.clock.batch_size, units, dtype=torch.uint8)
+            self._bytes = torch.zeros(len(self.members), steps, self.clock.width, units, dtype=torch.uint8)
             self._bytes_of = [None] * len(self.members)
         chunk, place = np.divmod(self.clock.step, steps)
         for i, (seed, epoch, part) in enumerate(zip(self.clock.seeds, self.clock.epoch.tolist(), chunk.tolist())):

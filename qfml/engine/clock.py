@@ -38,11 +38,23 @@ class Clock:
         for member in range(len(rows)):
             self._draw(member)
 
+    @property
+    def width(self) -> int:
+        """Rows of one step as they are computed: the batch size, filled up to a multiple of 16.
+
+        A matrix product rounds differently where a matrix does not begin on a cache line. With 16 rows, or a multiple,
+        each member's matrices do, wherever the member stands in the stack.
+        """
+        return -(-self.batch_size // 16) * 16
+
     def batch(self) -> tuple[Tensor, Tensor]:
         """Row ids (M, B) of the next step, and the weight (M, B): 1 for a row, 0 where the batch is only filled up."""
         ids = self._order[torch.arange(len(self.rows)), torch.from_numpy(self.step)]
+        place = np.arange(self.width)
         seen = self.step * self.batch_size
-        weight = np.arange(self.batch_size) + seen[:, None] < self.n_rows[:, None]
+        weight = (place < self.batch_size) & (place + seen[:, None] < self.n_rows[:, None])
+        if self.width > self.batch_size:
+            ids = torch.cat([ids, ids[:, :1].expand(-1, self.width - self.batch_size)], dim=1)
         return ids, torch.from_numpy(weight.astype(np.float32))
 
     def advance(self) -> np.ndarray:

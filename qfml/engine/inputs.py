@@ -51,12 +51,17 @@ def time_order(ds: TimeDataset, rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((ds.time[rows], codes[rows]))]
 
 
-def panel_of(ds: TimeDataset, rows: Sequence[np.ndarray]) -> Panel:
-    """Period numbers and first rows of M equally long row lists that are sorted by (group, time)."""
+def panel_of(ds: TimeDataset, rows: Sequence[np.ndarray], width: int | None = None) -> Panel:
+    """Period numbers and first rows of M equally long row lists that are sorted by (group, time).
+
+    With a `width`, the lists are filled up to it with rows of their own that stand for nothing (period 0, first).
+    """
     codes = np.zeros(len(ds), dtype=np.int64) if ds.group is None else ds.group
     period = np.stack([np.unique(ds.time[own], return_inverse=True)[1] for own in rows])
     group = np.stack([codes[own] for own in rows])
     first = np.concatenate([np.ones((len(rows), 1), dtype=bool), group[:, 1:] != group[:, :-1]], axis=1)
+    fill = ((0, 0), (0, 0 if width is None else width - period.shape[1]))
+    period, first = np.pad(period, fill), np.pad(first, fill, constant_values=True)
     return Panel(torch.from_numpy(period).to(ds.y.device), torch.from_numpy(first).to(ds.y.device))
 
 

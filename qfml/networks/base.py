@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -67,7 +68,17 @@ def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
 
 
 def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row outputs"]:
-    """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O)."""
+    """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O).
+
+    A matrix product rounds differently where a matrix does not begin on a cache line, so inputs are filled up with
+    zeros until I x O is a multiple of 16: the weights' gradients then begin on one for every member of a stack. (The
+    engine does the same for rows.)
+    """
+    n_inputs, n_outputs = weight.shape[1:]
+    extra = -n_inputs % (16 // math.gcd(16, n_outputs))
+    if extra:
+        x = torch.nn.functional.pad(x, (0, extra))
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, extra))
     return torch.baddbmm(bias[:, None], x, weight)
 
 
@@ -95,11 +106,13 @@ def gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": silu, "gelu": gelu}
 
 
-def check_hidden(name: str, widths: tuple[int, ...], activation: str, dropout: float) -> None:
+def check_hidden(name: str, widths: Any, activation: str, dropout: float) -> None:
     """The rules that every network's settings share."""
-    if not widths or min(widths) < 1:
-        raise UserError(f"`{name}` must be one or more positive widths, got {widths}")
+    if not isinstance(widths, tuple) or not widths or min(widths) < 1:
+        raise UserError(f"`{name}` must be a tuple of one or more positive widths, such as (32, 32), got {widths!r}")
     if activation not in ACTIVATIONS:
         raise UserError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0 <= dropout < 1:
         raise UserError(f"`dropout` must lie in [0, 1), got {dropout}")
+    if dropout and round(256 * dropout) in (0, 256):
+        raise UserError(f"`dropout` is rounded to a multiple of 1/256, and {dropout} would become 0 or 1")
