@@ -11,7 +11,7 @@ import torch
 
 from qfml.data.dataset import TimeDataset, replaced, select_samples
 from qfml.data.feature_base import Feature, by_group, check_finite, check_source, number
-from qfml.data.features import add_features, lookback_rows
+from qfml.data.features import CrossSectionalRank, RollingZScore, add_features, lookback_rows
 from qfml.data.overlap import Bars
 from qfml.data.weights import Weights
 from qfml.errors import DataError
@@ -32,11 +32,10 @@ def build_dataset(
     keys = (time,) if group is None else (group, time)
     rows, names = feature_frame(frame, features, time=time, group=group)
     rows = label.add_to(rows, time=time, group=group)
-    lookback = lookback_rows([step for step in features if isinstance(step, Feature)])
-    rows = rows.with_columns(_next_return(rows, price, time, group)).with_columns(
-        by_group(rows, group, {"window_start": pl.col(time).shift(lookback)})["window_start"]
-    )
-    warm = rows.filter(by_group(rows, group, {"warm": pl.int_range(pl.len()) >= lookback})["warm"])
+    steps = [step for step in features if isinstance(step, Feature)]
+    lookback = lookback_rows(steps)
+    full = by_group(rows, group, {"full": pl.int_range(pl.len()) >= lookback})["full"]
+    warm = rows.filter(full)
     if warm.height == 0:
         raise DataError(
             f"the features look {lookback} rows back, but no group has that many: {rows.height} rows in all"
@@ -51,14 +50,14 @@ def build_dataset(
         warm["label"].fill_null(0).to_numpy(),
         time=warm[time].to_numpy(),
         label_end=warm["label_end"].fill_null(warm[time]).to_numpy(),
-        window_start=warm["window_start"].to_numpy(),
+        window_start=_window_start(rows, steps, time, group).filter(full).to_numpy(),
         group=None if group is None else warm[group].to_numpy(),
-        returns=warm["next_return"].to_numpy(),
+        returns=_next_return(rows, price, time, group).filter(full).to_numpy(),
         feature_names=names,
         window=window,
     )
     ends = ds.ends.numpy()  # a window cut from row r ends at row r
-    ds = select_samples(ds, known[ends], "label not yet known")
+    ds = select_samples(ds, known[ends], "label not known")
     dropped = {"look-back not yet full": rows.height - warm.height} | ds.dropped
     ds.dropped.clear()
     ds.dropped.update({reason: count for reason, count in dropped.items() if count})
@@ -87,6 +86,11 @@ def feature_frame(
             raise DataError(f"the frame has no column `{name}`; it has: {', '.join(rows.columns)}")
     if not features:
         raise DataError("`features` is empty: name at least one")
+    for step in features:
+        if not isinstance(step, (str, Feature)):
+            raise DataError(
+                f"`features` must hold column names, or steps of FEATURES such as Returns((1, 5)), got {step!r}"
+            )
     rows = rows.sort([time] if group is None else [group, time], maintain_order=True)
     steps = [step for step in features if not isinstance(step, str)]
     plain = tuple(step for step in features if isinstance(step, str))
@@ -128,6 +132,26 @@ def _polars(frame: Any) -> pl.DataFrame:
         raise DataError(f"`frame` must be a polars or pandas frame, got {type(frame).__name__}")
     named = frame.index.names != [None]
     return pl.from_pandas(frame.reset_index() if named else frame)
+
+
+def _window_start(rows: pl.DataFrame, steps: Sequence[Feature], time: str, group: str | None) -> pl.Series:
+    """The earliest time that any of the features reads, in the dtype of the time column; null before it is full."""
+    moments = rows.with_columns(pl.col(time).to_physical())
+    read = [moments[time], *(_earliest(moments, step, time, group) for step in steps)]
+    columns = pl.DataFrame([each.alias(str(i)) for i, each in enumerate(read)])
+    return columns.select(pl.min_horizontal(pl.all())).to_series().cast(rows.schema[time])
+
+
+def _earliest(rows: pl.DataFrame, step: Feature, time: str, group: str | None) -> pl.Series:
+    """The earliest time, as a number, that a feature's value reads."""
+    if not isinstance(step, (CrossSectionalRank, RollingZScore)):
+        return by_group(rows, group, {"earliest": pl.col(time).shift(step.lookback)})["earliest"]
+    keys = [time] if group is None else [group, time]
+    inner = rows.select(*keys, _earliest(rows, step.of, time, group).alias("earliest"))
+    earliest = pl.col("earliest")
+    if isinstance(step, CrossSectionalRank):  # reads every asset known at that time; some have rows further apart
+        return by_group(inner, time, {"earliest": earliest.min()})["earliest"]
+    return by_group(inner, group, {"earliest": earliest.rolling_min(step.window)})["earliest"]
 
 
 def _next_return(rows: pl.DataFrame, price: str, time: str, group: str | None) -> pl.Series:
