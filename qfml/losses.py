@@ -78,7 +78,9 @@ class MSE:
 
 @dataclass(frozen=True)
 class Huber:
-    """Huber loss: quadratic below `delta`, linear above; in units of the label squared.
+    r"""Huber loss, in units of the label squared: :math:`q\,(|e| - q/2)` with :math:`q = \min(|e|, \delta)`.
+
+    Quadratic in the error e up to `delta`, linear above.
 
     References:
         Huber (1964), "Robust Estimation of a Location Parameter".
@@ -94,7 +96,10 @@ class Huber:
 
     def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""
-        return weighted_mean(torch.nn.functional.huber_loss(output, y, reduction="none", delta=self.delta), weight)
+        # written out: torch's own rounds the gradient of a buffer's last elements differently from the others
+        error = (output - y).abs()
+        quadratic = error.clamp_max(self.delta)
+        return weighted_mean(quadratic * (error - 0.5 * quadratic), weight)
 
     def prediction(self, output: Tensor) -> Tensor:
         """The output is a robust centre of the label."""
@@ -157,6 +162,8 @@ class NegativeSharpe:
         before = torch.where(panel.first, torch.zeros_like(position), position.roll(1, dims=1))
         row_pnl = weight * (position * y - self.cost_bps * 1e-4 * (position - before).abs())
         n_periods = int(panel.period.max()) + 1
+        if n_periods < 2:
+            raise UserError("`negative_sharpe` needs rows of at least 2 periods, got 1: a single one has no deviation")
         empty = row_pnl.new_zeros(len(output), n_periods)
         assets = empty.scatter_add(1, panel.period, weight)
         pnl = empty.scatter_add(1, panel.period, row_pnl) / assets.amax(1, keepdim=True)
