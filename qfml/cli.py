@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import rich.console
 import rich.table
+import rich.text
 import typer
 
 import qfml
@@ -57,7 +58,7 @@ def report(run: Run) -> None:
 @app.command()
 def predict(
     run: Run,
-    new: Annotated[Path, typer.Argument(help="Fresh prices (CSV): time, the asset in a panel, and the price columns.")],
+    new: Annotated[Path, typer.Argument(help="Fresh prices (CSV), with the columns that the run read.")],
 ) -> None:
     """Predict from the last row of NEW, and say which position the run's rule takes."""
     if not new.is_file():
@@ -67,10 +68,19 @@ def predict(
     for name in found.columns:
         table.add_column(name, justify="left" if name in ("time", "group") else "right")
     for row in found.iter_rows():
-        table.add_row(
-            *(f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value) for value in row)
-        )
+        table.add_row(*map(_cell, row))
     out.print(table)
+
+
+def _cell(value: object) -> rich.text.Text:
+    """A value as text: a name out of a file is shown, and no markup in it obeyed."""
+    shown = f"{value:.6g}" if isinstance(value, float) else "none" if value is None else _printable(str(value))
+    return rich.text.Text(shown)
+
+
+def _printable(text: str) -> str:
+    """What a file or a path puts into a message must not reach the terminal as a command."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _show(folder: Path) -> None:
@@ -141,7 +151,7 @@ def main() -> None:
 def _stop(message: str, error: Exception, code: int) -> NoReturn:
     """Say what happened and how to go on, on one line that can be copied, and end with `code`."""
     line = ". ".join([message, *getattr(error, "__notes__", [])])
-    err.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(_printable(line), style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from qfml import config
 from qfml.backtest.panel import Panel
 from qfml.backtest.strategies import rule_input
 from qfml.data.build import feature_frame
+from qfml.data.feature_base import by_group, number
+from qfml.data.features import source_columns
 from qfml.data.sources import CsvSource, FrameSource
 from qfml.engine import Fit, load_fits
-from qfml.errors import DataError, UserError
+from qfml.errors import DataError
 from qfml.run import WalkForwardTask, read_metrics, read_task
 
 
@@ -27,9 +30,9 @@ def predict(folder: str | Path, frame: Any) -> pl.DataFrame:
 
     Args:
         folder: a finished run.
-        frame: prices up to the decision, as a polars or pandas frame, or the path of a CSV file: a column `time`, the
-            asset column `group` in a panel, and the price columns that the run read. It must reach back as far as the
-            features look.
+        frame: prices up to the decision, as a polars or pandas frame, or the path of a CSV file, with the columns
+            that the run read, called as in the run's own source (by default `time`, `group` for the asset in a panel,
+            and the prices). It must reach back as far as the features look.
 
     Returns:
         One row an asset: time, group (panels), prediction and position (fraction of capital). An asset whose last row
@@ -40,61 +43,63 @@ def predict(folder: str | Path, frame: Any) -> pl.DataFrame:
         DataError: a column is missing, the prices break a rule, or the history is too short.
     """
     folder = Path(folder)
-    found = read_metrics(folder)
+    conventions = read_metrics(folder)["conventions"]
     task = read_task(config.read_yaml(folder / "config.yaml"))
+    fits = _last_fits(folder)
+    group = task.data.source.group_column
+    rows, names = feature_frame(_prices(task, frame), task.data.features, time="time", group=group)
+    is_latest = (rows["time"] == rows["time"].max()).to_numpy()
+    prediction = np.full(len(rows), np.nan)
+    prediction[is_latest] = _predicted(fits, rows, names, np.flatnonzero(is_latest), group, task.data.window)
+    position = np.where(is_latest, _positions(task, conventions, rows, group, prediction), np.nan)
+    keys = ["time"] if group is None else ["time", group]
+    table = rows.select(*keys, prediction=pl.Series(prediction), position=pl.Series(position)).fill_nan(None)
+    return table.tail(1) if group is None else table.unique(group, keep="last", maintain_order=True)
+
+
+def _last_fits(folder: Path) -> list[Fit]:
+    """The networks of the last fold, one a seed."""
     fits, extra = load_fits(folder / "model")
     last = max(member["fold"] for member in extra["members"])
-    fits = [fit for fit, member in zip(fits, extra["members"]) if member["fold"] == last]
-
-    prices = _prices(task, frame)
-    group = task.data.source.group_column
-    rows, names = feature_frame(prices, task.data.features, time="time", group=group)
-    now = rows["time"].max()
-    latest = np.flatnonzero((rows["time"] == now).to_numpy())
-    prediction = np.full(len(rows), np.nan)
-    prediction[latest] = _predicted(fits, rows, names, latest, group, task.data.window)
-
-    panel = Panel.from_rows(rows["time"].to_numpy(), None if group is None else _codes(rows[group]))
-    price = panel.matrix(rows[task.data.price].to_numpy().astype(float))
-    returns = np.full(price.shape, np.nan)
-    returns[:-1] = price[1:] / price[:-1] - 1
-    rule, conventions = task.backtest.positions, found["conventions"]
-    score = panel.matrix(rule_input(rule, prediction, conventions["prediction_means"]))
-    decided = rule.decide(score, returns, periods_per_year=conventions["periods_per_year"])
-
-    assets = rows if group is None else rows.unique(group, keep="last", maintain_order=True)
-    ends = (
-        [rows.height - 1]
-        if group is None
-        else (rows.with_row_index().group_by(group, maintain_order=True).last())["index"]
-    )
-    known = np.isin(np.asarray(ends), latest)
-    values = {
-        "prediction": np.where(known, prediction[np.asarray(ends)], np.nan),
-        "position": np.where(known, panel.rows(decided)[np.asarray(ends)], np.nan),
-    }
-    keys = ["time"] if group is None else ["time", group]
-    table = assets[-1:] if group is None else assets
-    return table.select(keys).with_columns(pl.Series(name, column).fill_nan(None) for name, column in values.items())
+    return [fit for fit, member in zip(fits, extra["members"]) if member["fold"] == last]
 
 
 def _prices(task: WalkForwardTask, frame: Any) -> pl.DataFrame:
     """Fresh prices by the run's names and rules; only the columns that the features read are asked for."""
-    group = task.data.source.group_column
+    source = task.data.source
     wanted = [name for name in task.data.columns if name not in _label_only(task)]
-    if isinstance(frame, (str, Path)):
-        source = CsvSource(path=str(frame), group=group)
+    called = {
+        name: getattr(source, name) for name in ("time", "group", "rename", "time_format") if hasattr(source, name)
+    }
+    called = called or {"group": source.group_column}  # the samples have no columns of their own
+    if not isinstance(frame, (str, Path)):
+        fresh = FrameSource(frame, **called)
+    elif isinstance(source, CsvSource):
+        fresh = dataclasses.replace(source, path=str(frame))
     else:
-        source = FrameSource(frame, group=group)
-    prices = source.read(wanted)
-    return task.data.check(prices)[0]
+        fresh = CsvSource(path=str(frame), **called)
+    return task.data.check(fresh.read(wanted))[0]
 
 
 def _label_only(task: WalkForwardTask) -> set[str]:
     """Columns that only the label reads: a prediction needs no label."""
-    from qfml.data.features import source_columns
-
     return set(task.data.label.columns) - {task.data.price, *source_columns(task.data.features)}
+
+
+def _positions(
+    task: WalkForwardTask, conventions: dict[str, Any], rows: pl.DataFrame, group: str | None, prediction: np.ndarray
+) -> np.ndarray:
+    """What the run's rule decides on each row."""
+    codes = None if group is None else _codes(rows[group])
+    names = () if group is None else tuple(rows[group].unique().sort())
+    panel = Panel.from_rows(rows["time"].to_numpy(), codes, names)
+    price = number(task.data.price)
+    # to the asset's own next row, as in the run: a day without a row breaks no series
+    returns = by_group(rows, group, {"returns": price.shift(-1) / price - 1})["returns"].to_numpy()
+    rule = task.backtest.positions
+    score = panel.matrix(rule_input(rule, prediction, conventions["prediction_means"]))
+    decided = rule.decide(score, panel.matrix(returns), periods_per_year=conventions["periods_per_year"])
+    return panel.rows(decided)
 
 
 def _predicted(
@@ -124,11 +129,3 @@ def _predicted(
 
 def _codes(group: pl.Series) -> np.ndarray:
     return np.unique(group.cast(pl.String).to_numpy(), return_inverse=True)[1].astype(np.int64)
-
-
-def read_new(path: str | Path) -> Path:
-    """The path of a CSV file, checked to be there."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    return path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import polars as pl
+import torch
 
 from qfml import config
 from qfml.backtest import POSITIONS, walk_forward
@@ -171,6 +172,7 @@ class WalkForwardTask:
     def execute(self, folder: Path, *, resume: bool, progress: Progress | None, say: Say) -> None:
         """Read, train, judge and write everything but the report into `folder`."""
         begin = time.perf_counter()
+        _check_device(self.trainer.device)
         frame, report = self.data.read()
         ds = self.data.dataset(frame)
         say(f"{self.data.source.describe()}: {len(frame):,} rows, {len(ds):,} samples, {ds.n_features} features")
@@ -202,8 +204,9 @@ class WalkForwardTask:
         result = self._count_trial(result)
         described = {"source": self.data.source.describe(), "n_rows": len(frame), "label": self.data.label.kind}
         seconds = {"data": data_seconds, "total": time.perf_counter() - begin}
+        described |= {"validation": [*report.lines, *result.metrics["data"]["validation"]]}
         result = result.with_metrics(
-            data=described | {"validation": list(report.lines)},
+            data=described,
             audit=audit,
             seconds=seconds,
             config_hash=config.config_hash(as_settings(self)),
@@ -290,6 +293,8 @@ def run(
     config.write_yaml(as_settings(task), folder / "config.yaml")
     try:
         return _finish(folder, task, resume=False, progress=progress, say=say)
+    except CheckpointError:  # training had begun
+        raise
     except UserError:
         _forget_if_not_begun(folder)
         raise
@@ -359,6 +364,17 @@ def _new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
         raise UserError(f"{folder} is not empty: choose another `--out`, or continue it with `qfml resume {folder}`")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that is not there before anything is read."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that is built without the device
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"`trainer.device: {name}` cannot be used on this machine ({why}); leave it out for cpu"
+        ) from None
 
 
 def _of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
