@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from typing import Any
 
 import command_line
 import numpy as np
@@ -35,7 +36,10 @@ def panel(tmp_path_factory):
 def windowed(tmp_path_factory):
     """A finished run of a convolution over windows of days."""
     features = [{"kind": "log_returns", "horizons": [1]}]
-    sections = {"data": {"window": 8, "features": features}, "network": {"kind": "tcn", "channels": [4, 4]}}
+    sections: dict[str, Any] = {
+        "data": {"window": 8, "features": features},
+        "network": {"kind": "tcn", "channels": [4, 4]},
+    }
     return finished(workplace(tmp_path_factory.mktemp("windowed"), **sections))
 
 
