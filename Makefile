@@ -10,7 +10,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
-# two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead
+# two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead, and the networks
+# of `make run` are as fast on one
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 CONFIG ?= configs/walk_forward_sp500.yaml
 ARGS ?=
@@ -50,7 +51,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	@touch $@
 
 run: $(VENV)/.run
-	@$(VENV)/bin/qfml run $(CONFIG)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/qfml run $(CONFIG)
 
 test: $(VENV)/.dev
 	@$(PYTEST) -n 2 $(ARGS)

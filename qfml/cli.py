@@ -144,11 +144,13 @@ def main() -> None:
             raise
         place = "" if error.filename is None else f": {error.filename}"
         _stop(f"error: {error.strerror}{place}", error, 2)
+    except KeyboardInterrupt as error:  # outside training, where there is nothing to write
+        _stop("stopped", error, 130)
     except Interrupted as stopped:
         _stop("stopped", stopped, 128 + stopped.signal_number)
 
 
-def _stop(message: str, error: Exception, code: int) -> NoReturn:
+def _stop(message: str, error: BaseException, code: int) -> NoReturn:
     """Say what happened and how to go on, on one line that can be copied, and end with `code`."""
     line = ". ".join([message, *getattr(error, "__notes__", [])])
     err.print(_printable(line), style="red", highlight=False, markup=False, soft_wrap=True)

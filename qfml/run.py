@@ -21,6 +21,7 @@ import torch
 from qfml import config
 from qfml.backtest import POSITIONS, walk_forward
 from qfml.backtest.baselines import BASELINES, HAR, Baseline, BuyAndHold, Momentum, Ridge
+from qfml.backtest.pnl import check_costs
 from qfml.backtest.positions import PositionRule
 from qfml.backtest.result import WalkForwardResult
 from qfml.config import OneOf, Section
@@ -133,6 +134,9 @@ class BacktestConfig:
     baselines: tuple[Annotated[Baseline, OneOf(BASELINES)], ...] = (BuyAndHold(), Ridge(), Momentum())
     n_bootstrap: int = 1000
 
+    def __post_init__(self) -> None:
+        check_costs(self.cost_bps, self.slippage, self.execution_lag)
+
 
 @dataclass(frozen=True)
 class WalkForwardTask:
@@ -151,7 +155,8 @@ class WalkForwardTask:
         validation: fraction of a fold's training times that is kept back, purged, to stop early.
         warm_start: start each fold from the one before; folds are then trained one after another.
         name: names the run folder.
-        ledger: file that counts every configuration tried on a data set.
+        ledger: file that counts every configuration tried on a data set. A data set is a source with its name or
+            path: other dates of it are another configuration of the same data.
     """
 
     task: ClassVar[str] = "walk_forward"
@@ -168,6 +173,12 @@ class WalkForwardTask:
     warm_start: bool = False
     name: str = "walk_forward"
     ledger: str = "runs/ledger.jsonl"
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 1:
+            raise ConfigError(f"`n_seeds` must be at least 1, got {self.n_seeds}")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"`validation` must be a share of the training times in [0, 1), got {self.validation}")
 
     def execute(self, folder: Path, *, resume: bool, progress: Progress | None, say: Say) -> None:
         """Read, train, judge and write everything but the report into `folder`."""

@@ -60,7 +60,9 @@ class Market:
         if ds.returns is None:
             raise DataError(
                 "a backtest needs what positions earn: pass `returns=` to TimeDataset (the simple return of each row's "
-                "asset to its next row), or build it with TimeDataset.from_frame"
+                "asset to its next row), or build it with TimeDataset.from_frame. It leaves them out where a backtest "
+                "would be wrong: for a meta-label, which sizes a bet and does not say its direction, and where rows in "
+                f"mid-history have no label (here {ds.dropped.get('no label in mid-history', 0)})"
             )
         panel = Panel.from_rows(ds.time, ds.group, ds.group_names)
         returns = panel.matrix(ds.returns)

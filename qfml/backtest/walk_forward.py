@@ -116,10 +116,12 @@ def walk_forward(
         (4, ['buy_and_hold', 'momentum', 'network', 'ridge'])
     """
     begin = clock.perf_counter()
+    _check_kinds(positions, baselines, transforms)
     check_costs(cost_bps, slippage, execution_lag)
     _check(n_seeds, n_bootstrap, baselines)
     means: Meaning = _meaning(loss)
     check_rule(positions, means)
+    _check_trials(n_trials, trial_variance)
     p = metrics.periods_per_year(ds.time) if periods_per_year is None else float(periods_per_year)
     folds = plan_folds(ds, splitter, validation)
     market = Market.of(ds, folds, periods_per_year=p, cost_bps=cost_bps, slippage=slippage, execution_lag=execution_lag)
@@ -180,7 +182,7 @@ def walk_forward(
             "execution_lag": execution_lag,
             "positions": config.to_dict(positions),
             "baseline_positions": {b.kind: baseline_rule(positions, b).kind for b in baselines},
-            "pnl": "additive, fractions of a constant capital",
+            "pnl": "fractions of a constant capital; return a year, drawdown and Calmar ratio compound it",
             "prediction_means": means,
             "seeds": f"{seeds[0]} to {seeds[-1]}, predictions averaged" if n_seeds > 1 else str(seed),
             "validation": validation,
@@ -238,6 +240,25 @@ def walk_forward(
         fits=fits,
         settings=settings,
     )
+
+
+def _check_kinds(positions: Any, baselines: Any, transforms: Any) -> None:
+    """Refuse names and classes where components are wanted."""
+    wanted = [("positions", [positions], "decide", "Sign()"), ("baselines", baselines, "predict", "(Ridge(),)")]
+    wanted.append(("transforms", transforms, "fit", "(Standardise(),)"))
+    for name, found, method, example in wanted:
+        parts = [found] if isinstance(found, str) or not isinstance(found, Sequence) else list(found)
+        wrong = [part for part in parts if isinstance(part, (str, type)) or not hasattr(part, method)]
+        if wrong:
+            raise UserError(f"`{name}` takes components such as {example}, got {wrong[0]!r}")
+
+
+def _check_trials(n_trials: int, trial_variance: float | None) -> None:
+    """Refuse a number of trials below 1 and a negative variance, before anything is trained."""
+    if n_trials < 1:
+        raise UserError(f"`n_trials` counts this configuration too and is at least 1, got {n_trials}")
+    if trial_variance is not None and trial_variance < 0:
+        raise UserError(f"`trial_variance` must not be negative, got {trial_variance}")
 
 
 def _check(n_seeds: int, n_bootstrap: int, baselines: Sequence[Baseline]) -> None:

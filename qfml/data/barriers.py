@@ -96,6 +96,9 @@ class MetaLabel(Label):
     horizon are those of `TripleBarrier`, seen from that side; the label is 1 if the return times the side is positive
     at the first touch. A model of this label gives the probability that the bet is good, and so its size.
 
+    A data set built with it has no `returns`, because the prediction is the size of a bet and not its direction:
+    trade `side` times that size with `qfml.backtest.profit_and_loss`.
+
     Args:
         horizon: rows to the vertical barrier. Not defaulted.
         vol_window: returns in the trailing volatility. Not defaulted.

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from qfml.data.barriers import MetaLabel
 from qfml.data.dataset import TimeDataset, replaced, select_samples
 from qfml.data.feature_base import Feature, by_group, check_finite, check_source, number
 from qfml.data.features import CrossSectionalRank, RollingZScore, add_features, lookback_rows
@@ -57,7 +58,12 @@ def build_dataset(
         window=window,
     )
     ends = ds.ends.numpy()  # a window cut from row r ends at row r
-    ds = select_samples(ds, known[ends], "label not known")
+    hole = _inside(warm, group)[ends]
+    ds = select_samples(ds, ~hole, "no label in mid-history")
+    ds = select_samples(ds, known[ends[~hole]], "label not known")
+    if hole.any() or isinstance(label, MetaLabel):
+        # a backtest would take the rows on both sides of a hole for neighbours, and a good bet for a rise
+        ds = replaced(ds, returns=None)
     dropped = {"look-back not yet full": rows.height - warm.height} | ds.dropped
     ds.dropped.clear()
     ds.dropped.update({reason: count for reason, count in dropped.items() if count})
@@ -118,6 +124,13 @@ def with_weight(ds: TimeDataset, weight: Weights, bars: Bars) -> TimeDataset:
     return replaced(ds, weight=torch.from_numpy(values).float())
 
 
+def _inside(rows: pl.DataFrame, group: str | None) -> np.ndarray:
+    """True on a row without a label that stands between two rows of its group that have one."""
+    known = pl.col("label").is_not_null()
+    before, after = known.cum_sum() > 0, known.cum_sum(reverse=True) > 0
+    return by_group(rows, group, {"hole": ~known & before & after})["hole"].to_numpy()
+
+
 def number_of(rows: pl.DataFrame, name: str) -> pl.Series:
     """A column as Float64."""
     return rows.select(number(name))[name]
@@ -168,7 +181,8 @@ def _refuse_gaps(rows: pl.DataFrame, names: Sequence[str], keys: tuple[str, ...]
             first = [" ".join(str(row[key]) for key in keys) for row in holes.head(5).iter_rows(named=True)]
             raise DataError(
                 f"feature `{name}` is unknown on {holes.height} of {rows.height} rows, first: {', '.join(first)}; "
-                "choose how missing values are treated (error, drop, forward_fill) before building features"
+                "choose how missing values are treated (error, drop, forward_fill) before building features. "
+                "(Unknown at the very end: does it look ahead? At the very start: is its `lookback` stated too small?)"
             )
 
 

@@ -38,6 +38,12 @@ class Member:
     transforms: FittedTransform | None = None
     start: Fit | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", np.asarray(self.train))
+        object.__setattr__(self, "val", None if self.val is None else np.asarray(self.val))
+        if isinstance(self.network, type) or not isinstance(self.network, Network):
+            raise UserError(f"`network` must be a specification such as MLP(hidden=(32, 32)), got {self.network!r}")
+
     def check(self, ds: TimeDataset) -> None:
         """Raise ValueError if the rows are not rows of `ds`, or training and validation overlap."""
         for name, rows in (("train", self.train), ("val", self.val)):
@@ -47,5 +53,7 @@ class Member:
                 raise UserError(f"`{name}` must be a non-empty 1-D array of row ids, got {rows.dtype} {rows.shape}")
             if rows.min() < 0 or rows.max() >= len(ds):
                 raise UserError(f"`{name}` must hold row ids from 0 to {len(ds) - 1}, got {rows.min()} to {rows.max()}")
+            if len(np.unique(rows)) < len(rows):
+                raise UserError(f"`{name}` names a row twice: {len(rows)} ids, {len(np.unique(rows))} of them distinct")
         if self.val is not None and np.intersect1d(self.train, self.val).size:
             raise UserError("`val` shares rows with `train`: a network would be judged on what it was trained on")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 
 from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
@@ -63,8 +64,18 @@ class Trainer:
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "patience", "member_block"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"`{name}` must be at least 1, got {value}")
+            if value is None and name != "max_epochs":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"`{name}` must be a whole number, at least 1, got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UserError(f"`seed` must be a whole number, got {self.seed!r}")
+        if isinstance(self.optimizer, type) or not isinstance(self.optimizer, Optimizer):
+            raise UserError(f"`optimizer` must be one such as AdamW(lr=1e-3), got {self.optimizer!r}")
+        try:
+            torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise UserError(f"`device` must name a torch device such as cpu or cuda, got {self.device!r}") from None
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"`clip_norm` must be positive, got {self.clip_norm}; leave it out to train without")
         if not self.checkpoint_seconds >= 0:
@@ -81,7 +92,7 @@ class Trainer:
         **options: Any,
     ) -> Fit:
         """Train one network on the samples `train`, judged on `val`; `options` are those of `fit_many`."""
-        return self.fit_many([Member(network, np.asarray(train), val)], loss, ds, **options)[0]
+        return self.fit_many([Member(network, train, val)], loss, ds, **options)[0]
 
     def fit_many(
         self,
@@ -90,7 +101,7 @@ class Trainer:
         ds: TimeDataset,
         *,
         progress: Progress | None = None,
-        checkpoint_dir: Path | None = None,
+        checkpoint_dir: str | Path | None = None,
         resume: bool = False,
     ) -> list[Fit]:
         """Train many networks as one stack.
@@ -113,4 +124,5 @@ class Trainer:
         """
         from qfml.engine.training import train  # it is built on this class
 
-        return train(self, members, loss, ds, progress or Silent(), checkpoint_dir, resume)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        return train(self, members, loss, ds, progress or Silent(), folder, resume)

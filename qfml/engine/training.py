@@ -171,6 +171,10 @@ def _block_size(network: Network, batch: int, n_features: int, window: int | Non
 def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trainer) -> None:
     if not members:
         raise UserError("`members` is empty: there is nothing to train")
+    if not isinstance(ds, TimeDataset):
+        raise UserError(f"`ds` must be a TimeDataset, got {type(ds).__name__}")
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        raise UserError(f"`loss` must be one such as MSE(), got {loss!r}")
     if not loss.additive and trainer.batch_size is not None:
         raise UserError(
             f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"

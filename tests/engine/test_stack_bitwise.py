@@ -1,5 +1,6 @@
 """A member's result is its solo result, to the last bit (fp32, eager, CPU), whatever the stack around it."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,34 @@ def test_member_in_a_stack_equals_solo(name):
     assert len({fit.n_epochs for fit in stacked}) > 1 or name != "relu", "some member must have stopped early"
     for member, fit in zip(members, stacked):
         assert_same(trainer.fit_many([member], qfml.MSE(), ds)[0], fit)
+
+
+# a matrix product rounds by where a matrix begins in memory: odd widths, features and batches put it anywhere
+ODD = [(5, 3), (8, 4), (9, 5), (10, 5), (12, 6), (17, 9), (18, 9), (25, 9), (33, 17), (17, 9, 5), (33, 17, 5), (50, 25)]
+
+
+def differing_shapes(widths, features, batches, rows=237):
+    """Shapes of which some member of a stack of three differs from its solo result."""
+    found = []
+    for hidden, n_features, batch_size in itertools.product(widths, features, batches):
+        ds = make_data(n=300, n_features=n_features)
+        trainer = qfml.Trainer(max_epochs=2, batch_size=batch_size)
+        members = [qfml.Member(qfml.MLP(hidden=hidden), np.arange(rows), np.arange(250, 300), seed=i) for i in range(3)]
+        for member, fit in zip(members, trainer.fit_many(members, qfml.MSE(), ds)):
+            solo = trainer.fit_many([member], qfml.MSE(), ds)[0]
+            if not torch.equal(solo.parameters, fit.parameters) or solo.history != fit.history:
+                found.append((hidden, n_features, batch_size))
+    return found
+
+
+@pytest.mark.parametrize("n_features", [5, 20])
+def test_odd_shapes_keep_the_bits(n_features):
+    assert differing_shapes(ODD, [n_features], [50]) == []
+
+
+@pytest.mark.slow
+def test_many_odd_shapes_keep_the_bits():
+    assert differing_shapes([*ODD, (16,), (19, 9), (20, 10), (32, 32), (100,)], [3, 5, 7, 20], [64, 50, None]) == []
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 8])

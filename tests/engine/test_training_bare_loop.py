@@ -179,7 +179,32 @@ def test_settings_that_do_not_fit_are_refused():
         qfml.Trainer(max_epochs=1, batch_size=32).fit(qfml.MLP(), qfml.BCE(), ds, train=np.arange(9))
     with pytest.raises(ValueError, match="a temporal convolution needs windows"):
         qfml.Trainer(max_epochs=1, batch_size=32).fit(qfml.TCN(), qfml.MSE(), ds, train=np.arange(9))
-    with pytest.raises(ValueError, match="`max_epochs` must be at least 1, got 0"):
-        qfml.Trainer(max_epochs=0, batch_size=32)
     with pytest.raises(ValueError, match="`members` is empty"):
         qfml.Trainer(max_epochs=1, batch_size=32).fit_many([], qfml.MSE(), ds)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 0}, "`max_epochs` must be a whole number, at least 1, got 0"),
+        ({"patience": True}, "`patience` must be a whole number, at least 1, got True"),
+        ({"clip_norm": 0.0}, "`clip_norm` must be positive, got 0.0"),
+        ({"device": "cdua"}, "`device` must name a torch device such as cpu or cuda, got 'cdua'"),
+    ],
+)
+def test_trainer_settings_are_refused_by_name_and_value(change, message):
+    with pytest.raises(ValueError, match=message):
+        qfml.Trainer(**{"max_epochs": 1, "batch_size": 32} | change)
+
+
+def test_rows_named_twice_and_classes_in_place_of_components_are_refused():
+    ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=32)
+    with pytest.raises(ValueError, match="`train` names a row twice: 3 ids, 2 of them distinct"):
+        trainer.fit(qfml.MLP(), qfml.MSE(), ds, train=np.array([1, 1, 2]))
+
+
+def test_lists_of_rows_are_as_good_as_arrays():
+    ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=32)
+    member = qfml.Member(qfml.MLP(), np.arange(50), np.arange(50, 60))
+    assert isinstance(member.val, np.ndarray)
+    assert trainer.fit_many([member], qfml.MSE(), ds)[0].n_epochs == 1
