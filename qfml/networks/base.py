@@ -75,6 +75,8 @@ def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) 
     engine does the same for rows.)
     """
     n_inputs, n_outputs = weight.shape[1:]
+    if 1 in (n_inputs, n_outputs):  # no matrix: its product is summed in another order when there is one member
+        return (x[..., None] * weight[:, None]).sum(2) + bias[:, None]
     extra = -n_inputs % (16 // math.gcd(16, n_outputs))
     if extra:
         x = torch.nn.functional.pad(x, (0, extra))
