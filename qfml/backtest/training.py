@@ -111,7 +111,7 @@ def fit_folds(
             progress=None if progress is None else _OneFold(progress, number, len(seeds), len(order)),
             checkpoint_dir=folder,
             # a fold that the interrupted run had not reached has nothing to resume from
-            resume=resume and (number == 0 or (folder is not None and folder.exists())),
+            resume=resume and (number == 0 or (folder is not None and any(folder.glob("checkpoint-*")))),
         )
         done += [FoldFit(model, seed, fit) for seed, fit in zip(seeds, last, strict=True)]
     return done
