@@ -197,14 +197,7 @@ def test_trainer_settings_are_refused_by_name_and_value(change, message):
         qfml.Trainer(**{"max_epochs": 1, "batch_size": 32} | change)
 
 
-def test_rows_named_twice_and_classes_in_place_of_components_are_refused():
+def test_rows_named_twice_are_refused():
     ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=32)
     with pytest.raises(ValueError, match="`train` names a row twice: 3 ids, 2 of them distinct"):
         trainer.fit(qfml.MLP(), qfml.MSE(), ds, train=np.array([1, 1, 2]))
-
-
-def test_lists_of_rows_are_as_good_as_arrays():
-    ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=32)
-    member = qfml.Member(qfml.MLP(), np.arange(50), np.arange(50, 60))
-    assert isinstance(member.val, np.ndarray)
-    assert trainer.fit_many([member], qfml.MSE(), ds)[0].n_epochs == 1
