@@ -89,8 +89,9 @@ class DataConfig:
         return self.check(frame)
 
     def check(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, ValidationReport]:
-        """Any frame of these columns, checked by these rules."""
-        prices = [name for name in self.columns if name in _PRICES or name == self.price]
+        """A frame of these columns, checked by these rules; fresh prices come without those only the label reads."""
+        read = [name for name in self.columns if name in frame.columns]
+        prices = [name for name in read if name in _PRICES or name == self.price]
         return validate(
             frame, group=self.source.group_column, prices=prices, missing=self.missing, max_gap=self.max_gap
         )
