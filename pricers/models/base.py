@@ -1,0 +1,138 @@
+"""What every model is: parameters with a batch shape, and named schemes to simulate it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pricers.market import Market
+from pricers.parameters import broadcast_shape
+
+__all__ = ["Characteristic", "DirectScheme", "Model", "PathScheme", "Scheme", "Step"]
+
+State = tuple[Tensor, ...]
+
+
+class Step(NamedTuple):
+    """What one step adds to the logarithm of $m_t = S_t / F(0, t)$, given the path of everything but the asset's noise.
+
+    $\\log m$ grows by `drift` plus a normal of variance `residual_variance`, independent of `state`.
+    """
+
+    state: State
+    drift: Tensor
+    residual_variance: Tensor
+    variance: Tensor  # integrated variance of the log price over the step, whatever drives it; without jumps
+    jumps_squared: Tensor | None = None  # sum of the squared log jumps in the step
+
+
+class Scheme(ABC):
+    """A discretisation of a model under which, given the state, the asset is lognormal over each step."""
+
+    n_normals: ClassVar[int]  # standard normals for each step, besides the asset's own
+    exact: ClassVar[bool] = False  # no bias at any length of step
+    has_jumps: ClassVar[bool] = False  # `Step.jumps_squared` is given
+
+    @abstractmethod
+    def start(self, model: Any) -> State:
+        """State at time 0; each tensor broadcasts with `*batch paths`."""
+
+    @abstractmethod
+    def coefficients(self, model: Any, market: Market, time: Tensor, dt: Tensor) -> State:
+        """What a step from `time` over `dt` needs of the parameters; each tensor broadcasts with `*batch 1`."""
+
+    @abstractmethod
+    def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
+        """One step: pure tensor code, for it is compiled.
+
+        Args:
+            coefficients: from `coefficients`.
+            log_ratio: $\\log m$ at the start of the step, shape `*batch paths` (and an axis of assets before paths).
+            state: from `start` or the step before.
+            normals: shape `n_normals paths`.
+        """
+
+
+class PathScheme(ABC):
+    """A discretisation that needs the noise of the whole path at once: a model without the Markov property."""
+
+    n_normals: ClassVar[int]
+    exact: ClassVar[bool] = False
+    has_jumps: ClassVar[bool] = False
+
+    @abstractmethod
+    def increments(self, model: Any, grid: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`drift`, `residual_variance` and `variance` of each step as in `Step`, shape `n_steps *batch paths`.
+
+        Args:
+            model: the model.
+            grid: times from 0, years; shape `(n_steps + 1,)`.
+            normals: shape `n_steps n_normals paths`.
+        """
+
+
+class DirectScheme(ABC):
+    """A discretisation of the asset itself, where it is not lognormal given the rest."""
+
+    n_normals: ClassVar[int]
+    exact: ClassVar[bool] = False
+    has_jumps: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, model: Any, market: Market, horizon: Tensor) -> State:
+        """State at time 0; each tensor broadcasts with `*batch paths`."""
+
+    @abstractmethod
+    def coefficients(self, model: Any, market: Market, time: Tensor, dt: Tensor) -> State:
+        """What a step from `time` over `dt` needs of the parameters; each tensor broadcasts with `*batch 1`."""
+
+    @abstractmethod
+    def advance(self, coefficients: State, state: State, normals: Tensor) -> State:
+        """One step with `normals` of shape `n_normals paths`; pure tensor code."""
+
+    @abstractmethod
+    def ratio(self, state: State) -> Tensor:
+        """$m_t = S_t / F(0, t)$, shape `*batch paths`."""
+
+
+AnyScheme = Scheme | PathScheme | DirectScheme
+
+
+class Model(ABC):
+    """A dynamics: a frozen dataclass of tensors whose batch axes broadcast."""
+
+    kind: ClassVar[str]
+    schemes: ClassVar[Mapping[str, AnyScheme]] = {}  # by name, the default first
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the batch of parameter sets."""
+        return broadcast_shape(**{name: tensor for name, tensor in self.parameters().items()})
+
+    @property
+    def n_assets(self) -> int:
+        """Number of assets."""
+        return 1
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors among the fields, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+@runtime_checkable
+class Characteristic(Protocol):
+    r"""A model whose log-ratio $X = \log(S_T / F_T)$ has a known characteristic function."""
+
+    def log_characteristic(self, u: Tensor, expiry: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+        r"""Real and imaginary part of $\log E\,e^{i (u - i\,\mathrm{shift}) X}$; `u` along the last axis."""
+        ...
+
+    def cumulants(self, expiry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First, second and fourth cumulant of X."""
+        ...
