@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["broadcast_shape", "choice", "dates", "real", "within"]
+__all__ = ["broadcast_shape", "choice", "copied", "converted", "dates", "real", "within"]
 
 
 def real(name: str, value: Any) -> Tensor:
@@ -113,6 +115,29 @@ def broadcast_shape(**shapes: torch.Size | Tensor) -> torch.Size:
                 f"add axes of length 1 (`{other}[:, None]`)"
             ) from None
     return common
+
+
+T = TypeVar("T")
+
+
+def copied(item: T, **changes: Any) -> T:
+    """A shallow copy of a frozen dataclass with some fields replaced, without checking them anew."""
+    twin = copy.copy(item)
+    for name, value in changes.items():
+        object.__setattr__(twin, name, value)
+    return twin
+
+
+def converted(item: T, dtype: torch.dtype, device: torch.device) -> T:
+    """The same dataclass with all tensors, in dataclasses inside it too, of one dtype and on one device."""
+    changes: dict[str, Any] = {}
+    for field in fields(item):  # pyright: ignore[reportArgumentType]  # a dataclass, by contract
+        value = getattr(item, field.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            changes[field.name] = value.to(device, dtype)
+        elif is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = converted(value, dtype, device)
+    return copied(item, **changes)
 
 
 def _tensor(value: Any) -> Tensor:

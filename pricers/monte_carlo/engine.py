@@ -1,0 +1,321 @@
+"""The Monte Carlo engine: noise to paths to payoffs, chunk by chunk, to an estimate with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pricers.estimate import Estimate
+from pricers.instruments.base import EarlyExercise, Instrument
+from pricers.market import Market
+from pricers.models.base import AnyScheme, DirectScheme, Model
+from pricers.models.black_scholes import BlackScholes
+from pricers.monte_carlo.conditional import CONDITIONAL, ConditionalLaw
+from pricers.monte_carlo.controls import Control, controls_of
+from pricers.monte_carlo.simulate import Plan, asset_normals, assemble, record, record_conditional
+from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
+from pricers.noise import NOISES, TILE, Noise, block_size, uniforms
+from pricers.parameters import broadcast_shape, choice, converted
+from pricers.paths import Paths, time_grid
+
+__all__ = ["MonteCarlo"]
+
+CHUNK_BYTES = 2**26  # what one chunk of paths may hold on a CPU core
+CUDA_CHUNK_BYTES = 2**32
+COMPILE_FROM = 2_000_000_000  # path-steps from which compiling (some ten seconds) pays
+DEFAULT_STEPS = 100
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Simulate paths and average the discounted payoffs.
+
+    The result depends on the seed and the number of paths, not on chunks, threads or what else is priced beside.
+
+    Args:
+        n_paths: number of paths (with repeats: of all together), at least 2.
+        n_steps: number of largest time steps to the last contract date; None takes the contract dates alone under
+            models that are simulated exactly, else 100.
+        noise: "pseudo", "antithetic" (mirrored pairs) or "sobol" (scrambled, Brownian bridge, independent repeats).
+        seed: any integer.
+        scheme: name of the discretisation, one of the model's `schemes`; None takes the first.
+        controls: whether control variates with known expectations are used where there are some.
+        conditional: whether the asset is integrated out given the variance path (mixing) where model and instrument
+            allow it; None does so when possible, True raises where it is not.
+        repeats: independent scrambles behind the standard error of Sobol noise.
+        target_std_error: stop when the standard error (the largest of a batch) is at most this, in units of price;
+            `n_paths` is then the most that is spent.
+        dtype: floating point type of the paths; None takes that of the inputs. Averages are always float64.
+        device: torch device; None takes that of the inputs.
+        compile: whether the time step is compiled; None compiles long simulations only.
+
+    Raises:
+        ValueError: a number of paths, steps or repeats that is too small, an unknown kind of noise.
+
+    References:
+        Glasserman (2004), Monte Carlo Methods in Financial Engineering.
+    """
+
+    name: ClassVar[str] = "monte carlo"
+    n_paths: int
+    n_steps: int | None = None
+    noise: str = "pseudo"
+    seed: int = 0
+    scheme: str | None = None
+    controls: bool = True
+    conditional: bool | None = None
+    repeats: int = 16
+    target_std_error: float | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        choice("noise", self.noise, tuple(NOISES))
+        if self.n_paths < 2:
+            raise ValueError(f"`n_paths` must be 2 or more, got {self.n_paths}")
+        if self.n_steps is not None and self.n_steps < 1:
+            raise ValueError(f"`n_steps` must be 1 or more, got {self.n_steps}")
+        if self.repeats < 2:
+            raise ValueError(f"`repeats` must be 2 or more (a standard error needs them), got {self.repeats}")
+        if self.noise == "antithetic" and self.n_paths % 2:
+            raise ValueError(f"`n_paths` must be even for antithetic noise, got {self.n_paths}")
+        if self.noise == "sobol" and self.n_paths % self.repeats:
+            raise ValueError(
+                f"`n_paths` must be a multiple of `repeats` = {self.repeats} for sobol noise, got {self.n_paths}; "
+                "powers of two fill space best"
+            )
+        if self.target_std_error is not None and not self.target_std_error > 0:
+            raise ValueError(f"`target_std_error` must be above 0, got {self.target_std_error}")
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {self.dtype}")
+
+    def refusal(self, instrument: Instrument, model: Model, market: Market) -> str | None:
+        """Why this engine cannot price the instrument under the model; None if it can."""
+        if isinstance(instrument, EarlyExercise):
+            return "early exercise needs a rule when to exercise: use LongstaffSchwartz"
+        if not model.schemes:
+            return f"{type(model).__name__} has no simulation scheme"
+        if self.scheme is not None and self.scheme not in model.schemes:
+            known = ", ".join(map(repr, model.schemes))
+            return f"`scheme` of {type(model).__name__} must be one of {known}, got {self.scheme!r}"
+        if market.dividends is not None and not (isinstance(model, BlackScholes) and model.n_assets == 1):
+            return "cash dividends are for BlackScholes on one asset"
+        if instrument.n_assets is not None and instrument.n_assets != model.n_assets:
+            return f"the contract is on {instrument.n_assets} asset(s), the model has {model.n_assets}"
+        if isinstance(self._scheme(model), DirectScheme) and (instrument.continuous or instrument.bridge_uniforms):
+            return f"{type(model).__name__} is simulated without the variance of each step, which a continuous contract needs"
+        if self.conditional and self._conditional(instrument, model, market) is None:
+            return f"conditional simulation of {type(instrument).__name__} under {type(model).__name__} is not known"
+        return None
+
+    def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
+        """Value of the instrument, with its standard error.
+
+        Raises:
+            ValueError: the engine cannot price it, or shapes do not broadcast.
+        """
+        reason = self.refusal(instrument, model, market)
+        if reason is not None:
+            raise ValueError(f"MonteCarlo cannot price {type(instrument).__name__}: {reason}")
+        if self.target_std_error is None:
+            return self._run(instrument, model, market, self.n_paths)
+        return self._until(instrument, model, market, self.target_std_error)
+
+    def _until(self, instrument: Instrument, model: Model, market: Market, target: float) -> Estimate:
+        """Double the paths until the error is small enough, each time from the start: the seed decides, not the way."""
+        n_paths = min(self.n_paths, self.repeats * TILE)
+        while True:
+            estimate = self._run(instrument, model, market, n_paths)
+            worst = estimate.std_error.max().item()
+            if worst <= target:
+                return estimate
+            if n_paths >= self.n_paths:
+                note = f"the standard error {worst:.3g} is above the target {target:.3g} after all {n_paths} paths"
+                return replace_note(estimate, note)
+            n_paths = min(self.n_paths, 2 * n_paths)
+
+    def _scheme(self, model: Model) -> AnyScheme:
+        name = self.scheme if self.scheme is not None else next(iter(model.schemes))
+        return model.schemes[name]
+
+    def _conditional(self, instrument: Instrument, model: Model, market: Market) -> Callable[..., Tensor] | None:
+        scheme = self._scheme(model)
+        if isinstance(scheme, DirectScheme) or scheme.n_normals == 0 or model.n_assets > 1:
+            return None
+        return CONDITIONAL.get(type(instrument))
+
+    def _run(self, instrument: Instrument, model: Model, market: Market, n_paths: int) -> Estimate:
+        sampler = self.sampler(instrument, model, market, n_paths)
+        repeats = sampler.moments()
+        value, error = controlled(repeats, sampler.known)
+        dtype = _common_dtype(instrument, model, market)
+        return Estimate(value.to(dtype), error.to(dtype), n_paths=n_paths, engine=self.name)
+
+    def sampler(self, instrument: Instrument, model: Model, market: Market, n_paths: int | None = None) -> Sampler:
+        """What simulates this triple chunk by chunk: for Greeks, multilevel and regression engines."""
+        batch_of(instrument, model, market)
+        dtype = self.dtype or _common_dtype(instrument, model, market)
+        device = self.device or market.spot.device
+        instrument, model, market = (converted(item, dtype, device) for item in (instrument, model, market))
+        scheme = self._scheme(model)
+        conditional = None if self.conditional is False else self._conditional(instrument, model, market)
+        dates = instrument.dates
+        if market.dividends is not None:
+            times = market.dividends.times
+            dates = torch.cat([dates.reshape(-1), times[times < instrument.horizon.max()]])
+        refine = self.n_steps
+        if refine is None and (not scheme.exact or instrument.continuous):
+            refine = DEFAULT_STEPS
+        grid = time_grid(dates, refine)
+        n_paths = n_paths or self.n_paths
+        plan = Plan(model, market, scheme, grid, time_grid(dates, None)[1:], instrument.continuous, instrument.horizon)
+        compiled = self.compile
+        if compiled is None:
+            work = n_paths * (grid.shape[0] - 1) * model.batch_shape.numel()
+            compiled = not scheme.exact and work >= COMPILE_FROM
+        plan = replace(plan, compiled=compiled)
+        noise = self._noise()
+        control = controls_of(instrument, model, market, conditional is not None) if self.controls else None
+        return Sampler(instrument, plan, noise, n_paths, conditional, control)
+
+    def _noise(self) -> Noise:
+        if self.noise == "sobol":
+            return NOISES["sobol"](self.seed, self.repeats)  # pyright: ignore[reportCallIssue]
+        return NOISES[self.noise](self.seed)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Simulation of one instrument under one model, in chunks that may be taken in any order."""
+
+    instrument: Instrument
+    plan: Plan
+    noise: Noise
+    n_paths: int
+    conditional: Callable[..., Tensor] | None
+    control: Control | None
+
+    @property
+    def known(self) -> Tensor | None:
+        """Expectations of the controls, shape `*batch controls`."""
+        if self.control is None:
+            return None
+        known = self.control.known.double()
+        return known.expand(*self.batch, known.shape[-1])
+
+    @property
+    def batch(self) -> torch.Size:
+        """Shape of the batch of prices."""
+        return batch_of(self.instrument, self.plan.model, self.plan.market)
+
+    def values(self, repeat: int, start: int, width: int) -> Tensor:
+        """Discounted payoffs (row 0) and controls of the paths from `start`, shape `*batch rows width`."""
+        plan, market = self.plan, self.plan.market
+        shape = self.batch
+        n_normals = plan.scheme.n_normals + (0 if self.conditional else asset_normals(plan.scheme, plan.model))
+        dt = plan.dt.detach()
+        normals = self.noise.normals(repeat, start, width, dt, n_normals)
+        columns = slice(0, width)
+        if self.conditional is not None:
+            mean, variance = record_conditional(plan, normals, columns)
+            law = ConditionalLaw(plan.recorded_times, mean, variance)
+            rows = [self.conditional(self.instrument, law, market)]
+            if self.control is not None:
+                rows += self.control.conditional_rows(law)
+        else:
+            paths = self._paths(repeat, start, width, normals, columns)
+            rows = [self.instrument.payoff(paths, market.discount)]
+            if self.control is not None:
+                rows += self.control.rows(paths)
+        return torch.stack([row.expand(*shape, width) for row in rows], dim=-2)
+
+    def _paths(self, repeat: int, start: int, width: int, normals: Any, columns: slice) -> Paths:
+        recorded = record(self.plan, normals, columns)
+        extremes = None
+        if self.instrument.bridge_uniforms:
+            n_intervals = self.plan.recorded_times.shape[0] - 1
+            extremes = uniforms(self.noise.seed, repeat, start, width, n_intervals, self.plan.grid.detach())
+        return assemble(self.plan, recorded, extremes)
+
+    def chunks(self) -> Iterator[tuple[int, int, int]]:
+        """Repeat, first path and width of each chunk."""
+        per_repeat = self.n_paths // self.noise.n_repeats
+        width = self.chunk_width()
+        for repeat in range(self.noise.n_repeats):
+            for start in range(0, per_repeat, width):
+                yield repeat, start, min(width, per_repeat - start)
+
+    def chunk_width(self) -> int:
+        """Paths of a chunk: a power of two that keeps its memory within bounds."""
+        device = self.plan.grid.device
+        n_recorded = self.plan.recorded_times.shape[0] + 8
+        simulated = self.plan.model.batch_shape.numel() * self.plan.model.n_assets * n_recorded
+        if self.noise.kind == "sobol" or not self.plan.continuous:
+            simulated += self.plan.dt.shape[0] * 4 if self.noise.kind == "sobol" else 0
+        numbers = 2 * simulated + 6 * self.batch.numel() * max(1, self.instrument.dates.shape[-1])
+        budget = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+        width = budget // (numbers * self.plan.grid.element_size())
+        return min(max(TILE, 1 << max(width, 1).bit_length() - 1), 4 * block_size(device))
+
+    def moments(self) -> list[Moments]:
+        """Moments of payoff and controls for each repeat: the chunks side by side on the machine's cores."""
+        chunks = list(self.chunks())
+
+        def gather(chunk: tuple[int, int, int]) -> list[Moments]:
+            with torch.no_grad():
+                return tile_moments(self.values(*chunk), self.noise.pairs)
+
+        repeats: list[Moments | None] = [None] * self.noise.n_repeats
+        with _side_by_side(self.plan.grid.device, len(chunks)) as run:
+            for (repeat, _, _), tiles in zip(chunks, run(gather, chunks), strict=True):
+                for tile in tiles:
+                    repeats[repeat] = merged(repeats[repeat], tile)
+        return [moments for moments in repeats if moments is not None]
+
+
+@contextmanager
+def _side_by_side(device: torch.device, n_chunks: int) -> Iterator[Callable[..., Any]]:
+    """A `map` over chunks: one thread for each core, each working alone; in order on a GPU."""
+    n_threads = min(torch.get_num_threads(), n_chunks)
+    if device.type == "cuda" or n_threads < 2:
+        yield map
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(before)
+
+
+def batch_of(instrument: Instrument, model: Model, market: Market) -> torch.Size:
+    """The common batch shape of a triple.
+
+    Raises:
+        ValueError: they do not broadcast; the message names both shapes.
+    """
+    shapes = {"instrument": instrument.batch_shape, "model": model.batch_shape}
+    return broadcast_shape(**shapes, market=market.batch_shape(model.n_assets))
+
+
+def replace_note(estimate: Estimate, note: str) -> Estimate:
+    """The same estimate with another note."""
+    return Estimate(estimate.value, estimate.std_error, estimate.error_bound, estimate.n_paths, estimate.engine, note)
+
+
+def _common_dtype(*items: Any) -> torch.dtype:
+    """float64 if any parameter with axes, or all without, are so: torch's own promotion over all tensors."""
+    result = torch.zeros((), dtype=torch.float32)
+    for item in items:
+        for value in vars(item).values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                result = torch.zeros((), dtype=torch.promote_types(result.dtype, value.dtype))
+    return result.dtype
