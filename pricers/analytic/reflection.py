@@ -1,0 +1,89 @@
+"""What the closed forms of path-dependent options share: normal probabilities that do not overflow, flat rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pricers.market import Market, ZeroCurve
+
+__all__ = ["flat_rates", "mills_ratio", "ndtr", "normal_option", "weighted_ndtr"]
+
+SQRT_HALF = math.sqrt(0.5)
+ndtr = cast(Callable[[Tensor], Tensor], torch.special.ndtr)  # torch states no type
+_erfcx = cast(Callable[[Tensor], Tensor], torch.special.erfcx)
+
+
+def mills_ratio(x: Tensor) -> Tensor:
+    r"""$N(-x) / n(x) = \sqrt{\pi/2}\ \mathrm{erfcx}(x / \sqrt 2)$.
+
+    >>> mills_ratio(torch.tensor([0.0, 100.0], dtype=torch.float64))
+    tensor([1.2533, 0.0100], dtype=torch.float64)
+    """
+    return math.sqrt(0.5 * math.pi) * _erfcx(x * SQRT_HALF)
+
+
+def weighted_ndtr(x: Tensor, log_weight: Tensor, log_density: Tensor) -> Tensor:
+    r"""$e^w N(x)$ where $w$ may be huge while $N(x)$ is tiny: a probability of the reflected path.
+
+    Left of 0 it is $e^{w - x^2/2}$ times Mills' ratio, so that neither factor overflows; a gradient through either
+    branch is finite.
+
+    Args:
+        x: any real numbers.
+        log_weight: $w$; where `x` is 0 or more, $e^w$ must be representable.
+        log_density: $w - x^2/2$, from a formula in which nothing cancels.
+
+    Returns:
+        The broadcast shape.
+
+    >>> x = torch.tensor([-40.0, 1.0], dtype=torch.float64)
+    >>> weight = torch.tensor([800.0, 0.0], dtype=torch.float64)
+    >>> weighted_ndtr(x, weight, weight - x**2 / 2)
+    tensor([0.0100, 0.8413], dtype=torch.float64)
+    """
+    right = x >= 0
+    direct = torch.exp(torch.where(right, log_weight, 0.0)) * ndtr(x)
+    # N(x) = exp(-x^2/2) erfcx(-x / sqrt 2) / 2
+    tail = 0.5 * torch.exp(log_density) * _erfcx(torch.where(right, 0.0, -x) * SQRT_HALF)
+    return torch.where(right, direct, tail)
+
+
+def normal_option(sign: float, asset: Tensor, cash: Tensor, upper: Tensor, root: Tensor) -> Tensor:
+    r"""$\phi\,(A\,N(\phi d) - C\,N(\phi (d - \sqrt{w})))$: what pays asset against cash beyond a level.
+
+    Args:
+        sign: $\phi$, +1 above the level (call), -1 below it (put).
+        asset: $A$, discounted expected value of the asset.
+        cash: $C$, discounted cash.
+        upper: $d$, distance to the level in standard deviations under the asset's own measure.
+        root: $\sqrt{w}$, standard deviation of the log price.
+    """
+    return sign * (asset * ndtr(sign * upper) - cash * ndtr(sign * (upper - root)))
+
+
+def flat_rates(market: Market, name: str) -> tuple[Tensor, Tensor]:
+    """Rate and dividend yield, where each is one number for all times.
+
+    Args:
+        market: the market.
+        name: the instrument, for the message.
+
+    Raises:
+        ValueError: a curve or cash dividends: the closed form of a path-dependent payoff knows neither.
+    """
+    rate, income = market.rate, market.dividend_yield
+    if market.dividends is not None:
+        what = "cash dividends"
+    elif isinstance(rate, ZeroCurve) or isinstance(income, ZeroCurve):
+        what = "a term structure of rates"
+    else:
+        return rate, income
+    raise ValueError(
+        f"the closed form of {name} holds for flat rates and a flat yield, got {what}; "
+        "use FiniteDifference or MonteCarlo"
+    )
