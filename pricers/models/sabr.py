@@ -88,12 +88,10 @@ class Absorbed(DirectScheme):
 
     def start(self, model: SABR, market: Market, horizon: Tensor) -> State:
         shifted = model.shifted_forward(market, horizon)
-        log_vol = (model.alpha * shifted ** (model.beta - 1.0)).unsqueeze(
-            -1
-        )  # of the shifted forward, in Black's sense
-        one = torch.ones_like(log_vol)
+        vol = (model.alpha * shifted ** (model.beta - 1.0)).unsqueeze(-1)  # Black's, of the shifted forward
+        one = vol.new_ones(*broadcast_shape(model=model.batch_shape, horizon=shifted), 1)
         forward = shifted - model.shift
-        return one, log_vol, (model.shift / forward).unsqueeze(-1)
+        return one, vol, (model.shift / forward).unsqueeze(-1)
 
     def coefficients(self, model: SABR, market: Market, time: Tensor, dt: Tensor) -> State:
         spread = model.nu * torch.sqrt(dt)
