@@ -8,14 +8,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pricers.analytic.reflection import flat_rates, mills_ratio, ndtr, normal_option, weighted_ndtr
+from pricers.analytic.reflection import (
+    OTHERS,
+    curve_refusal,
+    flat_rates,
+    mills_ratio,
+    ndtr,
+    normal_option,
+    weighted_ndtr,
+)
 from pricers.estimate import Estimate
 from pricers.instruments.barrier import Barrier, check_not_crossed
 from pricers.instruments.base import call_sign
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
 
-__all__ = ["FORMULAS", "barrier_formula", "barrier_price", "hit_price", "no_hit_price"]
+__all__ = [
+    "FORMULAS",
+    "REFUSALS",
+    "barrier_formula",
+    "barrier_price",
+    "barrier_refusal",
+    "hit_price",
+    "no_hit_price",
+]
 
 N_TERMS = 40  # of the series in `hit_price`: error below 1e-16 for rate * expiry above -6
 LOWEST_RATE_TIME = -6.0
@@ -204,25 +220,29 @@ def _even_series(near: Tensor, square: Tensor) -> Tensor:
     return torch.where(far, 0.0, math.sqrt(2.0 / math.pi) * torch.exp(0.5 * square) * total)
 
 
+def barrier_refusal(instrument: Barrier, model: BlackScholes, market: Market) -> str | None:
+    """Why the closed form does not hold; None if it does."""
+    if not instrument.continuous:
+        return "the closed form of a barrier option watches the barrier at all times, not on dates; " + OTHERS
+    reason = curve_refusal(market)
+    if reason is None:
+        lowest = (flat_rates(market)[0].detach() * instrument.expiry.detach()).min().item()
+        if lowest < LOWEST_RATE_TIME:
+            return f"`rate` times `expiry` must be {LOWEST_RATE_TIME:g} or more, got {lowest:g}; " + OTHERS
+    return reason
+
+
 def barrier_formula(instrument: Barrier, model: BlackScholes, market: Market) -> Estimate:
     """`barrier_price` for contract, model and market.
 
     Raises:
         ValueError: the barrier is watched on dates only, is crossed already, or rates are not flat.
     """
-    if not instrument.continuous:
-        raise ValueError(
-            "the closed form of a barrier option holds for `monitoring` = 'continuous', got dates; "
-            "use FiniteDifference or MonteCarlo"
-        )
-    rate, dividend_yield = flat_rates(market, "a barrier option")
+    reason = barrier_refusal(instrument, model, market)
+    if reason is not None:
+        raise ValueError(reason)
+    rate, dividend_yield = flat_rates(market)
     check_not_crossed(instrument, market.spot)
-    lowest = (rate.detach() * instrument.expiry.detach()).min().item()
-    if lowest < LOWEST_RATE_TIME:
-        raise ValueError(
-            f"`rate` times `expiry` of a barrier option must be {LOWEST_RATE_TIME:g} or more, got {lowest:g}; "
-            "use FiniteDifference or MonteCarlo"
-        )
     value = barrier_price(
         market.spot,
         instrument.strike,
@@ -239,3 +259,4 @@ def barrier_formula(instrument: Barrier, model: BlackScholes, market: Market) ->
 
 
 FORMULAS = {(Barrier, BlackScholes): barrier_formula}
+REFUSALS = {(Barrier, BlackScholes): barrier_refusal}

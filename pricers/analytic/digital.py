@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pricers.analytic.reflection import ndtr
+from pricers.analytic.reflection import OTHERS, ndtr
 from pricers.estimate import Estimate
 from pricers.instruments.base import call_sign
 from pricers.instruments.digital import Digital
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
 
-__all__ = ["FORMULAS", "digital_formula", "digital_price"]
+__all__ = ["FORMULAS", "REFUSALS", "digital_formula", "digital_price", "digital_refusal"]
 
 
 def digital_price(
@@ -42,7 +42,7 @@ def digital_price(
 
     >>> number = lambda x: torch.tensor(x, dtype=torch.float64)
     >>> digital_price(number(100.0), number(80.0), number(0.75), number(0.9560), number(0.35), "put", "cash")
-    tensor(0.2692, dtype=torch.float64)
+    tensor(0.2671, dtype=torch.float64)
     """
     root = vol * expiry.sqrt()
     center = torch.log(forward / strike) / root
@@ -52,17 +52,22 @@ def digital_price(
     return discount * forward * ndtr(sign * (center + 0.5 * root))
 
 
+def digital_refusal(instrument: Digital, model: BlackScholes, market: Market) -> str | None:
+    """Why the closed form does not hold; None if it does."""
+    if market.dividends is not None:
+        return "the closed form of a digital option needs a lognormal asset, without cash dividends; " + OTHERS
+    return None
+
+
 def digital_formula(instrument: Digital, model: BlackScholes, market: Market) -> Estimate:
     """`digital_price` for contract, model and market; any term structure of rates.
 
     Raises:
         ValueError: the market pays cash dividends, under which the asset is not lognormal.
     """
-    if market.dividends is not None:
-        raise ValueError(
-            "the closed form of a digital option needs a lognormal asset, got a market with cash dividends; "
-            "use FiniteDifference or MonteCarlo"
-        )
+    reason = digital_refusal(instrument, model, market)
+    if reason is not None:
+        raise ValueError(reason)
     expiry = instrument.expiry
     value = digital_price(
         market.forward(expiry),
@@ -77,3 +82,4 @@ def digital_formula(instrument: Digital, model: BlackScholes, market: Market) ->
 
 
 FORMULAS = {(Digital, BlackScholes): digital_formula}
+REFUSALS = {(Digital, BlackScholes): digital_refusal}

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pricers.market import Market, ZeroCurve
 
-__all__ = ["flat_rates", "mills_ratio", "ndtr", "normal_option", "weighted_ndtr"]
+__all__ = ["OTHERS", "curve_refusal", "flat_rates", "mills_ratio", "ndtr", "normal_option", "weighted_ndtr"]
 
+OTHERS = "use FiniteDifference or MonteCarlo"  # the way out where a closed form does not hold
 SQRT_HALF = math.sqrt(0.5)
 ndtr = cast(Callable[[Tensor], Tensor], torch.special.ndtr)  # torch states no type
 _erfcx = cast(Callable[[Tensor], Tensor], torch.special.erfcx)
@@ -66,24 +67,23 @@ def normal_option(sign: float, asset: Tensor, cash: Tensor, upper: Tensor, root:
     return sign * (asset * ndtr(sign * upper) - cash * ndtr(sign * (upper - root)))
 
 
-def flat_rates(market: Market, name: str) -> tuple[Tensor, Tensor]:
-    """Rate and dividend yield, where each is one number for all times.
+def curve_refusal(market: Market) -> str | None:
+    """Why a closed form that needs flat rates does not hold in this market; None if it does."""
+    if market.dividends is not None:
+        return "the closed form holds without cash dividends; " + OTHERS
+    if isinstance(market.rate, ZeroCurve) or isinstance(market.dividend_yield, ZeroCurve):
+        return "the closed form holds for a flat rate and a flat dividend yield, not for a curve; " + OTHERS
+    return None
 
-    Args:
-        market: the market.
-        name: the instrument, for the message.
+
+def flat_rates(market: Market) -> tuple[Tensor, Tensor]:
+    """Rate and dividend yield, where each is one number for all times.
 
     Raises:
         ValueError: a curve or cash dividends: the closed form of a path-dependent payoff knows neither.
     """
     rate, income = market.rate, market.dividend_yield
-    if market.dividends is not None:
-        what = "cash dividends"
-    elif isinstance(rate, ZeroCurve) or isinstance(income, ZeroCurve):
-        what = "a term structure of rates"
-    else:
-        return rate, income
-    raise ValueError(
-        f"the closed form of {name} holds for flat rates and a flat yield, got {what}; "
-        "use FiniteDifference or MonteCarlo"
-    )
+    reason = curve_refusal(market)
+    if reason is not None or isinstance(rate, ZeroCurve) or isinstance(income, ZeroCurve):
+        raise ValueError(reason)
+    return rate, income
