@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +10,30 @@ from torch import Tensor
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
 
-__all__ = ["FullTruncationEuler", "QuadraticExponential"]
+__all__ = ["FullTruncationEuler", "QuadraticExponential", "minus_log_survival"]
 
-SQRT_HALF = math.sqrt(0.5)
+SURVIVAL = (
+    1.5950394753, -1.55867208728, -0.204427186212, -0.0789585451547, 0.0371404871858, 0.00999347455028,
+    0.00210632656839, -0.00383540701685, -0.000486217149141, 0.000330448325493, 0.000270620046636, -8.6769273697e-05,
+)  # fmt: skip
+LEAST_MOMENT = 0.01  # nearer than this to where the moment of the asset explodes no step is corrected
+
+
+def minus_log_survival(normal: Tensor) -> Tensor:
+    r"""$-\log(1 - \Phi(z))$ for z in [-0.9, 8.4], to 1.2e-8; its value at -0.9 below.
+
+    The logarithm of a uniform that falls as the normal grows, in 13 multiplications and one division: $z^2 / 2$ and a
+    polynomial in $1 / (z + 6)$, fitted at Chebyshev nodes.
+
+    Args:
+        normal: z, any shape.
+    """
+    normal = normal.clamp(min=-0.9)
+    scaled = 15.793548387096772 / (normal + 6.0) - 2.096774193548387
+    total = torch.full_like(scaled, SURVIVAL[-1])
+    for coefficient in SURVIVAL[-2::-1]:
+        total = total * scaled + coefficient
+    return total + 0.5 * normal * normal
 
 
 class FullTruncationEuler(Scheme):
@@ -83,30 +103,29 @@ class QuadraticExponential(Scheme):
         decay, mean0, scale, scale0, k0, k1, k2, k3, half = coefficients
         (before,) = state
         normal = normals[0]
-        tiny = torch.finfo(normal.dtype).tiny
-        mean = (decay * before + mean0).clamp(min=tiny)
+        mean = decay * before + mean0
         psi = (scale * before + scale0) / (mean * mean)
         quadratic = psi <= self.switch
-        # each branch is clamped to its own side: both are differentiated
-        double = 2.0 / psi.clamp(max=self.switch).clamp(min=tiny)
-        b_squared = double - 1.0 + torch.sqrt(double * (double - 1.0))  # eq. 27
-        a = mean / (1.0 + b_squared)  # eq. 28
-        root = torch.sqrt(b_squared) + normal
-        rest = 2.0 / (psi.clamp(min=self.switch) + 1.0)  # 1 - p, eq. 29
-        beta = rest / mean  # eq. 30
-        survival = 0.5 * torch.erfc(SQRT_HALF * normal)
-        exponential = torch.log(rest / survival.clamp(min=tiny)).clamp(min=0.0) / beta  # eq. 25
-        after = torch.where(quadratic, a * root * root, exponential)
-        total = before + after
+        # Each branch is held on its own side of the switch, for both are differentiated.
+        # Eqs. 23, 27 and 28 without cancellation: with h = sqrt(1 - psi / 2), a b^2 = m h and a = m (1 - h)
+        lost = 0.5 * psi.clamp(max=self.switch)
+        held = torch.sqrt(1.0 - lost)
+        loose = lost / (1.0 + held)  # 1 - h
+        squared = held + normal * (2.0 * torch.sqrt(held * loose) + loose * normal)
+        # Eqs. 25, 29 and 30 with R = (psi + 1) / 2, which is 1 / (1 - p) and 1 / (beta m)
+        inverse = 0.5 * psi.clamp(min=self.switch) + 0.5
+        exponential = inverse * (minus_log_survival(normal) - torch.log(inverse))
+        after = mean * torch.where(quadratic, squared, exponential).clamp(min=0.0)
         if self.martingale:
-            # eqs. 37 and 38; where the moment does not exist the plain k0 is kept
-            growth = k2 + 0.5 * k3
-            tail = (1.0 - 2.0 * growth * a).clamp(min=tiny)
-            squared = -growth * b_squared * a / tail + 0.5 * torch.log(tail)
-            distance = (beta - growth).clamp(min=tiny)
-            jumped = -torch.log((1.0 - rest + beta * rest / distance).clamp(min=tiny))
-            finite = torch.where(quadratic, 2.0 * growth * a < 0.99, growth < 0.99 * beta)
-            corrected = torch.where(quadratic, squared, jumped) - (k1 + 0.5 * k3) * before
+            # Eqs. 37 and 38 with A m = `growth`; where the moment does not exist the plain k0 is kept
+            growth = (k2 + 0.5 * k3) * mean
+            moment = 1.0 - growth * torch.where(quadratic, 2.0 * loose, inverse)
+            finite = moment > LEAST_MOMENT
+            moment = moment.clamp(min=LEAST_MOMENT)
+            share = torch.where(quadratic, growth * held, moment) / torch.where(quadratic, moment, moment + growth)
+            corrected = torch.where(quadratic, 0.5, 1.0) * torch.log(torch.where(quadratic, moment, share))
+            corrected = corrected - torch.where(quadratic, share, 0.0) - (k1 + 0.5 * k3) * before
             k0 = torch.where(finite, corrected, k0)
+        total = before + after
         drift = k0 + k1 * before + k2 * after
         return Step((after,), drift, k3 * total, half * total)
