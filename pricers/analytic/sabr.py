@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pricers.black import black_call_put, black_d1_d2
 from pricers.estimate import Estimate
+from pricers.instruments.base import call_sign
+from pricers.instruments.digital import Digital
 from pricers.instruments.european import European
 from pricers.market import Market
 from pricers.models.sabr import SABR
 
-__all__ = ["FORMULAS", "european_sabr", "hagan_lognormal_vol", "hagan_normal_vol"]
+__all__ = [
+    "FORMULAS",
+    "digital_sabr",
+    "european_sabr",
+    "hagan_lognormal_smile",
+    "hagan_lognormal_vol",
+    "hagan_normal_vol",
+]
 
 NOTE = "Hagan's expansion for a short expiry: an approximation of the SABR model, simulate to see its error"
 N_SERIES = 9  # terms of atanh(y) / y: the next one is below 1e-19 where the series is used
@@ -55,13 +65,43 @@ def hagan_lognormal_vol(
     >>> round(vol.item(), 12)
     1.167258373215
     """
-    log_ratio = torch.log(forward) - torch.log(strike)
-    backbone = (forward * strike) ** (0.5 * (1.0 - beta))
-    level = alpha / (backbone * _series((1.0 - beta) * log_ratio))
-    skew = _skew_ratio(nu * backbone * log_ratio / alpha, rho)
+    return hagan_lognormal_smile(forward, strike, expiry, alpha, beta, rho, nu)[0]
+
+
+def hagan_lognormal_smile(
+    forward: Tensor, strike: Tensor, expiry: Tensor, alpha: Tensor, beta: Tensor, rho: Tensor, nu: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`hagan_lognormal_vol` and its derivative in the strike, by which a digital differs from Black's.
+
+    Args:
+        forward: as there, and so are the others.
+        strike: as there.
+        expiry: as there.
+        alpha: as there.
+        beta: as there.
+        rho: as there.
+        nu: as there.
+
+    Returns:
+        Annual Black volatility, and its slope in 1 / strike.
+    """
+    log_forward, log_strike = torch.log(forward), torch.log(strike)
+    log_ratio = log_forward - log_strike
+    elasticity = 1.0 - beta
+    # not by `**`, whose second derivatives are wrong at exponent 0 (torch sets them to 0)
+    backbone = torch.exp(0.5 * elasticity * (log_forward + log_strike))
     local = alpha / backbone  # Black volatility of the backbone
-    growth = ((1.0 - beta) * local) ** 2 / 24.0 + rho * beta * nu * local / 4.0 + (2.0 - 3.0 * rho**2) * nu**2 / 24.0
-    return level * skew * (1.0 + growth * expiry)
+    z = nu * log_ratio / local
+    level, level_slope = _series(elasticity * log_ratio)
+    skew, skew_slope = _skew_ratio(z, rho)
+    cross = rho * beta * nu / 4.0
+    growth = 1.0 + expiry * ((elasticity * local) ** 2 / 24.0 + cross * local + (2.0 - 3.0 * rho**2) * nu**2 / 24.0)
+    vol = local / level * skew * growth
+    # the logarithmic derivative of each factor in log(strike); that of `local` is -elasticity / 2
+    slope = -0.5 * elasticity + elasticity * level_slope / level
+    slope = slope + skew_slope / skew * (0.5 * elasticity * z - nu / local)
+    slope = slope - 0.5 * elasticity * local * expiry * (elasticity**2 * local / 12.0 + cross) / growth
+    return vol, vol * slope / strike
 
 
 def hagan_normal_vol(
@@ -104,24 +144,24 @@ def hagan_normal_vol(
     58.237328
     """
     forward, strike = forward + shift, strike + shift
-    log_ratio = torch.log(forward) - torch.log(strike)
-    product = forward * strike
-    backbone = product ** (0.5 * (1.0 - beta))
-    level = alpha * product ** (0.5 * beta) * _series(log_ratio) / _series((1.0 - beta) * log_ratio)
-    skew = _skew_ratio(nu * backbone * log_ratio / alpha, rho)
+    log_forward, log_strike = torch.log(forward), torch.log(strike)
+    log_ratio, log_product = log_forward - log_strike, log_forward + log_strike
+    backbone = torch.exp(0.5 * (1.0 - beta) * log_product)
+    level = alpha * torch.exp(0.5 * beta * log_product) * _series(log_ratio)[0] / _series((1.0 - beta) * log_ratio)[0]
+    skew, _ = _skew_ratio(nu * backbone * log_ratio / alpha, rho)
     local = alpha / backbone
     growth = -beta * (2.0 - beta) * local**2 / 24.0 + rho * beta * nu * local / 4.0 + (2 - 3 * rho**2) * nu**2 / 24.0
     return level * skew * (1.0 + growth * expiry)
 
 
-def _series(x: Tensor) -> Tensor:
-    """Hagan's truncated sinh(x/2) / (x/2)."""
+def _series(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Hagan's truncated sinh(x/2) / (x/2), and its derivative."""
     square = x**2
-    return 1.0 + square / 24.0 + square**2 / 1920.0
+    return 1.0 + square / 24.0 + square**2 / 1920.0, x * (1.0 / 12.0 + square / 480.0)
 
 
-def _skew_ratio(z: Tensor, rho: Tensor) -> Tensor:
-    """z / x(z), exact to rounding with its derivatives for every z, through 0, and rho up to the ends of (-1, 1).
+def _skew_ratio(z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """z / x(z) and its derivative, exact to rounding for every z, through 0, and rho up to the ends of (-1, 1).
 
     x(z) = log(1 + w) with w = (J + z - rho) / (1 - rho) - 1, J = sqrt(1 - 2 rho z + z^2). The ratio is the product of
     z / w, which is algebraic, and w / log(1 + w), which has a series at 0.
@@ -130,23 +170,35 @@ def _skew_ratio(z: Tensor, rho: Tensor) -> Tensor:
     z, rho = sign * z, sign * rho
     to_one = 1.0 - rho
     distance = z - rho
-    root = torch.sqrt(distance**2 + to_one * (1.0 + rho))
+    root = torch.sqrt(distance**2 + to_one * (1.0 + rho))  # J
     larger = torch.where(distance > 0.0, root + distance, root - distance)  # no cancellation in the sum
     root_sum = torch.where(distance > 0.0, larger, to_one * (1.0 + rho) / larger)  # J + z - rho
     w_over_z = (root_sum + to_one) / (to_one * (root + 1.0))
-    return 1.0 / (w_over_z * _log1p_ratio(z * w_over_z))
+    w_over_z_slope = (to_one * (1.0 + 2.0 * rho - z) + root_sum) / (to_one * root * (root + 1.0) ** 2)
+    log_ratio, log_slope = _log1p_ratio(z * w_over_z)
+    ratio = 1.0 / (w_over_z * log_ratio)
+    w_slope = root_sum / (to_one * root)
+    return ratio, -sign * ratio * (w_over_z_slope / w_over_z + w_slope * log_slope / log_ratio)
 
 
-def _log1p_ratio(w: Tensor) -> Tensor:
-    """log(1 + w) / w for w of 0 or more, with correct derivatives at 0."""
+def _log1p_ratio(w: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + w) / w and its derivative for w of 0 or more, correct at 0 with the derivatives that torch takes."""
     small = w < SERIES_BELOW
-    w_small = torch.where(small, w, 0.0)
-    square = (w_small / (2.0 + w_small)) ** 2  # log(1 + w) = 2 atanh(w / (2 + w))
-    series = torch.full_like(square, 1.0 / (2 * N_SERIES + 1))
+    near = torch.where(small, w, 0.0)
+    inverse = 1.0 / (2.0 + near)
+    y = near * inverse  # log(1 + w) = 2 atanh(w / (2 + w))
+    square = y**2
+    series = torch.full_like(y, 1.0 / (2 * N_SERIES + 1))  # of atanh(y) / y in y^2
+    series_slope = torch.zeros_like(y)
     for k in range(N_SERIES - 1, -1, -1):
+        series_slope = series_slope * square + series
         series = series * square + 1.0 / (2 * k + 1)
-    w_large = torch.where(small, 1.0, w)
-    return torch.where(small, 2.0 / (2.0 + w_small) * series, torch.log1p(w_large) / w_large)
+    near_ratio = 2.0 * inverse * series
+    near_slope = 2.0 * inverse**2 * (4.0 * y * inverse * series_slope - series)
+    far = torch.where(small, 1.0, w)
+    far_ratio = torch.log1p(far) / far
+    far_slope = (1.0 / (1.0 + far) - far_ratio) / far
+    return torch.where(small, near_ratio, far_ratio), torch.where(small, near_slope, far_slope)
 
 
 def european_sabr(instrument: European, model: SABR, market: Market) -> Estimate:
@@ -160,32 +212,60 @@ def european_sabr(instrument: European, model: SABR, market: Market) -> Estimate
     >>> estimate.value
     tensor([10.9195,  4.2501,  1.1156], dtype=torch.float64)
     """
-    strike, expiry = instrument.strike, instrument.expiry
-    forward, vol = _shifted_forward_and_vol(strike, expiry, model, market)
-    std_dev = vol * torch.sqrt(expiry)
-    strike = strike + model.shift
-    d_plus = (torch.log(forward) - torch.log(strike)) / std_dev + 0.5 * std_dev
-    sign = 1.0 if instrument.option == "call" else -1.0
-    undiscounted = sign * (forward * _cdf(sign * d_plus) - strike * _cdf(sign * (d_plus - std_dev)))
-    return Estimate(market.discount(expiry) * undiscounted, std_error=0.0, engine="analytic", note=NOTE)
+    forward, strike, vol, _ = _smile(instrument, model, market)
+    return _estimate(instrument, market, _option(forward, strike, vol, instrument))
 
 
-def _cdf(x: Tensor) -> Tensor:
-    """The standard normal distribution function, accurate in the lower tail."""
-    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
+def digital_sabr(instrument: Digital, model: SABR, market: Market) -> Estimate:
+    r"""Minus (call) or plus (put) the strike derivative of the European, along Hagan's smile.
+
+    A unit of cash on the call side is worth $N(d_2) - \text{vega}\,\partial_K\mathrm{vol}$; a share is the European
+    plus `strike` units of cash.
+
+    Raises:
+        ValueError: as `european_sabr`.
+
+    >>> digital = Digital(strike=[90.0, 100.0, 110.0], expiry=0.5)
+    >>> digital_sabr(digital, SABR(alpha=1.5, beta=0.5, rho=0.1, nu=0.33), Market(spot=100.0)).value
+    tensor([0.8275, 0.4847, 0.1701], dtype=torch.float64)
+    """
+    forward, strike, vol, slope = _smile(instrument, model, market)
+    root = torch.sqrt(instrument.expiry)
+    d1, d2 = black_d1_d2(forward, strike, vol * root)
+    sign = call_sign(instrument.option)
+    vega = forward * root * torch.exp(-0.5 * d1**2) / math.sqrt(2.0 * math.pi)
+    value = 0.5 * torch.erfc(-sign * math.sqrt(0.5) * d2) - sign * vega * slope
+    if instrument.pays == "asset":
+        value = instrument.strike * value + sign * _option(forward, strike, vol, instrument)
+    return _estimate(instrument, market, value)
 
 
-def _shifted_forward_and_vol(strike: Tensor, expiry: Tensor, model: SABR, market: Market) -> tuple[Tensor, Tensor]:
-    forward = model.shifted_forward(market, expiry)
-    vol = hagan_lognormal_vol(forward, strike + model.shift, expiry, model.alpha, model.beta, model.rho, model.nu)
+def _smile(instrument: European | Digital, model: SABR, market: Market) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shifted forward and strike, volatility and its slope in the strike; checked."""
+    expiry = instrument.expiry
+    forward, strike = model.shifted_forward(market, expiry), instrument.strike + model.shift
+    vol, slope = hagan_lognormal_smile(forward, strike, expiry, model.alpha, model.beta, model.rho, model.nu)
     failed = ~(vol.detach() > 0.0)
     if bool(failed.any()):
-        worst = strike.detach().expand(failed.shape)[failed][0].item()
+        worst = instrument.strike.detach().expand(failed.shape)[failed][0].item()
         raise ValueError(
             f"Hagan's expansion must give a volatility above 0, got {vol.detach()[failed][0].item():g} at strike "
             f"{worst:g}: it does not hold at this `nu`, `rho` and expiry; use MonteCarlo"
         )
-    return forward, vol
+    return forward, strike, vol, slope
 
 
-FORMULAS: dict[tuple[type[Any], type[Any]], Callable[..., Estimate]] = {(European, SABR): european_sabr}
+def _option(forward: Tensor, strike: Tensor, vol: Tensor, instrument: European | Digital) -> Tensor:
+    call, put = black_call_put(forward, strike, vol * torch.sqrt(instrument.expiry))
+    return call if instrument.option == "call" else put
+
+
+def _estimate(instrument: European | Digital, market: Market, undiscounted: Tensor) -> Estimate:
+    value = market.discount(instrument.expiry) * undiscounted
+    return Estimate(value, std_error=0.0, engine="analytic", note=NOTE)
+
+
+FORMULAS: dict[tuple[type[Any], type[Any]], Callable[..., Estimate]] = {
+    (European, SABR): european_sabr,
+    (Digital, SABR): digital_sabr,
+}

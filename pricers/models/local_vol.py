@@ -103,7 +103,7 @@ class LocalVol(Model):
 
     def parameters(self) -> dict[str, Tensor]:
         """The quoted volatilities."""
-        return {"vols": self.surface.vols}
+        return {"surface.vols": self.surface.vols}
 
     def local_variance(self, log_moneyness: Tensor, time: Tensor) -> Tensor:
         """Squared local volatility at log(spot / forward) of shape `*batch n` and times of shape `*batch`."""

@@ -88,10 +88,10 @@ class Absorbed(DirectScheme):
 
     def start(self, model: SABR, market: Market, horizon: Tensor) -> State:
         shifted = model.shifted_forward(market, horizon)
-        vol = (model.alpha * shifted ** (model.beta - 1.0)).unsqueeze(-1)  # Black's, of the shifted forward
+        vol = model.alpha * torch.exp((model.beta - 1.0) * torch.log(shifted))  # Black's, of the shifted forward
         one = vol.new_ones(*broadcast_shape(model=model.batch_shape, horizon=shifted), 1)
         forward = shifted - model.shift
-        return one, vol, (model.shift / forward).unsqueeze(-1)
+        return one, vol.unsqueeze(-1), (model.shift / forward).unsqueeze(-1)
 
     def coefficients(self, model: SABR, market: Market, time: Tensor, dt: Tensor) -> State:
         spread = model.nu * torch.sqrt(dt)
@@ -104,7 +104,9 @@ class Absorbed(DirectScheme):
         ratio, vol, shift_share = state
         alive = ratio > ABSORBED
         safe = torch.where(alive, ratio, 1.0)
-        moved = absorbed_martingale_step(safe, vol**2 * safe**exponent * dt, rho * normals[0] + off * normals[1])
+        # not by `**`, whose second derivatives are wrong at exponent 0 (torch sets them to 0)
+        relative_variance = vol**2 * torch.exp(exponent * torch.log(safe)) * dt
+        moved = absorbed_martingale_step(safe, relative_variance, rho * normals[0] + off * normals[1])
         vol = vol * torch.exp(spread * normals[0] - 0.5 * spread**2)
         return torch.where(alive, moved, 0.0), vol, shift_share
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pricers.parameters import broadcast_shape, dates, real, within
 __all__ = ["VolSurface", "dupire_local_variance", "natural_spline", "spline_curvature"]
 
 N_CHECKS = 16  # parts of each interval between expiries on which the density is bounded from below
+_solve = cast(Callable[[Tensor, Tensor], Tensor], torch.linalg.solve)  # torch states no type
 FIRST_TIME = 1e-9  # share of the first expiry from which on the formula is read: its limit at time 0 is 0 / 0
 
 
@@ -74,12 +76,8 @@ def spline_curvature(knots: Tensor, values: Tensor) -> Tensor:
     width = knots.diff(dim=-1)
     matrix = torch.diag_embed(2.0 * (width[..., :-1] + width[..., 1:]))
     matrix = matrix + torch.diag_embed(width[..., 1:-1], offset=1) + torch.diag_embed(width[..., 1:-1], offset=-1)
-    return torch.nn.functional.pad(_solve(matrix, 6.0 * slopes.diff(dim=-1)), (1, 1))
-
-
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    solution: Any = torch.linalg.solve(matrix, right.unsqueeze(-1))  # pyright: ignore[reportUnknownMemberType]
-    return solution.squeeze(-1)
+    inner = _solve(matrix, 6.0 * slopes.diff(dim=-1).unsqueeze(-1)).squeeze(-1)
+    return torch.nn.functional.pad(inner, (1, 1))
 
 
 def natural_spline(knots: Tensor, values: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
