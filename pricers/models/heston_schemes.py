@@ -46,13 +46,16 @@ class FullTruncationEuler(Scheme):
     n_normals: ClassVar[int] = 1
 
     def start(self, model: Any) -> State:
+        """Today's variance."""
         return (model.v0.unsqueeze(-1),)
 
     def coefficients(self, model: Any, market: Market, time: Tensor, dt: Tensor) -> State:
+        """Parameters and length of the step."""
         columns = (model.kappa * dt, model.theta, model.sigma, model.rho, dt)
         return tuple(column.unsqueeze(-1) for column in columns)
 
     def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
+        """The variance moves by a normal, the asset by the variance before."""
         speed, theta, sigma, rho, dt = coefficients
         (variance,) = state
         positive = variance.clamp(min=0.0)
@@ -81,9 +84,11 @@ class QuadraticExponential(Scheme):
         self.martingale = martingale
 
     def start(self, model: Any) -> State:
+        """Today's variance."""
         return (model.v0.unsqueeze(-1),)
 
     def coefficients(self, model: Any, market: Market, time: Tensor, dt: Tensor) -> State:
+        """Moments of the next variance, and the weights of both variances in the asset."""
         kappa, theta, sigma, rho = model.kappa, model.theta, model.sigma, model.rho
         decay = torch.exp(-kappa * dt)
         lost = -torch.expm1(-kappa * dt)
@@ -100,6 +105,7 @@ class QuadraticExponential(Scheme):
         return tuple(column.unsqueeze(-1) for column in torch.broadcast_tensors(*columns))
 
     def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
+        """The variance by its two moments, the asset by the trapezoid of the variances."""
         decay, mean0, scale, scale0, k0, k1, k2, k3, half = coefficients
         (before,) = state
         normal = normals[0]
