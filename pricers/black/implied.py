@@ -18,11 +18,10 @@ from torch import Tensor
 from pricers.black.normalised import (
     SQRT_2PI,
     log_ratio,
+    mills,
     mills_difference,
     normal_density,
-    normal_quantile,
     normal_tail_mean,
-    normalised_call,
 )
 
 __all__ = ["bachelier_total_vol", "black_total_vol"]
@@ -30,7 +29,7 @@ __all__ = ["bachelier_total_vol", "black_total_vol"]
 _STEPS = 2
 _NORMAL_STEPS = 2
 _GUESS_SWITCH = 2.0  # total vol from which the guess of small total vols gives way
-_LOG_TINY = -600.0  # log price under which the normal quantile is replaced by its asymptote
+_LOG_TINY = -600.0  # log price from which the quotient of price and bound may have underflown
 # log1p(r / sqrt(2 pi)) / a as a ratio of polynomials in the root of the numerator, where r = a / E[(Z - a)^+];
 # fitted to 8e-4 on 0 <= a <= 40
 _NUMERATOR = (1.0, 0.31496325880897025, 0.8065129326323514, -0.05406864439011106, 0.22070373953128536)
@@ -70,9 +69,18 @@ def _where_valid(
 def _black_root(price: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Total vol, differentiable: the inverse series of the price at the detached root, whose value is the root."""
     x = log_ratio(low, high)
-    root = _solve_black(price.detach(), low.detach(), x.detach())
-    residual = _zero((price / low - normalised_call(x, root)) / normal_density(x / root + 0.5 * root))
-    # c'' / c' and (c''/c')' by total vol
+    at = x.detach()
+    root = _solve_black(price.detach(), low.detach(), at)
+    middle = at / root
+    # c(x, root) as a series in x, over c_s: c_x = phi(d1) R(-d2) = exp(-x) Phi(d2), c_xx = phi(d1) / s - c_x
+    by_x = mills(0.5 * root - middle)
+    by_x2 = 1.0 / root - by_x
+    by_x3 = -by_x2 - (middle + 0.5 * root) / (root * root)
+    shift = _zero(x)
+    series = shift * (by_x + shift * (0.5 * by_x2 + shift * (by_x3 / 6.0)))
+    density = normal_density(x / root + 0.5 * root)
+    residual = (_zero(price / low) - density.detach() * series) / density
+    # c_ss / c_s and its slope by total vol
     curvature = (x / root).square() / root - 0.25 * root
     slope = -3.0 * (x / root / root).square() - 0.25
     return root + _inverse_series(residual, curvature, slope)
@@ -92,9 +100,9 @@ def _inverse_series(residual: Tensor, curvature: Tensor, slope: Tensor) -> Tenso
     return residual * (1.0 - residual * (0.5 * curvature - residual * cubic))
 
 
-def _zero(residual: Tensor) -> Tensor:
-    """A residual at the root, whose value is rounding: only its derivatives stay."""
-    return residual - residual.detach()
+def _zero(number: Tensor) -> Tensor:
+    """Zero with the derivatives of `number`."""
+    return number - number.detach()
 
 
 def _solve_black(price: Tensor, low: Tensor, x: Tensor) -> Tensor:
@@ -103,19 +111,20 @@ def _solve_black(price: Tensor, low: Tensor, x: Tensor) -> Tensor:
     target = torch.log(torch.where(upper, (low - price) / low, ratio))
     # a quotient under the smallest float has no logarithm; the difference of two always has one
     target = torch.where(target < _LOG_TINY, torch.log(price) - torch.log(low), target)
-    total_vol = _black_guess(x, ratio, target, upper)
+    sign = torch.where(upper, -1.0, 1.0).to(x.dtype)
+    total_vol = _black_guess(x, ratio, target, sign)
     for _ in range(_STEPS):
-        total_vol = _black_step(total_vol, x, target, upper)
+        total_vol = _black_step(total_vol, x, target, sign)
     return total_vol
 
 
-def _black_step(total_vol: Tensor, x: Tensor, target: Tensor, upper: Tensor) -> Tensor:
+def _black_step(total_vol: Tensor, x: Tensor, target: Tensor, sign: Tensor) -> Tensor:
     """One Householder step of order four on the log of the price, or of its distance from the upper bound."""
     a, t = -x / total_vol, 0.5 * total_vol
     minus_d1 = a - t
-    tails = mills_difference(minus_d1, a + t, total_vol, upper)
+    tails = mills_difference(minus_d1, a + t, total_vol, sign)
     log_error = torch.log(tails / SQRT_2PI) - 0.5 * minus_d1 * minus_d1 - target
-    inverse = torch.where(upper, -tails, tails)  # 1 / (log c)'
+    inverse = sign * tails  # 1 / (log c)'
     slope = 1.0 / inverse
     curvature = (a * a - t * t) / total_vol  # c'' / c'
     second = curvature - slope  # (log c)'' / (log c)'
@@ -124,13 +133,13 @@ def _black_step(total_vol: Tensor, x: Tensor, target: Tensor, upper: Tensor) -> 
     return total_vol + newton * (1.0 + 0.5 * second * newton) / (1.0 + newton * (second + third * newton / 6.0))
 
 
-def _black_guess(x: Tensor, ratio: Tensor, target: Tensor, upper: Tensor) -> Tensor:
+def _black_guess(x: Tensor, ratio: Tensor, target: Tensor, sign: Tensor) -> Tensor:
     """Total vol within a few per cent (10 % at the worst, near the switch)."""
     small = _normal_guess(ratio * torch.exp(0.5 * x), -x)
     square = small * small
     # Black against Bachelier to next order: 1 + s^2 / 24 at the money, 1 + s^2 / (8 a^2) far out of it
     small = small * (1.0 + square / (24.0 + 8.0 * (x * x / square)))
-    return torch.where(square < _GUESS_SWITCH**2, small, _quantile_guess(x, target, upper))
+    return torch.where(square < _GUESS_SWITCH**2, small, _quantile_guess(x, target, sign))
 
 
 def _normal_guess(price: Tensor, distance: Tensor) -> Tensor:
@@ -141,19 +150,21 @@ def _normal_guess(price: Tensor, distance: Tensor) -> Tensor:
     return price * (r / log_r) * (_polynomial(_NUMERATOR, root) / _polynomial(_DENOMINATOR, root))
 
 
-def _quantile_guess(x: Tensor, target: Tensor, upper: Tensor) -> Tensor:
+def _quantile_guess(x: Tensor, target: Tensor, sign: Tensor) -> Tensor:
     """Total vol from d1: c = Phi(d1) (1 - q), q = R(-d2) / R(-d1), where q follows from the last d1 and a rough R."""
-    sign = torch.where(upper, -1.0, 1.0)
-    value = torch.exp(target)
-    asymptote = -torch.sqrt(-2.0 * target - math.log(2.0 * math.pi))
-    quantile = normal_quantile(value)
+    quantile = _rough_quantile(target)
     for _ in range(2):
-        minus_d2 = torch.sqrt(quantile * quantile - 2.0 * x)
-        share = _rough_mills(minus_d2) / _rough_mills(-quantile)
-        quantile = normal_quantile(value / (1.0 - sign * share))
-    d1 = sign * torch.where(target < _LOG_TINY, asymptote, quantile)
+        share = _rough_mills(torch.sqrt(quantile * quantile - 2.0 * x)) / _rough_mills(-quantile)
+        quantile = _rough_quantile(target - torch.log1p(-sign * share))
+    d1 = sign * quantile
     root = torch.sqrt(d1 * d1 - 2.0 * x)
     return torch.where(d1 > 0, d1 + root, -2.0 * x / (root - d1))
+
+
+def _rough_quantile(log_probability: Tensor) -> Tensor:
+    """Normal quantile to 5e-4 for probabilities up to 1/2, Abramowitz and Stegun (1964), equation 26.2.23."""
+    t = torch.sqrt(-2.0 * log_probability)
+    return ((0.010328 * t + 0.802853) * t + 2.515517) / (((0.001308 * t + 0.189269) * t + 1.432788) * t + 1.0) - t
 
 
 def _rough_mills(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pricers.parameters import broadcast_shape, choice, real
 
 __all__ = ["bachelier_implied_vol", "implied_vol"]
 
-_CHUNK = 65536  # elements solved together on the CPU, so that the temporaries stay in the cache
+_CHUNK = 16384  # elements solved together on the CPU: more, and the temporaries leave the cache and the heap
 ERRORS = ("raise", "nan")
 
 
@@ -155,13 +155,14 @@ def _vols(
 
 def _floating(name: str, value: Any) -> Tensor:
     """A real floating point tensor, NaN and infinity included: they are faults of single elements."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
     try:
         return real(name, value)
     except ValueError:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-        if tensor.is_floating_point():
-            return tensor
-        raise
+        if isinstance(value, Tensor) or not torch.as_tensor(value).is_floating_point():
+            raise
+        return torch.as_tensor(value, dtype=torch.float64)
 
 
 def _reason(

@@ -27,7 +27,6 @@ __all__ = [
     "mills_difference",
     "normal_cdf",
     "normal_density",
-    "normal_quantile",
     "normal_tail_mean",
     "normalised_call",
     "positive_total_vol",
@@ -37,8 +36,8 @@ _special: Any = torch.special  # has no type stubs
 SQRT_2PI = math.sqrt(2.0 * math.pi)
 _SQRT_HALF_PI = math.sqrt(0.5 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
-_SERIES_BELOW = 0.1  # total vol under which the difference of Mills' ratios is summed as a series
-_SERIES_TERMS = 12  # the first one left out is under 1e-17 of the sum at a total vol of 0.1
+_SERIES_BELOW = 0.06  # total vol under which the difference of Mills' ratios is summed as a series
+_SERIES_TERMS = 10  # the first one left out is under 1e-16 of the sum
 _FRACTION_ABOVE = 7.0  # argument from which the continued fraction of Mills' ratio is used
 _FRACTION_LEVELS = 24
 
@@ -51,11 +50,6 @@ def mills(z: Tensor) -> Tensor:
 def normal_cdf(z: Tensor) -> Tensor:
     """Distribution function of the standard normal law."""
     return _special.ndtr(z)
-
-
-def normal_quantile(probability: Tensor) -> Tensor:
-    """Inverse of `normal_cdf`."""
-    return _special.ndtri(probability)
 
 
 def normal_density(z: Tensor) -> Tensor:
@@ -76,23 +70,21 @@ def positive_total_vol(total_vol: Tensor) -> Tensor:
     return total_vol + smallest * (total_vol <= 0).to(total_vol.dtype)
 
 
-def mills_difference(low: Tensor, high: Tensor, total_vol: Tensor, upper: Tensor | None = None) -> Tensor:
-    """R(low) - R(high), where high - low = total_vol; R(-low) + R(high) where `upper` holds."""
+def mills_difference(low: Tensor, high: Tensor, total_vol: Tensor, sign: Tensor) -> Tensor:
+    """R(low) - R(high) where `sign` is 1, R(-low) + R(high) where it is -1; high - low is `total_vol`.
+
+    A sign of -1 belongs to a total vol above `_SERIES_BELOW`.
+    """
     at_high = mills(high)
-    if upper is None:
-        plain = mills(low) - at_high
-    else:
-        sign = 1.0 - 2.0 * upper.to(low.dtype)
-        plain = mills(low * sign) - sign * at_high
-    # Taylor around `high`: term k is (-s)^k R^(k) / k!, and R^(k) = (k - 1) R^(k-2) + z R^(k-1), R' = z R - 1
-    square, product = total_vol * total_vol, total_vol * high
-    before, term = at_high, torch.addcmul(total_vol, product, at_high, value=-1.0)
-    total = term
+    plain = mills(low * sign) - sign * at_high
+    # Taylor around `high`: f_k = (-s)^k R^(k), where R' = z R - 1 and R^(k) = (k - 1) R^(k-2) + z R^(k-1)
+    square, product = total_vol * total_vol, -total_vol * high
+    before, here = at_high, torch.addcmul(total_vol, product, at_high)
+    series = here
     for k in range(2, _SERIES_TERMS + 1):
-        before, term = term, torch.addcmul(square * before, product, term, value=-1.0) / k
-        total = total + term
-    small = total_vol < _SERIES_BELOW
-    return torch.where(small if upper is None else small & ~upper, total, plain)
+        before, here = here, torch.addcmul(product * here, square, before, value=k - 1)
+        series = torch.add(series, here, alpha=1.0 / math.factorial(k))
+    return torch.where(total_vol < _SERIES_BELOW, series, plain)
 
 
 def normalised_call(x: Tensor, total_vol: Tensor) -> Tensor:
@@ -108,7 +100,8 @@ def normalised_call(x: Tensor, total_vol: Tensor) -> Tensor:
     a, t = -x / total_vol, 0.5 * total_vol
     # far in d1 > 0 R(-d1) overflows: there it is one minus the two tails
     upper = a - t < -1.0
-    scaled = normal_density(a - t) * mills_difference(a - t, a + t, total_vol, upper)
+    sign = torch.where(upper, -1.0, 1.0).to(total_vol.dtype)
+    scaled = normal_density(a - t) * mills_difference(a - t, a + t, total_vol, sign)
     return torch.where(upper, 1.0 - scaled, scaled)
 
 
