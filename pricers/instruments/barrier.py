@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -118,6 +118,10 @@ class Barrier(Instrument):
         return not isinstance(self.monitoring, Tensor)
 
     @property
+    def discontinuous(self) -> bool:
+        return not self.continuous
+
+    @property
     def down(self) -> bool:
         """Whether the barrier lies below the spot of today."""
         return self.kind.startswith("down")
@@ -127,7 +131,7 @@ class Barrier(Instrument):
         """Whether the option dies at the barrier."""
         return self.kind.endswith("out")
 
-    def shifted(self, elapsed: Tensor) -> Self:
+    def shifted(self, elapsed: Tensor) -> Barrier:
         if not isinstance(self.monitoring, Tensor):
             return replace(self, expiry=self.expiry - elapsed)
         return replace(self, expiry=self.expiry - elapsed, monitoring=self.monitoring - elapsed)

@@ -59,6 +59,10 @@ class Digital(Instrument):
     def dates(self) -> Tensor:
         return self.expiry.unsqueeze(-1)
 
+    @property
+    def discontinuous(self) -> bool:
+        return True
+
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:
         spot = paths.at(self.dates)[..., 0]
         above = spot >= self.strike.unsqueeze(-1)
