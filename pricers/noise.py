@@ -184,10 +184,12 @@ class Sobol(Noise):
             words = ("sobol rest", self.seed, repeat)
             drawn = _Drawn(words, start, width, n_rest, dt.detach()).step(0)
             normals = torch.cat([normals, drawn])
-        return _Bridged(bridge(normals.reshape(n_steps, n_normals, width), dt.detach()))
+        return Stored(bridge(normals.reshape(n_steps, n_normals, width), dt.detach()))
 
 
-class _Bridged(Normals):
+class Stored(Normals):
+    """Normals that were all made before: shape `n_steps n_normals width`."""
+
     def __init__(self, normals: Tensor) -> None:
         self._normals = normals
 

@@ -251,3 +251,4 @@ def asian_formula(instrument: Asian, model: BlackScholes, market: Market) -> Est
 
 
 FORMULAS = {(Asian, BlackScholes): asian_formula}
+REFUSALS = {(Asian, BlackScholes): _geometric_refusal}

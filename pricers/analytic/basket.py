@@ -274,3 +274,4 @@ def basket_formula(instrument: Basket, model: BlackScholes, market: Market) -> E
 
 
 FORMULAS = {(Basket, BlackScholes): basket_formula}
+REFUSALS = {(Basket, BlackScholes): _refusal}

@@ -122,3 +122,4 @@ def cliquet_formula(instrument: Cliquet, model: BlackScholes, market: Market) ->
 
 
 FORMULAS = {(ForwardStart, BlackScholes): forward_start_formula, (Cliquet, BlackScholes): cliquet_formula}
+REFUSALS = {(Cliquet, BlackScholes): _cliquet_refusal}

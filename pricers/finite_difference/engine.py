@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 
 from pricers.estimate import Estimate
 from pricers.finite_difference.contracts import Contract, contracts
-from pricers.finite_difference.diffusion import on_line
+from pricers.finite_difference.problems import on_line, on_plane
 from pricers.finite_difference.solution import Solution, read
 from pricers.instruments.barrier import Barrier, check_not_crossed
 from pricers.instruments.base import Instrument
@@ -63,6 +63,7 @@ class FiniteDifference:
     [16.6994, 10.4506, 6.0401]
     """
 
+    name: ClassVar[str] = "finite difference"
     n_space: int = 240
     n_time: int = 80
     n_variance: int = 80
@@ -76,13 +77,17 @@ class FiniteDifference:
             if count < least or count % 2:
                 raise ValueError(f"`{name}` must be an even number of {least} or more, got {count}")
 
+    def refusal(self, instrument: Instrument, model: Model, market: Market) -> str | None:
+        """Why this engine cannot price the three together, or None."""
+        return refusal(instrument, model, market)
+
     def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
         """Value today, shape `*batch`; `error_bound` is the error of the finer of two grids, before extrapolation.
 
         Raises:
             ValueError: the engine cannot price this; the message says why.
         """
-        return self._read(instrument, model, market, 0)
+        return self._read(instrument, model, market, (0,))[0]
 
     def delta_gamma(self, instrument: Instrument, model: Model, market: Market) -> tuple[Estimate, Estimate]:
         """First and second derivative by the spot, from differences on the grid.
@@ -90,9 +95,13 @@ class FiniteDifference:
         Raises:
             ValueError: the engine cannot price this; the message says why.
         """
-        return self._read(instrument, model, market, 1), self._read(instrument, model, market, 2)
+        delta, gamma = self._read(instrument, model, market, (1, 2))
+        return delta, gamma
 
-    def _read(self, instrument: Instrument, model: Model, market: Market, order: Literal[0, 1, 2]) -> Estimate:
+    def _read(
+        self, instrument: Instrument, model: Model, market: Market, orders: tuple[int, ...]
+    ) -> tuple[Estimate, ...]:
+        """Derivatives of the value by the spot, of the orders asked for."""
         reason = refusal(instrument, model, market)
         if reason is not None:
             raise ValueError(reason)
@@ -101,15 +110,22 @@ class FiniteDifference:
         )
         if isinstance(instrument, Barrier) and instrument.continuous:
             check_not_crossed(instrument, market.spot)
-        parts = [(sign, read(self._solve(part, model, market), order)) for sign, part in contracts(instrument) or []]
-        value = sum((sign * number for sign, (number, _) in parts), torch.zeros((), dtype=torch.float64))
-        bound = sum((error for _, (_, error) in parts), torch.zeros((), dtype=torch.float64))
         dtype = torch.promote_types(instrument.dates.dtype, market.spot.dtype)
         for parameter in model.parameters().values():
             dtype = torch.promote_types(dtype, parameter.dtype)
-        return Estimate(value.expand(shape).to(dtype), 0.0, bound.expand(shape).to(dtype), engine=NAME)
+        parts = [(sign, self._solve(part, model, market)) for sign, part in contracts(instrument) or []]
+        estimates: list[Estimate] = []
+        for order in orders:
+            value, bound = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+            for sign, solution in parts:
+                number, error = read(solution, order)
+                value, bound = value + sign * number, bound + error
+            estimates.append(Estimate(value.to(dtype), 0.0, bound.to(dtype), engine=NAME))
+        return tuple(estimates)
 
     def _solve(self, contract: Contract, model: Model, market: Market) -> Solution:
+        if isinstance(model, Heston):
+            return on_plane(contract, model, market, self.n_space, self.n_time, self.n_variance)
         assert isinstance(model, BlackScholes | LocalVol)
         return on_line(contract, model, market, self.n_space, self.n_time)
 

@@ -61,6 +61,11 @@ class Instrument(ABC):
         """Whether the payoff looks at the path between its dates, so that each step of a simulation is recorded."""
         return False
 
+    @property
+    def discontinuous(self) -> bool:
+        """Whether the payoff jumps along the path, so that its derivative along the path misses something."""
+        return False
+
     @abstractmethod
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:
         """Value today of all cash flows along each path.

@@ -18,9 +18,10 @@ from pricers.models.base import AnyScheme, DirectScheme, Model
 from pricers.models.black_scholes import BlackScholes
 from pricers.monte_carlo.conditional import CONDITIONAL, ConditionalLaw
 from pricers.monte_carlo.controls import Control, controls_of
+from pricers.monte_carlo.likelihood import record_weighted
 from pricers.monte_carlo.simulate import Plan, asset_normals, assemble, record, record_conditional
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
-from pricers.noise import NOISES, TILE, Noise, block_size, uniforms
+from pricers.noise import NOISES, TILE, Noise, Normals, block_size, uniforms
 from pricers.parameters import broadcast_shape, choice, converted
 from pricers.paths import Paths, time_grid
 
@@ -155,13 +156,13 @@ class MonteCarlo:
         sampler = self.sampler(instrument, model, market, n_paths)
         repeats = sampler.moments()
         value, error = controlled(repeats, sampler.known)
-        dtype = _common_dtype(instrument, model, market)
+        dtype = common_dtype(instrument, model, market)
         return Estimate(value.to(dtype), error.to(dtype), n_paths=n_paths, engine=self.name)
 
     def sampler(self, instrument: Instrument, model: Model, market: Market, n_paths: int | None = None) -> Sampler:
         """What simulates this triple chunk by chunk: for Greeks, multilevel and regression engines."""
         batch_of(instrument, model, market)
-        dtype = self.dtype or _common_dtype(instrument, model, market)
+        dtype = self.dtype or common_dtype(instrument, model, market)
         device = self.device or market.spot.device
         instrument, model, market = (converted(item, dtype, device) for item in (instrument, model, market))
         scheme = self._scheme(model)
@@ -215,13 +216,24 @@ class Sampler:
         """Shape of the batch of prices."""
         return batch_of(self.instrument, self.plan.model, self.plan.market)
 
-    def values(self, repeat: int, start: int, width: int) -> Tensor:
-        """Discounted payoffs (row 0) and controls of the paths from `start`, shape `*batch rows width`."""
+    def normals(self, repeat: int, start: int, width: int, weighted: bool = False) -> Normals:
+        """The noise that `values` (or `weighted_values`) needs for a chunk; drawn anew for each use."""
+        plan = self.plan
+        n_assets = 0 if self.conditional and not weighted else asset_normals(plan.scheme, plan.model)
+        return self.noise.normals(repeat, start, width, plan.dt.detach(), plan.scheme.n_normals + n_assets)
+
+    def values(self, repeat: int, start: int, width: int, normals: Normals | None = None) -> Tensor:
+        """Discounted payoffs (row 0) and controls of the paths from `start`, shape `*batch rows width`.
+
+        Args:
+            repeat: independent repeat.
+            start: first path.
+            width: number of paths.
+            normals: what `normals(...)` gave, where it must be made elsewhere (outside of a derivative).
+        """
         plan, market = self.plan, self.plan.market
         shape = self.batch
-        n_normals = plan.scheme.n_normals + (0 if self.conditional else asset_normals(plan.scheme, plan.model))
-        dt = plan.dt.detach()
-        normals = self.noise.normals(repeat, start, width, dt, n_normals)
+        normals = normals or self.normals(repeat, start, width)
         columns = slice(0, width)
         if self.conditional is not None:
             mean, variance = record_conditional(plan, normals, columns)
@@ -236,13 +248,32 @@ class Sampler:
                 rows += self.control.rows(paths)
         return torch.stack([row.expand(*shape, width) for row in rows], dim=-2)
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the asset has a lognormal density in each step, whose score `weighted_values` needs."""
+        return not isinstance(self.plan.scheme, DirectScheme) and self.plan.market.dividends is None
+
+    def weighted_values(self, repeat: int, start: int, width: int, normals: Normals | None = None) -> Tensor:
+        """As `values`, on paths that stay while their density moves: for derivatives of payoffs with jumps."""
+        plan = self.plan
+        normals = normals or self.normals(repeat, start, width, weighted=True)
+        recorded, density = record_weighted(plan, normals, width)
+        paths = assemble(plan, recorded, self._uniforms(repeat, start, width))
+        rows = [self.instrument.payoff(paths, plan.market.discount)]
+        if self.control is not None:
+            rows += self.control.rows(paths)
+        weight = torch.exp(density - density.detach())  # 1, but not its derivatives
+        return torch.stack([(row * weight).expand(*self.batch, width) for row in rows], dim=-2)
+
     def _paths(self, repeat: int, start: int, width: int, normals: Any, columns: slice) -> Paths:
         recorded = record(self.plan, normals, columns)
-        extremes = None
-        if self.instrument.bridge_uniforms:
-            n_intervals = self.plan.recorded_times.shape[0] - 1
-            extremes = uniforms(self.noise.seed, repeat, start, width, n_intervals, self.plan.grid.detach())
-        return assemble(self.plan, recorded, extremes)
+        return assemble(self.plan, recorded, self._uniforms(repeat, start, width))
+
+    def _uniforms(self, repeat: int, start: int, width: int) -> Tensor | None:
+        if not self.instrument.bridge_uniforms:
+            return None
+        n_intervals = self.plan.recorded_times.shape[0] - 1
+        return uniforms(self.noise.seed, repeat, start, width, n_intervals, self.plan.grid.detach())
 
     def chunks(self) -> Iterator[tuple[int, int, int]]:
         """Repeat, first path and width of each chunk."""
@@ -311,7 +342,7 @@ def replace_note(estimate: Estimate, note: str) -> Estimate:
     return Estimate(estimate.value, estimate.std_error, estimate.error_bound, estimate.n_paths, estimate.engine, note)
 
 
-def _common_dtype(*items: Any) -> torch.dtype:
+def common_dtype(*items: Any) -> torch.dtype:
     """float64 if any parameter with axes, or all without, are so: torch's own promotion over all tensors."""
     result = torch.zeros((), dtype=torch.float32)
     for item in items:
