@@ -17,7 +17,7 @@ __all__ = ["Heston"]
 
 @dataclass(frozen=True, eq=False, init=False)
 class Heston(Model):
-    r"""Heston: $dS = (r - q) S dt + \sqrt v S dW$, $dv = \kappa (\theta - v) dt + \sigma \sqrt v dB$, $dW dB = \rho dt$.
+    r"""$dS = (r - q) S dt + \sqrt v S dW$, $dv = \kappa (\theta - v) dt + \sigma \sqrt v dB$, $dW dB = \rho dt$.
 
     Feller's condition $2\kappa\theta \ge \sigma^2$ is not asked for: the variance may reach 0, as it does under most
     parameters that markets imply.
