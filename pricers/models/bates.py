@@ -18,6 +18,9 @@ from pricers.characteristic import (
     normal_log_characteristic,
 )
 from pricers.models.base import Model
+from pricers.models.black_scholes import ExactLognormal
+from pricers.models.heston_schemes import HESTON_SCHEMES
+from pricers.models.jumps import WithJumps
 from pricers.parameters import broadcast_shape, within
 
 __all__ = ["Bates", "Merton"]
@@ -47,6 +50,7 @@ class Merton(Model):
     """
 
     kind: ClassVar[str] = "merton"
+    schemes = {"exact": WithJumps(ExactLognormal())}
     vol: Tensor
     intensity: Tensor
     jump_mean: Tensor
@@ -111,6 +115,7 @@ class Bates(Model):
     """
 
     kind: ClassVar[str] = "bates"
+    schemes = {name: WithJumps(scheme) for name, scheme in HESTON_SCHEMES.items()}
     v0: Tensor
     kappa: Tensor
     theta: Tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pricers.characteristic import heston_cumulants, heston_log_characteristic, heston_log_moment, mean_variance
 from pricers.models.base import Model
+from pricers.models.heston_schemes import HESTON_SCHEMES
 from pricers.parameters import broadcast_shape, within
 
 __all__ = ["Heston"]
@@ -41,6 +42,7 @@ class Heston(Model):
     """
 
     kind: ClassVar[str] = "heston"
+    schemes = HESTON_SCHEMES
     v0: Tensor
     kappa: Tensor
     theta: Tensor

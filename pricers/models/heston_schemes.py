@@ -10,7 +10,7 @@ from torch import Tensor
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
 
-__all__ = ["FullTruncationEuler", "QuadraticExponential", "minus_log_survival"]
+__all__ = ["HESTON_SCHEMES", "FullTruncationEuler", "QuadraticExponential"]
 
 SURVIVAL = (
     1.5950394753, -1.55867208728, -0.204427186212, -0.0789585451547, 0.0371404871858, 0.00999347455028,
@@ -135,3 +135,10 @@ class QuadraticExponential(Scheme):
         total = before + after
         drift = k0 + k1 * before + k2 * after
         return Step((after,), drift, k3 * total, half * total)
+
+
+HESTON_SCHEMES: dict[str, Scheme] = {
+    "qe-m": QuadraticExponential(martingale=True),
+    "qe": QuadraticExponential(martingale=False),
+    "euler": FullTruncationEuler(),
+}
