@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from pricers.instruments.base import OPTIONS, Discount, Instrument, call_sign, exercised
 from pricers.instruments.forward_start import dates_after
 from pricers.instruments.variance import steps_before
-from pricers.parameters import broadcast_shape, choice, dates, within
+from pricers.parameters import broadcast_shape, choice, copied, dates, within
 from pricers.paths import Paths
 
 __all__ = ["Asian"]
@@ -168,10 +167,8 @@ class Asian(Instrument):
         """
         if isinstance(self.times, Tensor):
             return replace(self, times=dates_after(self.times, elapsed))
-        later = copy(self)  # not a new contract to be checked: its past average may be left open
-        object.__setattr__(later, "expiry", self.horizon - elapsed)
-        object.__setattr__(later, "elapsed", self.elapsed + elapsed)
-        return later
+        # Not a new contract to be checked: its past average may be left open.
+        return copied(self, expiry=self.horizon - elapsed, elapsed=self.elapsed + elapsed)
 
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:
         value = self._continuous_value(paths) if self.continuous else self._discrete_value(paths)
