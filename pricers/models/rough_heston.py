@@ -2,13 +2,15 @@ r"""Rough Heston: a square-root variance with a fractional kernel, priced throug
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pricers.models.base import Model
+from pricers.models.base import AnyScheme, Model
+from pricers.models.rough_heston_lifting import LiftedQuadraticExponential
 from pricers.models.rough_heston_riccati import log_characteristic, log_moment, log_moments
 from pricers.parameters import broadcast_shape, within
 
@@ -46,6 +48,7 @@ class RoughHeston(Model):
     """
 
     kind: ClassVar[str] = "rough_heston"
+    schemes: ClassVar[Mapping[str, AnyScheme]] = {"lifted": LiftedQuadraticExponential()}
     v0: Tensor
     kappa: Tensor
     theta: Tensor

@@ -290,6 +290,20 @@ def log_moments(
     return cumulants
 
 
+def mean_variance(time: Tensor, v0: Tensor, kappa: Tensor, theta: Tensor, hurst: Tensor) -> Tensor:
+    r"""$E V_t = \theta + (v_0 - \theta) E_\alpha(-\kappa t^\alpha)$ with the Mittag-Leffler function, float64.
+
+    That function y solves $y = 1 - \kappa I^\alpha y$.
+    """
+    alpha = (hurst + 0.5).double()
+    speed = kappa.double() * time.double() ** alpha
+    scheme = collocation(alpha, node_count(speed.detach().max().item()))
+    identity = torch.eye(scheme.nodes.shape[0], dtype=torch.float64, device=scheme.nodes.device)
+    matrix = identity + speed[..., None, None] * scheme.integral
+    relaxation = _solve(matrix, torch.ones_like(matrix[..., 0])) @ scheme.end
+    return theta.double() + (v0 - theta).double() * relaxation
+
+
 def _riccati(solution: Tensor, constant: Tensor, linear: Tensor, quadratic: Tensor) -> Tensor:
     return constant.unsqueeze(-1) + (linear.unsqueeze(-1) + quadratic.unsqueeze(-1) * solution) * solution
 
