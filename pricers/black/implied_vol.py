@@ -69,7 +69,7 @@ def implied_vol(
     >>> implied_vol(101.0, forward=100.0, strike=120.0, expiry=0.5)
     Traceback (most recent call last):
         ...
-    ValueError: `price` must lie below discount * forward, the price at infinite vol, got 101 against 100
+    ValueError: `price` must lie below discount * forward, the price at infinite vol, got 101 against 100; ...
     """
     named = {"price": price, "forward": forward, "strike": strike, "expiry": expiry, "discount": discount}
     return _implied_vol(black_total_vol, named, option, errors)
@@ -133,7 +133,7 @@ def _implied_vol(
             position = int(missing.to(torch.uint8).argmax())
             numbers = [value[position].item() for value in flat]
             reason = _reason(total_vol is black_total_vol, is_call, *numbers)
-            raise ValueError(reason + _place(position, shape))
+            raise ValueError(f'{reason}{_place(position, shape)}; pass errors="nan" to get NaN for such elements')
     tensors = [value.dtype for value in named.values() if isinstance(value, Tensor)]
     return vols.reshape(shape).to(reduce(torch.promote_types, tensors) if tensors else torch.float64)
 
@@ -159,8 +159,8 @@ def _floating(name: str, value: Any) -> Tensor:
         return value
     try:
         return real(name, value)
-    except ValueError:
-        if isinstance(value, Tensor) or not torch.as_tensor(value).is_floating_point():
+    except ValueError as error:
+        if "finite" not in str(error):
             raise
         return torch.as_tensor(value, dtype=torch.float64)
 

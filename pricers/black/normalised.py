@@ -48,8 +48,8 @@ def mills(z: Tensor) -> Tensor:
 
 
 def normal_cdf(z: Tensor) -> Tensor:
-    """Distribution function of the standard normal law."""
-    return _special.ndtr(z)
+    """Distribution function of the standard normal law, to full relative accuracy in the lower tail."""
+    return 0.5 * torch.erfc(-_SQRT_HALF * z)  # torch.special.ndtr has absolute accuracy only
 
 
 def normal_density(z: Tensor) -> Tensor:
