@@ -147,8 +147,10 @@ def _tensor(value: Any) -> Tensor:
         return torch.stack([_tensor(item) for item in value])
     if isinstance(value, (str, bytes)):
         raise TypeError("text is no number")
-    tensor = torch.as_tensor(value)
-    return tensor if tensor.is_complex() or tensor.dtype == torch.bool else tensor.to(torch.float64)
+    natural = torch.as_tensor(value)  # float32 for Python floats: only its kind is read
+    if natural.is_complex() or natural.dtype == torch.bool:
+        return natural
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def _clash(one: torch.Size, other: torch.Size) -> bool:

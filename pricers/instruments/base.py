@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class Instrument(ABC):
             Shape `*batch paths`.
         """
 
-    def shifted(self, elapsed: Tensor) -> Self:
+    def shifted(self, elapsed: Tensor) -> Instrument:
         """The same contract `elapsed` years later: its dates are nearer. What was fixed before stays."""
         moved = {name: getattr(self, name) - elapsed for name in self.date_fields}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType, reportCallIssue]  # all are dataclasses

@@ -85,6 +85,10 @@ class BlackScholes(Model):
         # -w/2 (z^2 + i z) at z = u - i shift
         return -0.5 * variance * (u**2 - shift**2 + shift), -0.5 * variance * u * (1.0 - 2.0 * shift)
 
+    def log_moment(self, order: Tensor, expiry: Tensor) -> Tensor:
+        r"""$\log E\,e^{qX}$ at the real orders $q$ along the last axis."""
+        return 0.5 * (self.vol**2 * expiry).unsqueeze(-1) * order * (order - 1.0)
+
     def cumulants(self, expiry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First, second and fourth cumulant of the log-ratio at `expiry`."""
         variance = self.vol**2 * expiry
