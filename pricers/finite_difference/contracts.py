@@ -87,6 +87,27 @@ class Contract:
         """What a solution of 1 is worth: the strike, or a unit of cash."""
         return torch.ones_like(self.strike) if self.claim.startswith("cash") else self.strike
 
+    def with_axis(self) -> Contract:
+        """The same with one more batch axis, the last, of length 1."""
+
+        def row(dates: Tensor | None) -> Tensor | None:
+            return None if dates is None else dates.unsqueeze(-2)
+
+        def column(number: Tensor | None) -> Tensor | None:
+            return None if number is None else number.unsqueeze(-1)
+
+        return Contract(
+            self.claim,
+            self.strike.unsqueeze(-1),
+            self.expiry.unsqueeze(-1),
+            exercise=row(self.exercise) if isinstance(self.exercise, Tensor) else self.exercise,
+            barrier=column(self.barrier),
+            down=self.down,
+            monitoring=row(self.monitoring),
+            rebate=column(self.rebate),
+            offset=column(self.offset),
+        )
+
     def exercised(self, spots: Tensor) -> Tensor:
         """Value on exercise over strike, at spots over strike."""
         return (spots - 1.0 if self.claim == "call" else 1.0 - spots).clamp(min=0.0)
@@ -202,7 +223,12 @@ def _reduced(values: Tensor, shape: torch.Size, largest: bool) -> Tensor:
 
 
 def free_frame(
-    spot_over_strike: Tensor, growth: Tensor, deviation: Tensor, n_space: int, paid_out: Tensor | float = 0.0
+    spot_over_strike: Tensor,
+    growth: Tensor,
+    deviation: Tensor,
+    n_space: int,
+    dense: float,
+    paid_out: Tensor | float = 0.0,
 ) -> Frame:
     """Grid in the forward over strike, dense at the strike.
 
@@ -211,6 +237,7 @@ def free_frame(
         growth: forward to expiry over spot, shape `*problems`.
         deviation: standard deviation of the log price at expiry, same shape.
         n_space: intervals of the fine grid.
+        dense: standard deviations from the strike within which the grid is dense.
         paid_out: cash dividends to expiry over strike, by which the spot may fall.
     """
     query = spot_over_strike * growth
@@ -218,10 +245,10 @@ def free_frame(
         sd = deviation.detach()
         place = query.detach().log()
         lowest = (query.detach() - paid_out * growth).clamp(min=0.05 * query.detach()).log()
-        low = _reduced(lowest, sd.shape, largest=False).clamp(max=0.0) - REACH * sd
-        high = _reduced(place, sd.shape, largest=True).clamp(min=0.0) + REACH * sd
+        low = _reduced(lowest, sd.shape, largest=False).clamp(max=0.0) - (REACH + 0.5 * sd) * sd
+        high = _reduced(place, sd.shape, largest=True).clamp(min=0.0) + (REACH + 0.5 * sd) * sd
         zero = torch.zeros_like(sd)
-        nodes = stretched(low, high, n_space, zero.unsqueeze(-1), sd.unsqueeze(-1), zero).exp()
+        nodes = stretched(low, high, n_space, zero.unsqueeze(-1), dense * sd.unsqueeze(-1), zero).exp()
     return Frame(nodes, query, growth.expand_as(query))
 
 
@@ -230,6 +257,7 @@ def barrier_frame(
     growth: Tensor,
     deviation: Tensor,
     n_space: int,
+    dense: float,
     level: Tensor,
     down: bool,
     ends: bool,
@@ -244,6 +272,7 @@ def barrier_frame(
         growth: forward to expiry over spot, shape `*problems`.
         deviation: standard deviation of the log price at expiry, same shape.
         n_space: intervals of the fine grid.
+        dense: standard deviations from the strike within which the grid is dense.
         level: barrier over strike.
         down: whether the barrier is the lower end.
         ends: whether the grid ends at the barrier.
@@ -252,8 +281,8 @@ def barrier_frame(
     with torch.no_grad():
         sd, place = deviation.detach(), spot_over_strike.detach().log()
         drift, fixed = growth.detach().log().expand_as(sd), log_level.detach().expand_as(sd)
-        low = (_reduced(place, sd.shape, largest=False) + drift.clamp(max=0.0)).clamp(max=0.0) - REACH * sd
-        high = (_reduced(place, sd.shape, largest=True) + drift.clamp(min=0.0)).clamp(min=0.0) + REACH * sd
+        low = (_reduced(place, sd.shape, largest=False) + drift.clamp(max=0.0)).clamp(max=0.0) - (REACH + 0.5 * sd) * sd
+        high = (_reduced(place, sd.shape, largest=True) + drift.clamp(min=0.0)).clamp(min=0.0) + (REACH + 0.5 * sd) * sd
         wall = torch.maximum(fixed, low) if down else torch.minimum(fixed, high)
         if ends:
             low, high = (wall, high) if down else (low, wall)
@@ -262,8 +291,8 @@ def barrier_frame(
         strike = torch.where(inside, strike, wall)
         centres = torch.stack([strike, wall], -1)
         apart = (strike - wall).abs()
-        width = torch.where(apart > 0, torch.minimum(sd, apart), sd)
-        log_nodes = stretched(low, high, n_space, centres, torch.stack([sd, width], -1), strike, wall)
+        width = torch.where(apart > 0, torch.minimum(dense * sd, apart), dense * sd)
+        log_nodes = stretched(low, high, n_space, centres, torch.stack([dense * sd, width], -1), strike, wall)
         reached = (wall == fixed).unsqueeze(-1)
         share = log_nodes / torch.where(wall == 0, 1.0, wall).unsqueeze(-1)
         share = torch.where((wall == 0).unsqueeze(-1) | ~inside.unsqueeze(-1), 1.0, share.clamp(0.0, 1.0))

@@ -21,7 +21,7 @@ from pricers.finite_difference.grids import (
 )
 from pricers.finite_difference.tridiagonal import multiply, solve
 
-__all__ = ["BarrierSide", "Line", "Variance", "solve_line"]
+__all__ = ["BarrierSide", "Curve", "Line", "Variance", "folded", "on_date", "solve_line", "steps_of", "with_ends"]
 
 Curve = Callable[[Tensor], Tensor]
 Variance = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -92,9 +92,9 @@ def solve_line(line: Line, nodes: Tensor, n_steps: int, refinement: int = 1) -> 
     diffusion, drift_weights = second.times(0.5 * inner**2), first.times(inner)
     fixed: Bands | None = None
     for index, segment in zip(range(len(segments) - 1, -1, -1), segments):
-        values = _on_date(line, nodes, values, segment.end, index)
+        values = on_date(line, nodes, values, segment.end, index)
         jumps = line.knocked is not None or index == len(segments) - 1
-        for later, earlier, implicitness in _steps(segment, jumps):
+        for later, earlier, implicitness in steps_of(segment, jumps):
             length = later - earlier
             if fixed is None or not line.moving or callable(line.variance):
                 fixed = _operator(line, nodes, diffusion, drift_weights, later, earlier)
@@ -102,7 +102,7 @@ def solve_line(line: Line, nodes: Tensor, n_steps: int, refinement: int = 1) -> 
     return values
 
 
-def _steps(segment: Segment, jumps: bool) -> list[tuple[Tensor, Tensor, float]]:
+def steps_of(segment: Segment, jumps: bool) -> list[tuple[Tensor, Tensor, float]]:
     """Later time, earlier time and weight of the new time level.
 
     After a jump the first step is made of two implicit halves (Rannacher, 1984): few, for the steps start tiny.
@@ -136,7 +136,7 @@ def _operator(
     return operator
 
 
-def _folded(bands: Bands, nodes: Tensor, low_given: bool, high_given: bool) -> Bands:
+def folded(bands: Bands, nodes: Tensor, low_given: bool, high_given: bool) -> Bands:
     """The operator on the inner nodes alone where the value is linear in the spot at an end that is not given."""
     lower, diagonal, upper = torch.broadcast_tensors(*bands)
     if not low_given:
@@ -167,7 +167,7 @@ def _step(
     $$(I - \theta h A)\,w^{new} = (I + (1 - \theta) h A)\,w^{old}$$
     """
     edge = line.edge(earlier)
-    bands = _folded(operator, nodes, line.barrier == "low", line.barrier == "high").times(-implicitness * length)
+    bands = folded(operator, nodes, line.barrier == "low", line.barrier == "high").times(-implicitness * length)
     lower, diagonal, upper = bands.lower, 1.0 + bands.diagonal, bands.upper
     rhs = values[..., 1:-1]
     if implicitness < 1.0:
@@ -183,10 +183,12 @@ def _step(
         inner = _complementary(lower, diagonal, upper, rhs, exercised[..., 1:-1])
     else:
         inner = solve(lower, diagonal, upper, rhs)
-    return _with_ends(line, nodes, inner, edge)
+    return with_ends(line, nodes, inner, edge)
 
 
-def _with_ends(line: Line, nodes: Tensor, inner: Tensor, edge: Tensor | None) -> Tensor:
+def with_ends(line: Line, nodes: Tensor, inner: Tensor, edge: Tensor | None) -> Tensor:
+    """Values at all nodes: the given one on a barrier, else the line through the last two inner nodes."""
+
     def continued(far: slice, near: slice, nearer: slice) -> Tensor:
         ratio = (nodes[..., far] - nodes[..., near]) / (nodes[..., near] - nodes[..., nearer])
         return inner_at(near) + ratio * (inner_at(near) - inner_at(nearer))
@@ -239,7 +241,7 @@ def _complementary(lower: Tensor, diagonal: Tensor, upper: Tensor, rhs: Tensor, 
     return policy_solve(stop)
 
 
-def _on_date(line: Line, nodes: Tensor, values: Tensor, time: Tensor, index: int) -> Tensor:
+def on_date(line: Line, nodes: Tensor, values: Tensor, time: Tensor, index: int) -> Tensor:
     """What happens on a contract date, seen from right before it."""
     is_expiry = index == line.dates.shape[-1] - 1
     discount = line.discount(time).unsqueeze(-1)

@@ -25,6 +25,9 @@ class Solution:
     query: Tensor  # today's spot on the grid, shape `*batch`
     slope: Tensor  # derivative of `query` by the spot
     scale: Tensor  # the strike
+    halved_time: Tensor | None = (
+        None  # values on the fine grid by half as many steps, where these need a bound of their own
+    )
 
 
 def read(solution: Solution, order: int = 0) -> tuple[Tensor, Tensor]:
@@ -34,8 +37,8 @@ def read(solution: Solution, order: int = 0) -> tuple[Tensor, Tensor]:
     """
     nodes, fine = solution.nodes, solution.fine
     coarse_nodes, coarse = nodes[..., ::2], solution.coarse
+    weights = first_difference if order == 1 else second_difference
     if order:
-        weights = first_difference if order == 1 else second_difference
         fine, coarse = weights(nodes).apply(fine), weights(coarse_nodes).apply(coarse)
         nodes, coarse_nodes = nodes[..., 1:-1], coarse_nodes[..., 1:-1]
     common = fine[..., 1::2] if order else fine[..., ::2]
@@ -43,7 +46,15 @@ def read(solution: Solution, order: int = 0) -> tuple[Tensor, Tensor]:
     query = solution.query.unsqueeze(-1)
     value = (interpolate(nodes, fine, query) + interpolate(coarse_nodes, error, query)).squeeze(-1)
     with torch.no_grad():
-        spread = _largest_near(error.abs() + ROUNDING * common.abs())
+        spread = error.abs() + ROUNDING * common.abs()
+        if solution.halved_time is not None:
+            halved = (
+                weights(solution.nodes).apply(solution.halved_time)[..., 1::2]
+                if order
+                else solution.halved_time[..., ::2]
+            )
+            spread = spread + (common - halved).abs()
+        spread = _largest_near(spread)
         bound = interpolate(coarse_nodes, spread, query, limited=True).squeeze(-1).abs()
     factor = solution.scale * solution.slope**order
     return value * factor, bound * factor.detach().abs()
