@@ -14,6 +14,7 @@ from pricers.analytic.engine import Analytic
 from pricers.analytic.fourier_engine import Fourier
 from pricers.black import bachelier_implied_vol, implied_vol
 from pricers.estimate import Estimate
+from pricers.exercise import LongstaffSchwartz
 from pricers.finite_difference import FiniteDifference
 from pricers.greeks import greeks
 from pricers.instruments import (
@@ -48,7 +49,7 @@ from pricers.models import (
     VolSurface,
 )
 from pricers.models.rough_bergomi import ForwardVarianceCurve
-from pricers.monte_carlo import MonteCarlo
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.pricing import ENGINES, price
 
 __all__ = [
@@ -77,11 +78,13 @@ __all__ = [
     "Heston",
     "Instrument",
     "LocalVol",
+    "LongstaffSchwartz",
     "Lookback",
     "Market",
     "Merton",
     "Model",
     "MonteCarlo",
+    "MultilevelMonteCarlo",
     "RoughBergomi",
     "RoughHeston",
     "VarianceOption",

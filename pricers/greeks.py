@@ -151,7 +151,9 @@ def locate(name: str, triple: Triple) -> Parameter:
         for part, leaf in vars(value).items()
         if isinstance(leaf, Tensor)
     )
-    raise ValueError(f"`wrt` names what the price does not depend on: {name!r}; known are {', '.join([*known, *inside, 'time'])}")
+    raise ValueError(
+        f"`wrt` names what the price does not depend on: {name!r}; known are {', '.join([*known, *inside, 'time'])}"
+    )
 
 
 def _event_shape(path: tuple[str, ...], value: Tensor, triple: Triple) -> torch.Size:

@@ -7,11 +7,12 @@ from typing import Protocol, runtime_checkable
 from pricers.analytic.engine import Analytic
 from pricers.analytic.fourier_engine import Fourier
 from pricers.estimate import Estimate
+from pricers.exercise import LongstaffSchwartz
 from pricers.finite_difference import FiniteDifference
 from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.models.base import Model
-from pricers.monte_carlo import MonteCarlo
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.parameters import broadcast_shape
 
 __all__ = ["ENGINES", "Engine", "capable_engines", "default_engine", "price"]
@@ -36,6 +37,8 @@ ENGINES: dict[str, Engine] = {
     "Fourier": Fourier(),
     "FiniteDifference": FiniteDifference(),
     "MonteCarlo": MonteCarlo(n_paths=65_536, seed=0),
+    "LongstaffSchwartz": LongstaffSchwartz(n_paths=65_536, n_steps=50, seed=0),
+    "MultilevelMonteCarlo": MultilevelMonteCarlo(accuracy=0.01, seed=0),
 }
 WITHOUT_SIMULATION = ("Analytic", "Fourier", "FiniteDifference")
 

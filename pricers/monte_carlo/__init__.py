@@ -1,5 +1,6 @@
 """Monte Carlo: noise to paths to payoffs, with honest standard errors."""
 
 from pricers.monte_carlo.engine import MonteCarlo, Sampler
+from pricers.monte_carlo.multilevel import MultilevelMonteCarlo
 
-__all__ = ["MonteCarlo", "Sampler"]
+__all__ = ["MonteCarlo", "MultilevelMonteCarlo", "Sampler"]

@@ -81,9 +81,7 @@ def _log_density(gap: Tensor, deviation: Tensor, root: Tensor | None) -> Tensor:
     if root is None:
         return -0.5 * scaled**2 - torch.log(deviation.expand_as(scaled))
     white = torch.linalg.solve_triangular(root, scaled, upper=False)
-    spread = torch.log(deviation.expand_as(scaled)).sum(-2) + torch.log(
-        root.diagonal(dim1=-2, dim2=-1)
-    ).sum(-1, keepdim=True)
+    spread = torch.log(deviation.expand_as(scaled)).sum(-2) + torch.log(root.diagonal(dim1=-2, dim2=-1)).sum(
+        -1, keepdim=True
+    )
     return -0.5 * (white**2).sum(-2) - spread
-
-

@@ -1,0 +1,5 @@
+"""Early exercise by simulation."""
+
+from pricers.exercise.engine import LongstaffSchwartz
+
+__all__ = ["LongstaffSchwartz"]

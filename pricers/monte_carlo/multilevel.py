@@ -1,0 +1,213 @@
+"""Multilevel Monte Carlo: many cheap coarse paths correct few dear fine ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pricers.estimate import Estimate
+from pricers.instruments.base import Instrument
+from pricers.market import Market
+from pricers.models.base import Model, PathScheme
+from pricers.monte_carlo.engine import MonteCarlo, Sampler, common_dtype
+from pricers.monte_carlo.statistics import Moments, merged, tile_moments
+from pricers.noise import TILE, Pseudo, Stored, address
+
+__all__ = ["MultilevelMonteCarlo"]
+
+PILOT = 16 * TILE  # paths of each level before its variance is trusted
+CHUNK_NUMBERS = 2**24  # normals held at once
+
+
+@dataclass
+class Level:
+    """What is known of one correction $E[P_l - P_{l-1}]$."""
+
+    index: int
+    fine: Sampler
+    coarse: Sampler | None
+    moments: Moments | None = None
+    wanted: int = PILOT
+
+    @property
+    def cost(self) -> float:
+        """Steps for each path."""
+        n_steps = self.fine.plan.dt.shape[0]
+        return n_steps + (self.coarse.plan.dt.shape[0] if self.coarse else 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the correction, shape `*batch`."""
+        assert self.moments is not None
+        return self.moments.mean[..., 0]
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the correction along one path, shape `*batch`."""
+        assert self.moments is not None
+        return self.moments.scatter[..., 0, 0] / (self.moments.n - 1)
+
+
+@dataclass(frozen=True)
+class MultilevelMonteCarlo:
+    r"""Giles' estimator $\sum_l E[P_l - P_{l-1}]$, levels of $2^l$ steps, to a target root mean square error.
+
+    Both payoffs of a correction share their Brownian path. Levels are added until the bias that remains, extrapolated
+    from the last corrections, is below $1/\sqrt 2$ of the accuracy; the paths of each level are those that reach the
+    statistical half at the least cost.
+
+    Args:
+        accuracy: root mean square error, in units of price (for a batch: of its worst element), above 0.
+        seed: any integer.
+        n_steps: steps of the coarsest level (largest steps to the last date).
+        max_levels: finest level that may be used.
+        scheme: name of the model's discretisation; None takes the first.
+        conditional: as in `MonteCarlo`.
+
+    Raises:
+        ValueError: an accuracy that is not above 0, counts below 1.
+
+    References:
+        Giles (2008), Multilevel Monte Carlo path simulation, algorithm of section 5.
+    """
+
+    name: ClassVar[str] = "multilevel monte carlo"
+    accuracy: float
+    seed: int
+    n_steps: int = 2
+    max_levels: int = 10
+    scheme: str | None = None
+    conditional: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.accuracy > 0 or not math.isfinite(self.accuracy):
+            raise ValueError(f"`accuracy` must be above 0 (units of price), got {self.accuracy}")
+        if self.n_steps < 1 or self.max_levels < 2:
+            raise ValueError(
+                f"`n_steps` must be 1 and `max_levels` 2 or more, got {self.n_steps} and {self.max_levels}"
+            )
+
+    def _engine(self) -> MonteCarlo:
+        return MonteCarlo(
+            n_paths=PILOT,
+            n_steps=self.n_steps,
+            seed=self.seed,
+            scheme=self.scheme,
+            controls=False,
+            conditional=self.conditional,
+            compile=False,
+        )
+
+    def refusal(self, instrument: Instrument, model: Model, market: Market) -> str | None:
+        """Why this engine cannot price the triple; None if it can."""
+        engine = self._engine()
+        reason = engine.refusal(instrument, model, market)
+        if reason is not None:
+            return reason
+        scheme = model.schemes[self.scheme or next(iter(model.schemes))]
+        if isinstance(scheme, PathScheme):
+            return f"the noise of {type(model).__name__} cannot be halved; use MonteCarlo"
+        if scheme.exact and not instrument.continuous:
+            return f"{type(model).__name__} is simulated exactly at the contract's dates: there is no bias to remove; use MonteCarlo"
+        return None
+
+    def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
+        """Value with its standard error; `error_bound` is the bias that remains by extrapolation.
+
+        Raises:
+            ValueError: the engine cannot price the triple.
+        """
+        reason = self.refusal(instrument, model, market)
+        if reason is not None:
+            raise ValueError(f"MultilevelMonteCarlo cannot price {type(instrument).__name__}: {reason}")
+        sampler = self._engine().sampler(instrument, model, market)
+        levels = [Level(0, sampler, None)]
+        target = self.accuracy / math.sqrt(2.0)
+        note = ""
+        while True:
+            self._draw(levels)
+            finished = self._allocate(levels, target)
+            if not finished:
+                continue
+            bias = _remaining_bias(levels)
+            if bias.max().item() <= target:
+                break
+            if len(levels) > self.max_levels:
+                note = f"the bias {bias.max().item():.3g} is above {target:.3g} at the finest of {len(levels)} levels"
+                break
+            levels.append(Level(len(levels), _halved(levels[-1].fine), levels[-1].fine))
+        value = torch.stack([level.mean for level in levels]).sum(0)
+        error = torch.stack([level.variance / level.moments.n for level in levels if level.moments]).sum(0).sqrt()
+        n_paths = sum(level.moments.n for level in levels if level.moments)
+        dtype = common_dtype(instrument, model, market)
+        return Estimate(value.to(dtype), error.to(dtype), bias.to(dtype), n_paths, self.name, note)
+
+    def _draw(self, levels: list[Level]) -> None:
+        """Bring each level to the number of paths that it wants."""
+        for level in levels:
+            start = level.moments.n if level.moments else 0
+            width = _chunk_width(level)
+            while start < level.wanted:
+                chunk = min(width, level.wanted - start)
+                with torch.no_grad():
+                    values = self._corrections(level, start, chunk)
+                for tile in tile_moments(values, pairs=False):
+                    level.moments = merged(level.moments, tile)
+                start += chunk
+
+    def _corrections(self, level: Level, start: int, width: int) -> Tensor:
+        """Differences of the payoffs on fine and coarse paths, shape `*batch 1 width`."""
+        plan = level.fine.plan
+        noise = Pseudo(address("multilevel", self.seed, level.index))
+        fine_sampler = replace(level.fine, noise=noise)
+        drawn = fine_sampler.normals(0, start, width)
+        normals = torch.stack([drawn.step(step).clone() for step in range(plan.dt.shape[0])])
+        fine = fine_sampler.values(0, start, width, Stored(normals))
+        if level.coarse is None:
+            return fine
+        # the Brownian increment of a coarse step is the sum of its two halves
+        coarse = (normals[0::2] + normals[1::2]) * math.sqrt(0.5)
+        return fine - replace(level.coarse, noise=noise).values(0, start, width, Stored(coarse))
+
+    def _allocate(self, levels: list[Level], target: float) -> bool:
+        """Giles (2008), eq. 12; True when every level has its paths."""
+        spread = [level.variance.max().item() for level in levels]
+        total = sum(math.sqrt(v * level.cost) for v, level in zip(spread, levels, strict=True))
+        done = True
+        for v, level in zip(spread, levels, strict=True):
+            best = math.ceil(math.sqrt(v / level.cost) * total / target**2)
+            wanted = max(level.wanted, -(-best // TILE) * TILE)
+            assert level.moments is not None
+            done = done and wanted <= 1.01 * level.moments.n
+            level.wanted = wanted
+        return done
+
+
+def _halved(sampler: Sampler) -> Sampler:
+    """The same simulation with each step cut in two."""
+    grid = sampler.plan.grid
+    middle = 0.5 * (grid[1:] + grid[:-1])
+    finer = torch.cat([grid[:1], torch.stack([middle, grid[1:]], dim=-1).reshape(-1)])
+    return replace(sampler, plan=replace(sampler.plan, grid=finer))
+
+
+def _chunk_width(level: Level) -> int:
+    numbers = level.fine.plan.dt.shape[0] * (level.fine.plan.scheme.n_normals + 1) + 4 * level.fine.batch.numel()
+    width = CHUNK_NUMBERS // numbers // TILE * TILE
+    return min(max(TILE, width), PILOT)
+
+
+def _remaining_bias(levels: list[Level]) -> Tensor:
+    r"""Bias after the last level, from the last corrections; its order is read off them, between 1/2 and 2."""
+    if len(levels) < 3:
+        return torch.full_like(levels[-1].mean, math.inf)
+    last, before = levels[-1].mean.abs(), levels[-2].mean.abs()
+    noise = 2.0 * (levels[-1].variance / (levels[-1].moments.n if levels[-1].moments else 1)).sqrt()
+    ratio = (before / last.clamp(min=1e-300)).clamp(2.0**0.5, 4.0)
+    # what the last level cannot tell from 0 is not taken for convergence: two of its standard errors at most
+    reach = torch.maximum(last, before / ratio)
+    return torch.minimum(reach, last + noise) / (ratio - 1.0)
