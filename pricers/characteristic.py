@@ -29,12 +29,14 @@ Complex = tuple[Tensor, Tensor]  # real and imaginary part
 
 
 def _times(a: Complex, b: Complex) -> Complex:
-    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+    return torch.addcmul(a[0] * b[0], a[1], b[1], value=-1.0), torch.addcmul(a[0] * b[1], a[1], b[0])
 
 
 def _over(a: Complex, b: Complex) -> Complex:
-    norm = b[0] * b[0] + b[1] * b[1]
-    return (a[0] * b[0] + a[1] * b[1]) / norm, (a[1] * b[0] - a[0] * b[1]) / norm
+    inverse = torch.addcmul(b[0] * b[0], b[1], b[1]).reciprocal()
+    real = torch.addcmul(a[0] * b[0], a[1], b[1])
+    imaginary = torch.addcmul(a[1] * b[0], a[0], b[1], value=-1.0)
+    return real * inverse, imaginary * inverse
 
 
 def normal_log_characteristic(u: Tensor, variance: Tensor, shift: float = 0.0) -> Complex:
@@ -125,7 +127,7 @@ def heston_log_characteristic(
     # d^2 = x + i y; x > 0 as it is a sum of squares, so that the root has no branch to choose
     x = beta * beta + shift * (1.0 - shift) * vol_squared + (vol_squared * (1.0 - rho * rho)) * u_squared
     y = ((1.0 - 2.0 * shift) * vol_squared - 2.0 * beta * leverage) * u
-    modulus = torch.sqrt(x * x + y * y)
+    modulus = torch.sqrt(torch.addcmul(x * x, y, y))
     d_real = torch.sqrt(0.5 * (modulus + x))
     d_imag = 0.5 * y / d_real
     # 1 - exp(-d T), by the half angle
@@ -134,23 +136,24 @@ def heston_log_characteristic(
     half = 0.5 * expiry * d_imag
     sine = torch.sin(half)
     turned = 2.0 * rest * sine
-    gone_real = turned * sine - fall
+    gone_real = torch.addcmul(-fall, turned, sine)
     gone_imag = turned * torch.cos(half)
-    scale = 0.5 / modulus  # 1 / 2d = conj(d) / 2|d|^2
-    e_real = (gone_real * d_real + gone_imag * d_imag) * scale
-    e_imag = (gone_imag * d_real - gone_real * d_imag) * scale
+    scale = 0.5 * modulus.reciprocal()  # 1 / 2d = conj(d) / 2|d|^2
+    e_real = torch.addcmul(gone_real * d_real, gone_imag, d_imag) * scale
+    e_imag = torch.addcmul(gone_imag * d_real, gone_real, d_imag, value=-1.0) * scale
     p_real = -u_squared if shift * (1.0 - shift) == 0.0 else -u_squared - shift * (1.0 - shift)
     p = p_real, (2.0 * shift - 1.0) * u
     q_real, q_imag = _over(p, (beta + d_real, d_imag - leverage * u))  # p / (beta + d)
     a_real, a_imag = _times((q_real, q_imag), (e_real, e_imag))
     w_real, w_imag = vol_squared * a_real, vol_squared * a_imag
-    log_real = torch.log1p(w_real * (2.0 + w_real) + w_imag * w_imag)  # twice the real part
-    log_imag = torch.atan2(w_imag, 1.0 + w_real)
-    slope_real, slope_imag = _over(_times(p, (e_real, e_imag)), (1.0 + w_real, w_imag))  # D
+    one = 1.0 + w_real
+    log_real = torch.log1p(torch.addcmul(w_real * (1.0 + one), w_imag, w_imag))  # twice the real part
+    log_imag = torch.atan2(w_imag, one)
+    slope_real, slope_imag = _over(_times(p, (e_real, e_imag)), (one, w_imag))  # D
     pull = kappa * theta
-    steady, curved = pull * expiry, pull / vol_squared
-    real = v0 * slope_real + steady * q_real - curved * log_real
-    imaginary = v0 * slope_imag + steady * q_imag - (2.0 * curved) * log_imag
+    steady, curved = pull * expiry, -pull / vol_squared
+    real = torch.addcmul(torch.addcmul(v0 * slope_real, steady, q_real), curved, log_real)
+    imaginary = torch.addcmul(torch.addcmul(v0 * slope_imag, steady, q_imag), 2.0 * curved, log_imag)
     return real, imaginary
 
 

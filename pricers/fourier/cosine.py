@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pricers.fourier.truncation import (
+    MAX_TERMS,
     TOLERANCE,
     Law,
     Side,
     cumulant_range,
     moment_range,
     remainder,
-    rounded_up,
     series_lengths,
 )
 
 __all__ = ["cos_digital", "cos_european"]
 
 BLOCK = 2**15  # cosines at a time: they stay in the cache
+WASTE = 2048  # terms that are cheaper to evaluate in vain than another block
 DEAR = 768  # terms from which on the other side of the parity is looked at
 WIDTHS = (8.0, 12.0, 18.0, 27.0)  # standard deviations, tried in turn where no moment bounds the tails
 
@@ -186,35 +187,40 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _series(side: Side, plan: Plan, n_terms: int | None) -> Tail:
     """The COS series of every row, in blocks of rows that need about as many terms; and a bound of the error."""
-    rows, low, high = plan.rows, plan.low, plan.high
-    whole = rounded_up(plan.lengths) if n_terms is None else torch.full_like(rows, n_terms)
-    y = torch.minimum(torch.maximum(plan.y, low.unsqueeze(-1)), high.unsqueeze(-1))
-    order = torch.argsort(whole)
-    values: list[Tensor] = []
-    bounds: list[Tensor] = []
-    start = 0
-    runs = Counter(cast("list[int]", whole[order].tolist()))  # pyright: ignore[reportUnknownMemberType]
-    for length, count in runs.items():
-        step = max(1, BLOCK // (length + 4 * math.isqrt(length) * y.shape[-1]))
-        for first in range(start, start + count, step):
-            block = order[first : min(first + step, start + count)]
-            value, bound = _block(side, rows[block], low[block, None], high[block, None], y[block], length)
-            values.append(value)
-            bounds.append(bound)
-        start += count
-    mass = plan.mass.unsqueeze(-1).expand_as(y)
-    if len(values) == 1 and rows.numel() == 1:
-        return Tail(values[0], bounds[0], mass)
+    order = torch.argsort(plan.lengths, descending=True)
+    wanted = plan.lengths[order].ceil().clamp(8.0, MAX_TERMS)
+    if n_terms is not None:
+        wanted = torch.full_like(wanted, float(n_terms))
+    lengths = cast("list[float]", wanted.tolist())
+    tails = [
+        _block(side, plan.of(order[first:last]), length) for first, last, length in _groups(lengths, plan.y.shape[-1])
+    ]
+    if len(tails) == 1 and len(order) == 1:
+        return tails[0]
     back = torch.argsort(order)
-    return Tail(torch.cat(values)[back], torch.cat(bounds)[back], mass)
+    return Tail(*(torch.cat(pieces)[back] for pieces in zip(*tails, strict=True)))
 
 
-def _block(side: Side, rows: Tensor, low: Tensor, high: Tensor, y: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _groups(lengths: list[float], n_strikes: int) -> Iterator[tuple[int, int, int]]:
+    """First row, end and length of groups of rows, of descending lengths, that fit into a block and waste little."""
+    first, wasted = 0, 0.0
+    for i, length in enumerate(lengths):
+        longest = lengths[first]
+        wasted += longest - length
+        full = (i + 1 - first) * (longest + 4.0 * math.sqrt(longest) * n_strikes) > BLOCK
+        if i > first and (full or wasted > WASTE):
+            yield first, i, int(longest)
+            first, wasted = i, 0.0
+    yield first, len(lengths), int(lengths[first])
+
+
+def _block(side: Side, plan: Plan, length: int) -> Tail:
     """The series of `length` terms for some rows; the characteristic function is evaluated once for all strikes."""
-    width = high - low
+    low, width = plan.low.unsqueeze(-1), (plan.high - plan.low).unsqueeze(-1)
+    y = torch.minimum(torch.maximum(plan.y, low), plan.high.unsqueeze(-1))
     unit = math.pi / width
     w = unit * torch.arange(1, length + 1, dtype=y.dtype, device=y.device)
-    log_modulus, angle = side.law.log_characteristic(rows, w, side.shift)
+    log_modulus, angle = side.law.log_characteristic(plan.rows, w, side.shift)
     density = torch.exp(log_modulus) * torch.cos(side.sign * angle - w * low)  # eq. 19, without the factor 2 / width
     distance = y - low
     if side.digital:
@@ -227,7 +233,8 @@ def _block(side: Side, rows: Tensor, low: Tensor, high: Tensor, y: Tensor, lengt
         edge = torch.exp(-distance)
         total = 0.5 * (distance - 1.0 + edge) + edge * cosines.sum(dim=-1, keepdim=True)
     value = (2.0 / width) * (total + _trigonometric_sum(unit * distance, sines, cosines))
-    return value, _bound(side, log_modulus.detach(), w).expand_as(value)
+    bound = _bound(side, log_modulus.detach(), w).expand_as(value)
+    return Tail(value, bound, plan.mass.unsqueeze(-1).expand_as(value))
 
 
 def _trigonometric_sum(theta: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:

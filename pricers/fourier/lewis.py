@@ -75,6 +75,6 @@ def _legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss and Legendre on [-1, 1]: eigenvalues of the Jacobi matrix (Golub and Welsch, 1969)."""
     k = torch.arange(1, n, dtype=torch.float64)
     off = k / torch.sqrt(4.0 * k * k - 1.0)
-    eigen = cast("Callable[[Tensor], tuple[Tensor, Tensor]]", torch.linalg.eigh)  # pyright: ignore[reportUnknownMemberType]
+    eigen = cast("Callable[[Tensor], tuple[Tensor, Tensor]]", torch.linalg.eigh)
     nodes, vectors = eigen(torch.diag(off, 1) + torch.diag(off, -1))
     return nodes.to(like), (2.0 * vectors[0] ** 2).to(like)
