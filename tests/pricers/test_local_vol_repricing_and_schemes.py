@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pricers as pr
+from pricers.black import black_price
 from pricers.models.local_vol import LocalVol, LogEuler, QuadraticLog, lookup
 from pricers.models.vol_surface import VolSurface
 
@@ -129,7 +130,7 @@ def test_weak_order_on_a_smooth_surface(scheme, order):
     w = 0.01 + 0.15 * (-0.5 * k + (k**2 + 0.09).sqrt())
     surface, market = VolSurface(k, [1.0], w.sqrt()[None]), pr.Market(number(1.0))
     strikes = number([0.8, 1.0, 1.2])
-    truth = pr.black_price(1.0, strikes, 1.0, surface.vol(strikes.log(), number(1.0)))
+    truth = black_price(1.0, strikes, 1.0, surface.vol(strikes.log(), number(1.0)))
     steps, errors = (4, 8, 16), []
     for n in steps:
         engine = pr.MonteCarlo(2**17, n_steps=n, noise="sobol", seed=4, scheme=scheme)
