@@ -16,8 +16,8 @@ from pricers.market import Market, ZeroCurve
 from pricers.models.base import Model
 from pricers.monte_carlo import MonteCarlo, Sampler
 from pricers.monte_carlo.engine import common_dtype
-from pricers.noise import Normals, Stored
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
+from pricers.noise import Normals, Stored
 from pricers.parameters import copied
 from pricers.pricing import Engine, default_engine
 
@@ -158,7 +158,7 @@ def locate(name: str, triple: Triple) -> Parameter:
 
 def _event_shape(path: tuple[str, ...], value: Tensor, triple: Triple) -> torch.Size:
     _, model, _ = triple
-    if len(path) > 1:  # nodes of a curve or surface
+    if len(path) != 1:  # nodes of a curve or surface
         return value.shape
     if path[0] == "correlation":
         return value.shape[-2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -133,7 +134,11 @@ class LongstaffSchwartz:
 
     def _problem(self, instrument: American | Bermudan, model: Model, market: Market) -> Problem:
         dtype, device = common_dtype(instrument, model, market), market.spot.device
-        instrument, model, market = (converted(item, dtype, device) for item in (instrument, model, market))
+        instrument, model, market = (
+            converted(instrument, dtype, device),
+            converted(model, dtype, device),
+            converted(market, dtype, device),
+        )
         scheme = self._scheme(model)
         assert isinstance(scheme, Scheme)
         dates = merged_dates(instrument.dates)
@@ -143,10 +148,7 @@ class LongstaffSchwartz:
         grid = time_grid(dates, None if scheme.exact else self.n_steps)
         bounds = torch.cat([grid[:1], dates])
         tolerance = 1e-9
-        grids = [
-            grid[(grid >= start - tolerance) & (grid <= end + tolerance)]
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        grids = [grid[(grid >= start - tolerance) & (grid <= end + tolerance)] for start, end in pairwise(bounds)]
         walk = Walk(model, market, scheme, grids)
         return Problem(instrument, walk, dates, self.basis, self.degree)
 

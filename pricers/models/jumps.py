@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ class WithJumps(Scheme):
         Merton (1976), eq. 1; Glasserman (2004), section 3.5.1.
     """
 
-    has_jumps = True
+    has_jumps: ClassVar[bool] = True
 
     def __init__(self, inner: Scheme) -> None:
         self.inner = inner
-        self.n_normals = inner.n_normals + 2  # number and size of the jumps
-        self.exact = inner.exact
+        # both depend on what is wrapped; two more normals for number and size of the jumps
+        self.n_normals = inner.n_normals + 2  # pyright: ignore[reportAttributeAccessIssue]
+        self.exact = inner.exact  # pyright: ignore[reportAttributeAccessIssue]
 
     def start(self, model: Any) -> State:
         """State of the inner scheme."""

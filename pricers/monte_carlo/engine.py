@@ -164,7 +164,11 @@ class MonteCarlo:
         batch_of(instrument, model, market)
         dtype = self.dtype or common_dtype(instrument, model, market)
         device = self.device or market.spot.device
-        instrument, model, market = (converted(item, dtype, device) for item in (instrument, model, market))
+        instrument, model, market = (
+            converted(instrument, dtype, device),
+            converted(model, dtype, device),
+            converted(market, dtype, device),
+        )
         scheme = self._scheme(model)
         conditional = None if self.conditional is False else self._conditional(instrument, model, market)
         dates = instrument.dates

@@ -112,7 +112,8 @@ class MultilevelMonteCarlo:
         if isinstance(scheme, PathScheme):
             return f"the noise of {type(model).__name__} cannot be halved; use MonteCarlo"
         if scheme.exact and not instrument.continuous:
-            return f"{type(model).__name__} is simulated exactly at the contract's dates: there is no bias to remove; use MonteCarlo"
+            name = type(model).__name__
+            return f"{name} is simulated exactly at the contract's dates: there is no bias to remove; use MonteCarlo"
         return None
 
     def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
