@@ -161,7 +161,9 @@ def jump_log_moment(order: Tensor, expiry: Tensor, intensity: Tensor, jump_mean:
     r"""$\log E\,e^{q J}$ of compensated lognormal jumps at a real order $q$; it is finite everywhere."""
     spread = jump_std * jump_std
     growth = torch.expm1(jump_mean + 0.5 * spread)
-    return intensity * expiry * (torch.expm1(order * jump_mean + 0.5 * spread * order * order) - order * growth)
+    # beyond exp(600) no bound is of use, and 0 jumps a year times infinity would be no number
+    size = torch.expm1((order * jump_mean + 0.5 * spread * order * order).clamp(max=600.0))
+    return intensity * expiry * (size - order * growth)
 
 
 def heston_log_moment(
