@@ -104,8 +104,8 @@ def test_rebate_at_hit_is_unbiased_at_one_step():
 
 
 def test_bridge_crossing_and_hitting_time_against_a_fine_bridge():
-    """Walks of 2,000 steps between fixed ends, watched between their steps by the formula's own small-step limit."""
-    generator, n_steps, n_paths = torch.Generator().manual_seed(3), 2_000, 4_000
+    """Walks of 1,000 steps between fixed ends, watched between their steps by the formula's own small-step limit."""
+    generator, n_steps, n_paths = torch.Generator().manual_seed(3), 1_000, 2_000
     variance = 0.09
     for start, end in ((0.2, 0.3), (0.2, 0.05), (0.1, -0.2)):
         noise = torch.randn(n_paths, n_steps, generator=generator, dtype=torch.float64) * math.sqrt(variance / n_steps)
