@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
+from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pricers.estimate import Estimate
+from pricers.exercise import LongstaffSchwartz
 from pricers.instruments.base import Instrument
 from pricers.market import Market, ZeroCurve
 from pricers.models.base import Model
-from pricers.monte_carlo import MonteCarlo, Sampler
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo, Sampler
 from pricers.monte_carlo.engine import common_dtype
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
 from pricers.noise import Normals, Stored
@@ -114,14 +116,53 @@ def greeks(
         raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     triple = (instrument, model, market)
     engine = engine or default_engine(*triple)
-    found: dict[Name, Estimate] = {}
-    for name in wrt:
-        names = (name,) if isinstance(name, str) else tuple(name)
-        if len(names) > 2:
-            raise ValueError(f"`wrt` knows first and second order, got {names}")
-        parameters = [locate(single, triple) for single in names]
-        found[name] = _greek(parameters, triple, engine, method, bump)
-    return found
+    if not bump > 0:
+        raise ValueError(f"`bump` must be above 0, got {bump}")
+    tasks = {name: _tasks(name, triple) for name in wrt}
+    every = [task for group in tasks.values() for task in group]
+    if isinstance(engine, MonteCarlo):
+        estimates = _simulated(every, triple, engine, method, bump)
+    else:
+        estimates = [_drawn_nothing(task, triple, engine, method, bump) for task in every]
+    done = iter(estimates)
+    return {name: _stacked(group[0], [next(done) for _ in group]) for name, group in tasks.items()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One number to be found for each element of the batch: a derivative in one or two parameters (or entries)."""
+
+    parameters: tuple[Parameter, ...]
+    entries: tuple[int | None, ...]
+
+    def moved(self, triple: Triple, *steps: Tensor) -> Triple:
+        """The triple with each parameter raised by its step."""
+        moves = zip(self.parameters, steps, self.entries, strict=True)
+        return reduce(lambda now, move: move[0].moved(now, move[1], move[2]), moves, triple)
+
+
+def _tasks(name: Name, triple: Triple) -> list[Task]:
+    names = (name,) if isinstance(name, str) else tuple(name)
+    if len(names) not in (1, 2):
+        raise ValueError(f"`wrt` knows first and second order (a name, a pair of names), got {names}")
+    parameters = tuple(locate(single, triple) for single in names)
+    return [Task(parameters, entries) for entries in product(*(parameter.entries() for parameter in parameters))]
+
+
+def _stacked(task: Task, estimates: list[Estimate]) -> Estimate:
+    """The entries of event axes side by side, behind the batch."""
+    shape = tuple(n for parameter in task.parameters for n in parameter.event_shape)
+    if not shape:
+        return estimates[0]
+
+    def columns(part: str) -> Tensor:
+        stacked = torch.stack([getattr(estimate, part) for estimate in estimates], dim=-1)
+        return stacked.reshape(*stacked.shape[:-1], *shape)
+
+    first = estimates[0]
+    return Estimate(
+        columns("value"), columns("std_error"), columns("error_bound"), first.n_paths, first.engine, first.note
+    )
 
 
 def locate(name: str, triple: Triple) -> Parameter:
@@ -182,55 +223,25 @@ def _raised(item: Any, path: tuple[str, ...], step: Tensor, entry: int | None, e
     return copied(item, **{head: value + step.to(value.dtype) * direction})
 
 
-def _greek(parameters: list[Parameter], triple: Triple, engine: Engine, method: str, bump: float) -> Estimate:
-    """One Greek; the entries of event axes are found one after the other and stacked behind the batch."""
-    choices = _product([parameter.entries() for parameter in parameters])
-    single = partial(_single, parameters, triple=triple, engine=engine, method=method, bump=bump)
-    estimates = [single(entries=entries) for entries in choices]
-    shape = tuple(n for parameter in parameters for n in parameter.event_shape)
-    if not shape:
-        return estimates[0]
-
-    def stacked(part: str) -> Tensor:
-        columns = torch.stack([getattr(estimate, part) for estimate in estimates], dim=-1)
-        return columns.reshape(*columns.shape[:-1], *shape)
-
-    first = estimates[0]
-    return Estimate(
-        stacked("value"), stacked("std_error"), stacked("error_bound"), first.n_paths, first.engine, first.note
-    )
-
-
-def _product(lists: list[list[int | None]]) -> Iterator[tuple[int | None, ...]]:
-    if not lists:
-        yield ()
-        return
-    for head in lists[0]:
-        for rest in _product(lists[1:]):
-            yield (head, *rest)
-
-
-def _single(
-    parameters: list[Parameter],
-    entries: tuple[int | None, ...],
-    *,
-    triple: Triple,
-    engine: Engine,
-    method: str,
-    bump: float,
-) -> Estimate:
-    def moved(*steps: Tensor) -> Triple:
-        moves = zip(parameters, steps, entries, strict=True)
-        return reduce(lambda now, move: move[0].moved(now, move[1], move[2]), moves, triple)
-
-    if isinstance(engine, MonteCarlo):
-        return _simulated(parameters, moved, triple, engine, method, bump)
+def _drawn_nothing(task: Task, triple: Triple, engine: Engine, method: str, bump: float) -> Estimate:
+    """A derivative of an engine that answers with a number (or keeps its noise whatever the parameters are)."""
+    name = getattr(engine, "name", type(engine).__name__)
+    price = lambda *steps: engine.price(*task.moved(triple, *steps))  # noqa: E731  # used twice, as a value
+    if isinstance(engine, (LongstaffSchwartz, MultilevelMonteCarlo)):
+        raise ValueError(
+            f"{type(engine).__name__} gives no Greeks: its rule of exercise, or its number of paths, jumps "
+            "with the parameters; use FiniteDifference or MonteCarlo"
+        )
     if method == "bump":
-        return _bumped(parameters, moved, triple, engine, bump)
+        sizes = [_bump_size(parameter, triple, bump) for parameter in task.parameters]
+        coarse, fine = (
+            _differences(lambda *steps: price(*steps).value, [size * scale for size in sizes]) for scale in (2.0, 1.0)
+        )
+        return Estimate(fine, 0.0, error_bound=(fine - coarse).abs() / 3.0, engine=f"{name}, bump")
     if method not in ("auto", "pathwise"):
         raise ValueError(f"`method` {method!r} needs MonteCarlo, got {type(engine).__name__}; leave it away")
-    value = _derivative(lambda *steps: engine.price(*moved(*steps)).value, len(parameters))
-    return Estimate(value, 0.0, engine=getattr(engine, "name", type(engine).__name__))
+    value = _derivative(lambda *steps: price(*steps).value, len(task.parameters))
+    return Estimate(value, 0.0, engine=name)
 
 
 def _derivative(function: Callable[..., Any], order: int) -> Any:
@@ -244,19 +255,6 @@ def _derivative(function: Callable[..., Any], order: int) -> Any:
         return torch.func.jvp(lambda step: along((*fixed, step)), (zero,), (one,))[1]
 
     return along(())
-
-
-def _bumped(
-    parameters: list[Parameter], moved: Callable[..., Triple], triple: Triple, engine: Engine, bump: float
-) -> Estimate:
-    """Central differences of an engine that draws nothing; the bound is the change by halving the bump."""
-    sizes = [_bump_size(parameter, triple, bump) for parameter in parameters]
-    coarse, fine = (
-        _differences(lambda *steps: engine.price(*moved(*steps)).value, [size * scale for size in sizes])
-        for scale in (2.0, 1.0)
-    )
-    bound = (fine - coarse).abs() / 3.0
-    return Estimate(fine, 0.0, error_bound=bound, engine=getattr(engine, "name", type(engine).__name__))
 
 
 def _bump_size(parameter: Parameter, triple: Triple, bump: float) -> float:
@@ -284,49 +282,65 @@ def _differences(function: Callable[..., Any], sizes: list[float]) -> Any:
     return along(())
 
 
-def _simulated(
-    parameters: list[Parameter],
-    moved: Callable[..., Triple],
-    triple: Triple,
-    engine: MonteCarlo,
-    method: str,
-    bump: float,
-) -> Estimate:
-    """Mean of the derivative of each path's discounted payoff, by the method that fits."""
-    order = len(parameters)
+def _simulated(tasks: list[Task], triple: Triple, engine: MonteCarlo, method: str, bump: float) -> list[Estimate]:
+    """Means of the derivatives of each path's discounted payoff; all tasks share the noise."""
     base = engine.sampler(*triple)
-    if method == "auto":
-        method = _fitting_method(parameters, base, triple[0])
-    weighted = method == "likelihood_ratio"
-    if weighted and not base.has_density:
+    methods = [_fitting_method(task, base, triple) if method == "auto" else method for task in tasks]
+    if "likelihood_ratio" in methods and not base.has_density:
         raise ValueError(
             f"`method` 'likelihood_ratio' needs a model whose asset has a lognormal density in each step, "
             f"{type(triple[1]).__name__} is simulated without; use 'bump'"
         )
-    sizes = [_bump_size(parameter, triple, bump) for parameter in parameters]
-    repeats: list[Moments | None] = [None] * base.noise.n_repeats
-    known = None
+    gathered = [Gathered([None] * base.noise.n_repeats, None) for _ in tasks]
     with torch.no_grad():
         for chunk in base.chunks():
-            normals = None if method == "bump" else _stored(base, chunk, weighted)
+            noise: dict[bool, Normals] = {}
+            for task, chosen, result in zip(tasks, methods, gathered, strict=True):
+                weighted = chosen == "likelihood_ratio"
+                if weighted not in noise:
+                    noise[weighted] = _stored(base, chunk, weighted)
+                rows, result.known = _derived_rows(task, triple, engine, chosen, bump, chunk, noise[weighted])
+                for tile in tile_moments(rows, base.noise.pairs):
+                    result.repeats[chunk[0]] = merged(result.repeats[chunk[0]], tile)
+    return [result.estimate(engine, chosen, triple) for result, chosen in zip(gathered, methods, strict=True)]
 
-            def along(
-                *steps: Tensor, chunk: tuple[int, int, int] = chunk, normals: Normals | None = normals
-            ) -> tuple[Tensor, ...]:
-                sampler = engine.sampler(*moved(*steps))
-                values = sampler.weighted_values if weighted else sampler.values
-                rows = values(*chunk, normals)
-                return (rows,) if sampler.known is None else (rows, sampler.known)
 
-            found = _differences(along, sizes) if method == "bump" else _derivative(along, order)
-            known = found[1] if len(found) > 1 else None
-            for tile in tile_moments(found[0], base.noise.pairs):
-                repeats[chunk[0]] = merged(repeats[chunk[0]], tile)
-    value, error = controlled([moments for moments in repeats if moments is not None], known)
-    dtype = common_dtype(*triple)
-    return Estimate(
-        value.to(dtype), error.to(dtype), n_paths=engine.n_paths, engine=f"{engine.name}, {method.replace('_', ' ')}"
-    )
+@dataclass
+class Gathered:
+    """Moments of the derivatives of payoffs and controls, and the derivatives of what the controls are known to be."""
+
+    repeats: list[Moments | None]
+    known: Tensor | None
+
+    def estimate(self, engine: MonteCarlo, method: str, triple: Triple) -> Estimate:
+        value, error = controlled([moments for moments in self.repeats if moments is not None], self.known)
+        dtype = common_dtype(*triple)
+        name = f"{engine.name}, {method.replace('_', ' ')}"
+        return Estimate(value.to(dtype), error.to(dtype), n_paths=engine.n_paths, engine=name)
+
+
+def _derived_rows(
+    task: Task,
+    triple: Triple,
+    engine: MonteCarlo,
+    method: str,
+    bump: float,
+    chunk: tuple[int, int, int],
+    normals: Normals,
+) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of payoffs and controls along the paths of a chunk, and of the known expectations."""
+
+    def along(*steps: Tensor) -> tuple[Tensor, ...]:
+        sampler = engine.sampler(*task.moved(triple, *steps))
+        values = sampler.weighted_values if method == "likelihood_ratio" else sampler.values
+        rows = values(*chunk, normals)
+        return (rows,) if sampler.known is None else (rows, sampler.known)
+
+    if method == "bump":
+        found = _differences(along, [_bump_size(parameter, triple, bump) for parameter in task.parameters])
+    else:
+        found = _derivative(along, len(task.parameters))
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def _stored(sampler: Sampler, chunk: tuple[int, int, int], weighted: bool) -> Normals:
@@ -336,11 +350,12 @@ def _stored(sampler: Sampler, chunk: tuple[int, int, int], weighted: bool) -> No
     return Stored(torch.stack([normals.step(step).clone() for step in range(n_steps)]))
 
 
-def _fitting_method(parameters: list[Parameter], sampler: Sampler, instrument: Instrument) -> str:
-    if any(parameter.name == "intensity" for parameter in parameters):
+def _fitting_method(task: Task, sampler: Sampler, triple: Triple) -> str:
+    """The method that holds, the least noisy first."""
+    if any(parameter.name == "intensity" for parameter in task.parameters):
         return "bump"  # the number of jumps along a path is not differentiable
     if sampler.conditional is not None:
         return "pathwise"  # the payoff is already averaged over the asset's noise: smooth
-    if len(parameters) == 1 and not instrument.discontinuous:
+    if len(task.parameters) == 1 and not triple[0].discontinuous:
         return "pathwise"
     return "likelihood_ratio" if sampler.has_density else "bump"
