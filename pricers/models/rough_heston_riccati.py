@@ -39,6 +39,7 @@ ARGUMENTS = 96  # more arguments than these are interpolated
 ARGUMENTS_AT_ONCE = 16
 LARGEST_SCALE = 5_000.0  # of sigma u T^alpha: beyond it log phi is a straight line from 0
 NEWTON_STEPS = 40
+LONGER = 1.3  # growth of T^alpha from one stage to the next where the equation is unstable at 0
 
 
 class Collocation(NamedTuple):
@@ -111,22 +112,37 @@ def solve_riccati(constant: Tensor, linear: Tensor, quadratic: Tensor, integral:
         $h$, shape `*batch n`.
 
     Raises:
-        ArithmeticError: Newton's method does not converge, as beyond the explosion of a moment.
+        ArithmeticError: Newton's method does not converge.
     """
     with torch.no_grad():
-        fixed = (constant.detach(), linear.detach(), quadratic.detach(), integral.detach())
-        solution = _between_limits(*fixed, nodes.detach())
-        for _ in range(NEWTON_STEPS):
-            step = _newton_step(solution, *fixed)
-            solution = solution - step
-            size = 1.0 + solution.abs().amax(-1)
-            if bool((step.abs().amax(-1) < 1e-5 * size).all()):
-                break
-        else:
-            raise ArithmeticError("the fractional Riccati equation has no solution here: is the moment infinite?")
+        fixed = (constant.detach(), linear.detach(), quadratic.detach())
+        matrix, nodes = integral.detach(), nodes.detach()
+        # where h = 0 is unstable the solution leaves it late: follow it from a short horizon, which grows
+        growth = (linear.detach().real.unsqueeze(-1) * nodes).amax().item()
+        n_stages = math.ceil(math.log(max(2.0 * growth, 1.0), LONGER))
+        scale = LONGER**-n_stages
+        solution = _iterated(_between_limits(*fixed, scale * matrix, scale * nodes), *fixed, scale * matrix)
+        for _ in range(n_stages):
+            scale *= LONGER
+            stretched = _stretched(nodes.shape[-1]).to(solution)
+            solution = _iterated(solution @ stretched.mT, *fixed, scale * matrix)
     for _ in range(2):
         solution = solution - _newton_step(solution, constant, linear, quadratic, integral)
     return solution
+
+
+def _iterated(solution: Tensor, constant: Tensor, linear: Tensor, quadratic: Tensor, integral: Tensor) -> Tensor:
+    """Newton's method to six digits or so: the last steps are left to the caller."""
+    for _ in range(NEWTON_STEPS):
+        step = _newton_step(solution, constant, linear, quadratic, integral)
+        solution = solution - step
+        size = 1.0 + solution.abs().amax(-1)
+        if bool((step.abs().amax(-1) < 1e-5 * size).all()):
+            return solution
+    raise ArithmeticError(
+        "Newton's method did not solve the fractional Riccati equation: with `rho` * `sigma` far above `kappa` the "
+        "moments of the asset may be too close to infinite; shorten the expiry"
+    )
 
 
 def log_characteristic(
@@ -154,10 +170,15 @@ def log_characteristic(
     Returns:
         Two tensors of shape `*batch n_u`.
 
+    Raises:
+        ValueError: `shift` outside [0, 1], where the moment may be infinite.
+
     References:
         El Euch and Rosenbaum (2019), eqs. 4.4-4.5, with $\lambda \nu$ = `sigma`; there the last term is
         $v_0 I^{1 - \alpha} h$, which equals $v_0 \int F(h)$.
     """
+    if not 0.0 <= shift <= 1.0:
+        raise ValueError(f"`shift` must lie in [0, 1], got {shift:g}; `log_moment` knows which moments are finite")
     law = tuple(part.double() for part in (expiry, v0, kappa, theta, sigma, rho, hurst))
     wide = u.double()
     rate = (law[4] * law[0].detach() ** (law[6] + 0.5)).detach().unsqueeze(-1)
@@ -176,9 +197,7 @@ def _interpolated(u: Tensor, shift: float, law: tuple[Tensor, ...]) -> Tensor:
     nodes = torch.sinh(low + (high - low) * (0.5 - 0.5 * position.cos())) / 2.0
     values = _solved(nodes, shift, *law)
     basis = _chebyshev(((angle - low) / (high - low)), degree)
-    weights = torch.cos(degree[:, None] * (math.pi - position)) * (2.0 / ARGUMENTS)
-    weights[0] *= 0.5
-    matrix = (basis @ weights).to(values.dtype)
+    matrix = (basis @ _coefficients(degree, position)).to(values.dtype)
     return (matrix @ values.unsqueeze(-1)).squeeze(-1)
 
 
@@ -199,7 +218,8 @@ def _solved(
     v0, kappa, theta, sigma, rho = (part.unsqueeze(-1) for part in (v0, kappa, theta, sigma, rho))
     pieces: list[Tensor] = []
     for part in u.chunk(-(-u.shape[-1] // ARGUMENTS_AT_ONCE), dim=-1):  # neighbours need about as many nodes
-        rate = torch.maximum(sigma * part.detach().abs(), kappa).detach() * horizon.detach().unsqueeze(-1)
+        size = torch.maximum(sigma * (part.abs() + shift), kappa).detach()
+        rate = size * horizon.detach().unsqueeze(-1)
         scheme = collocation(alpha, node_count(rate.max().item()))
         matrix, mean = (horizon[..., None, None] * scheme.integral).unsqueeze(-3), scheme.mean.unsqueeze(-2)
         nodes = (horizon[..., None] * scheme.nodes).unsqueeze(-2)
@@ -320,7 +340,7 @@ def _newton_step(solution: Tensor, constant: Tensor, linear: Tensor, quadratic: 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solution of a system for each vector along the last axis; singular systems give infinity or NaN."""
-    solve: Any = torch.linalg.solve_ex  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    solve: Any = torch.linalg.solve_ex
     return cast("Tensor", solve(matrix, right.unsqueeze(-1))[0]).squeeze(-1)
 
 
@@ -353,12 +373,27 @@ def _basis(n_nodes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     degree = torch.arange(n_nodes, dtype=torch.float64)
     angle = (degree + 0.5) * (math.pi / n_nodes)
     nodes = 0.5 - 0.5 * angle.cos()
-    # f = sum_k c_k T_k(2 x - 1), c_k = (2 - [k = 0]) / n sum_j f_j T_k(-cos angle_j)
-    coefficients = torch.cos(degree[:, None] * (math.pi - angle)) * (2.0 / n_nodes)
-    coefficients[0] *= 0.5
+    coefficients = _coefficients(degree, angle)
     points = (nodes * y[:, None]).clamp(0.0, 1.0)
     scaled = nodes[:, None] ** 2 * (_chebyshev(points, degree) @ coefficients)
     return nodes**2, scaled.flatten(1), _chebyshev(y, degree) @ coefficients, coefficients.sum(0)
+
+
+@lru_cache(maxsize=8)
+def _stretched(n_nodes: int) -> Tensor:
+    """Values of f to values of f at `LONGER` t^alpha, constant from the end on: a guess for a longer horizon."""
+    degree = torch.arange(n_nodes, dtype=torch.float64)
+    angle = (degree + 0.5) * (math.pi / n_nodes)
+    coefficients = _coefficients(degree, angle)
+    points = (math.sqrt(LONGER) * (0.5 - 0.5 * angle.cos())).clamp(max=1.0)
+    return _chebyshev(points, degree) @ coefficients
+
+
+def _coefficients(degree: Tensor, angle: Tensor) -> Tensor:
+    """Values at the nodes to coefficients: c_k = (2 - [k = 0]) / n sum_j f_j T_k(-cos angle_j)."""
+    coefficients = torch.cos(degree[:, None] * (math.pi - angle)) * (2.0 / degree.shape[0])
+    coefficients[0] *= 0.5
+    return coefficients
 
 
 def _chebyshev(points: Tensor, degree: Tensor) -> Tensor:
