@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class Asian(Instrument):
             return self.times.new_tensor(self.n_past / (self.n_past + self.times.shape[-1]))
         return self.elapsed / (self.elapsed + self.horizon)
 
-    def shifted(self, elapsed: Tensor) -> Self:
+    def shifted(self, elapsed: Tensor) -> Instrument:
         """The same contract `elapsed` years later and before its next fixing, had the spot stayed where it is.
 
         A fixing of today is known then and keeps its date; a continuous average that starts today is that spot.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class ForwardStart(Instrument):
         shape = broadcast_shape(reset=self.reset, expiry=self.expiry)
         return torch.stack([self.reset.expand(shape), self.expiry.expand(shape)], dim=-1)
 
-    def shifted(self, elapsed: Tensor) -> Self:
+    def shifted(self, elapsed: Tensor) -> Instrument:
         return replace(self, reset=dates_after(self.reset, elapsed), expiry=self.expiry - elapsed)
 
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:
@@ -144,7 +144,7 @@ class Cliquet(Instrument):
     def dates(self) -> Tensor:
         return self.times
 
-    def shifted(self, elapsed: Tensor) -> Self:
+    def shifted(self, elapsed: Tensor) -> Instrument:
         return replace(self, times=dates_after(self.times, elapsed))
 
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:

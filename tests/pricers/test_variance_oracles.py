@@ -180,7 +180,7 @@ def test_heston_option_by_mpmath(strike: float, expiry: float, v0: float, kappa:
         return (mpmath.exp(s * strike + log_transform) / s**2).real / mpmath.pi
 
     with mpmath.workdps(20):
-        pieces = [0, *(10.0 ** (j / 2) / strike for j in range(-2, 13))]
+        pieces = [0, *(10.0 ** (j / 4) / strike for j in range(-4, 21))]
         exact = math.exp(-0.03 * expiry) * float(mpmath.quad(integrand, pieces))
     law = {"expiry": expiry, "v0": v0, "kappa": kappa, "theta": theta, "sigma": sigma}
     assert heston_option(strike, **law).item() == pytest.approx(exact, rel=1e-11)
