@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pricers.market import Market
-from pricers.parameters import broadcast_shape, dates, real, within
+from pricers.parameters import dates, real, within
 
 __all__ = ["VolSurface", "dupire_local_variance", "natural_spline", "spline_curvature"]
 
@@ -96,18 +96,19 @@ def natural_spline(knots: Tensor, values: Tensor, x: Tensor) -> tuple[Tensor, Te
     (tensor([1.5000, 4.5000]), tensor([3., 3.]), tensor([0., 0.]))
     """
     curvature = spline_curvature(knots, values)
-    batch = broadcast_shape(knots=curvature.shape[:-1], x=x.shape[:-1])
-    knots, values, curvature = (part.expand(*batch, part.shape[-1]) for part in (knots, values, curvature))
-    x = x.expand(*batch, x.shape[-1])
+    x, _ = torch.broadcast_tensors(x, curvature[..., :1])
+    knots, values, curvature = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (knots, values, curvature))
     right = torch.searchsorted(knots.detach().contiguous(), x.detach().contiguous()).clamp(1, knots.shape[-1] - 1)
-    start, end = knots.gather(-1, right - 1), knots.gather(-1, right)
-    low, high = values.gather(-1, right - 1), values.gather(-1, right)
-    bend_low, bend_high = curvature.gather(-1, right - 1), curvature.gather(-1, right)
+    left = right - 1
+    start, end = knots.gather(-1, left), knots.gather(-1, right)
+    low, high = values.gather(-1, left), values.gather(-1, right)
+    bend_low, bend_high = curvature.gather(-1, left), curvature.gather(-1, right)
     width = end - start
     b = (x - start) / width
     a = 1.0 - b
-    value = a * low + b * high + ((a**3 - a) * bend_low + (b**3 - b) * bend_high) * width**2 / 6.0
-    slope = (high - low) / width + ((3.0 * b**2 - 1.0) * bend_high - (3.0 * a**2 - 1.0) * bend_low) * width / 6.0
+    sixth = width / 6.0
+    value = a * low + b * high - a * b * ((1.0 + a) * bend_low + (1.0 + b) * bend_high) * width * sixth
+    slope = (high - low) / width + ((3.0 * b * b - 1.0) * bend_high - (3.0 * a * a - 1.0) * bend_low) * sixth
     return value, slope, a * bend_low + b * bend_high
 
 
@@ -243,30 +244,16 @@ class VolSurface:
         right = torch.searchsorted(nodes.detach(), time.detach().contiguous()).clamp(1, nodes.shape[0] - 1)
         start, end = nodes[right - 1], nodes[right]
         share = ((time - start) / (end - start)).unsqueeze(-1)
-        later = self.smile(right - 1, log_moneyness)
-        earlier = self.smile((right - 2).clamp(min=0), log_moneyness)
-        first = (right == 1).unsqueeze(-1)  # before the first expiry the variance grows from 0
-        earlier = [torch.where(first, 0.0, part) for part in earlier]
-        value, slope, curvature = (a + share * (b - a) for a, b in zip(earlier, later, strict=True))
-        return value, slope, curvature, (later[0] - earlier[0]) / (end - start).unsqueeze(-1)
-
-    def smile(self, index: Tensor, log_moneyness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Total variance at quoted expiries, with its slope and curvature in log-moneyness.
-
-        Args:
-            index: of the expiry, shape `*batch`.
-            log_moneyness: inside the edges, shape `*batch n`.
-
-        Returns:
-            Three tensors of shape `*batch n`.
-        """
-        n_quotes = self.vols.shape[-1]
-        batch = broadcast_shape(vols=self.batch_shape, time=index.shape)
-        variance = self.vols**2 * self.expiries.unsqueeze(-1)
-        rows = index[..., None, None].expand(*batch, 1, n_quotes)
-        chosen = variance.expand(*batch, *variance.shape[-2:]).gather(-2, rows).squeeze(-2)
+        # rows of the expiries before and after; before the first expiry the variance grows from 0
+        index = torch.stack([(right - 2).clamp(min=0), right - 1], dim=-1)
+        exists = torch.stack([right > 1, right > 0], dim=-1)
+        rows = torch.nn.functional.one_hot(index, self.expiries.shape[0]) * exists.unsqueeze(-1)
+        variance = torch.matmul(rows.to(self.vols.dtype), self.vols**2 * self.expiries.unsqueeze(-1))
         knots = self.log_moneyness if self.log_moneyness.ndim == 1 else self.log_moneyness[index]
-        return natural_spline(knots, chosen, log_moneyness)
+        pairs = natural_spline(knots, variance, log_moneyness.unsqueeze(-2))
+        earlier, later = ([part[..., row, :] for part in pairs] for row in (0, 1))
+        value, slope, curvature = (torch.lerp(a, b, share) for a, b in zip(earlier, later, strict=True))
+        return value, slope, curvature, (later[0] - earlier[0]) / (end - start).unsqueeze(-1)
 
     def nodes(self) -> Tensor:
         """Even grid of log-moneyness between the edges, eight points or more to a quote: for a table."""
@@ -301,18 +288,12 @@ def _check_shapes(log_moneyness: Tensor, expiries: Tensor, vols: Tensor) -> None
 def _check_arbitrage(surface: VolSurface) -> None:
     """Refuse quotes with arbitrage, and quotes between which the interpolation would have some."""
     with torch.no_grad():
-        if surface.log_moneyness.ndim == 1:
-            variance = surface.vols**2 * surface.expiries.unsqueeze(-1)
-            _check_calendar(surface, surface.log_moneyness, variance, "")
+        k, variance = surface.log_moneyness, surface.vols**2 * surface.expiries.unsqueeze(-1)
+        if k.ndim == 1:
+            _check_calendar(surface, k, variance, "")
         _check_butterfly(surface)
         points = surface.nodes()
-        index = torch.arange(surface.expiries.shape[0], device=surface.vols.device)
-        one = VolSurface.__new__(VolSurface)  # the same surface without its graph, expiries as the last batch axis
-        object.__setattr__(one, "log_moneyness", surface.log_moneyness.detach())
-        object.__setattr__(one, "expiries", surface.expiries.detach())
-        object.__setattr__(one, "vols", surface.vols.detach())
-        slices = [one.smile(row, points) for row in index]
-        parts = [torch.stack([row[part] for row in slices], dim=-2) for part in range(3)]
+        parts = natural_spline(k, variance, points)
         _check_calendar(surface, points, parts[0], " (interpolated)")
         _check_density(surface, points, parts)
 
@@ -357,7 +338,7 @@ def _check_butterfly(surface: VolSurface) -> None:
             )
 
 
-def _check_density(surface: VolSurface, points: Tensor, parts: list[Tensor]) -> None:
+def _check_density(surface: VolSurface, points: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> None:
     """Bound the density between expiries from below at each point; it must stay above 0.
 
     Between two expiries w, w', w'' are linear in time. Dupire's denominator is then a square whose root is monotone
