@@ -242,6 +242,17 @@ def test_gradients_are_finite_for_tiny_and_huge_inputs(form, option):
             assert gradient.isfinite().all()
 
 
+def test_float32_survives_an_extremum_out_of_reach():
+    """Powers of a distance of 1,000 deviations would overflow single precision."""
+    vol = torch.tensor([0.003, 0.3]).requires_grad_()
+    spot, expiry, extremum, rate = map(torch.tensor, (100.0, 0.01, 70.0, 0.05))
+    value = lookback_price(spot, None, expiry, extremum, "call", rate, rate, vol)
+    (slope,) = torch.autograd.grad(value.sum(), vol)
+    assert value.dtype == torch.float32
+    assert value.tolist() == pytest.approx(2 * [30.0 * np.exp(-0.0005)], rel=1e-5)
+    assert slope.isfinite().all()
+
+
 def test_tiny_vol_follows_the_forward():
     grown = 100.0 * (np.exp(0.10) - 1.0) * np.exp(-0.10)
     assert price(None, "call", expiry=1.0, rate=0.10, income=0.0, vol=1e-6).item() == pytest.approx(grown, rel=1e-9)
