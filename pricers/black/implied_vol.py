@@ -144,9 +144,9 @@ def _vols(
     arguments: list[Tensor],
 ) -> Tensor:
     price, forward, strike, expiry, discount = arguments
-    # numbers that may not enter are replaced first and NaN is set last: zero times NaN would reach shared arguments
+    # what may not enter is replaced first, NaN is set last: zero times NaN would reach the gradients of shared ones
     usable = price.isfinite() & (expiry > 0) & (expiry < math.inf) & (discount > 0) & (discount < math.inf)
-    undiscounted = torch.where(usable, price, -1.0) / torch.where(usable, discount, 1.0)
+    undiscounted = price / torch.where(usable, discount, 1.0)
     root = torch.where(usable, expiry, 1.0).sqrt()
     deviation = total_vol(undiscounted, forward, strike, is_call)
     usable = usable & ~deviation.isnan()
