@@ -78,22 +78,24 @@ class Fourier:
             raise ValueError(reason)
         option = cast("Any", instrument)  # European or Digital, as `refusal` has seen
         strike, expiry = cast("Tensor", option.strike), cast("Tensor", option.expiry)
+        batch = model.batch_shape
+        broadcast_shape(strike=strike, expiry=expiry, model=batch, market=market.batch_shape())
         forward, discount = market.forward(expiry), market.discount(expiry)
-        broadcast_shape(strike=strike, expiry=expiry, model=model.batch_shape, market=market.batch_shape())
         log_strike = torch.log(strike / forward)
         if isinstance(instrument, European):
             value, bound = _per_strike(
-                model, expiry, log_strike, lambda law, x: cos_european(law, x, n_terms=self.n_terms)
+                model, batch, expiry, log_strike, lambda law, x: cos_european(law, x, n_terms=self.n_terms)
             )
             # the same side as in the series: parity where the option is in the money
             in_money = (log_strike.detach() <= 0.0) == (option.option == "call")
             sign = 1.0 if option.option == "call" else -1.0
             zero = torch.zeros((), dtype=value.dtype, device=value.device)
             value = discount * (forward * value + torch.where(in_money, sign * (forward - strike), zero))
-            return Estimate(value, 0.0, (discount * forward).detach() * bound, engine="fourier")
+            bound = forward.detach() * bound + 4.0 * torch.finfo(value.dtype).eps * strike.detach()
+            return Estimate(value, 0.0, discount.detach() * bound, engine="fourier")
         shift = 0.0 if option.pays == "cash" else 1.0
         value, bound = _per_strike(
-            model, expiry, log_strike, lambda law, x: cos_digital(law, x, shift, n_terms=self.n_terms)
+            model, batch, expiry, log_strike, lambda law, x: cos_digital(law, x, shift, n_terms=self.n_terms)
         )
         paid = discount if option.pays == "cash" else discount * forward
         in_money = (log_strike.detach() <= 0.0) == (option.option == "call")
@@ -102,8 +104,15 @@ class Fourier:
 
 
 def model_law(model: Model, expiry: Tensor) -> Law:
-    """The law of the log-ratio at `expiry` under every parameter set of the batch, flattened to rows."""
-    shape = broadcast_shape(model=model.batch_shape, expiry=expiry)
+    """The law of the log-ratio at `expiry`, years, under every parameter set of the batch, flattened to rows.
+
+    Raises:
+        ValueError: the shapes do not broadcast.
+    """
+    return _law(model, expiry, broadcast_shape(model=model.batch_shape, expiry=expiry))
+
+
+def _law(model: Model, expiry: Tensor, shape: torch.Size) -> Law:
     flat = {name: tensor.expand(shape).reshape(-1) for name, tensor in model.parameters().items()}
     times = expiry.expand(shape).reshape(-1)
 
@@ -142,11 +151,15 @@ def _with(model: M, parameters: dict[str, Tensor]) -> M:
 
 
 def _per_strike(
-    model: Model, expiry: Tensor, log_strike: Tensor, series: Callable[[Law, Tensor], tuple[Tensor, Tensor]]
+    model: Model,
+    batch: torch.Size,
+    expiry: Tensor,
+    log_strike: Tensor,
+    series: Callable[[Law, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """`series` with the axes that only strikes have moved behind those of the law: they share its evaluation."""
     expiry = _unexpanded(expiry)
-    law_shape = broadcast_shape(model=model.batch_shape, expiry=expiry)
+    law_shape = broadcast_shape(model=batch, expiry=expiry)
     shape = broadcast_shape(law=law_shape, strike=log_strike)
     padded = (1,) * (len(shape) - len(law_shape)) + tuple(law_shape)
     shared = [axis for axis, size in enumerate(shape) if padded[axis] == 1 and size > 1]
@@ -154,7 +167,7 @@ def _per_strike(
     order = own + shared
     table = log_strike.expand(shape).permute(order)
     n_strikes = math.prod(shape[axis] for axis in shared)
-    value, bound = series(model_law(model, expiry), table.reshape(-1, n_strikes))
+    value, bound = series(_law(model, expiry, law_shape), table.reshape(-1, n_strikes))
     back = [order.index(axis) for axis in range(len(shape))]
     return value.reshape(table.shape).permute(back), bound.reshape(table.shape).permute(back)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from pricers.characteristic import (
     mean_variance,
     normal_log_characteristic,
 )
-from pricers.models.base import Model
+from pricers.models.base import AnyScheme, Model
 from pricers.models.black_scholes import ExactLognormal
 from pricers.models.heston_schemes import HESTON_SCHEMES
 from pricers.models.jumps import WithJumps
@@ -50,7 +51,7 @@ class Merton(Model):
     """
 
     kind: ClassVar[str] = "merton"
-    schemes = {"exact": WithJumps(ExactLognormal())}
+    schemes: ClassVar[Mapping[str, AnyScheme]] = {"exact": WithJumps(ExactLognormal())}
     vol: Tensor
     intensity: Tensor
     jump_mean: Tensor
@@ -115,7 +116,7 @@ class Bates(Model):
     """
 
     kind: ClassVar[str] = "bates"
-    schemes = {name: WithJumps(scheme) for name, scheme in HESTON_SCHEMES.items()}
+    schemes: ClassVar[Mapping[str, AnyScheme]] = {name: WithJumps(scheme) for name, scheme in HESTON_SCHEMES.items()}
     v0: Tensor
     kappa: Tensor
     theta: Tensor
