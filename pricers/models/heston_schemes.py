@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
+from pricers.models.heston_exact import Exact
 
 __all__ = ["HESTON_SCHEMES", "FullTruncationEuler", "QuadraticExponential"]
 
@@ -141,4 +142,5 @@ HESTON_SCHEMES: dict[str, Scheme] = {
     "qe-m": QuadraticExponential(martingale=True),
     "qe": QuadraticExponential(martingale=False),
     "euler": FullTruncationEuler(),
+    "exact": Exact(),
 }
