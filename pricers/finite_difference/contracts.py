@@ -244,7 +244,8 @@ def free_frame(
     with torch.no_grad():
         sd = deviation.detach()
         place = query.detach().log()
-        lowest = (query.detach() - paid_out * growth).clamp(min=0.05 * query.detach()).log()
+        leaving = paid_out * growth.detach()
+        lowest = (query.detach() - leaving).clamp(min=0.05 * query.detach()).log()
         low = _reduced(lowest, sd.shape, largest=False).clamp(max=0.0) - (REACH + 0.5 * sd) * sd
         high = _reduced(place, sd.shape, largest=True).clamp(min=0.0) + (REACH + 0.5 * sd) * sd
         zero = torch.zeros_like(sd)

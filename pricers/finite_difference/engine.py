@@ -113,12 +113,14 @@ class FiniteDifference:
         dtype = torch.promote_types(instrument.dates.dtype, market.spot.dtype)
         for parameter in model.parameters().values():
             dtype = torch.promote_types(dtype, parameter.dtype)
-        parts = [(sign, self._solve(part, model, market)) for sign, part in contracts(instrument) or []]
+        parts = [(sign, part, self._solve(part, model, market)) for sign, part in contracts(instrument) or []]
         estimates: list[Estimate] = []
         for order in orders:
             value, bound = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-            for sign, solution in parts:
+            for sign, part, solution in parts:
                 number, error = read(solution, order)
+                if order == 0 and part.exercise == "always":
+                    number = torch.maximum(number, part.exercised(market.spot / part.strike) * part.strike)
                 value, bound = value + sign * number, bound + error
             estimates.append(Estimate(value.to(dtype), 0.0, bound.to(dtype), engine=NAME))
         return tuple(estimates)

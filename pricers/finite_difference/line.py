@@ -91,9 +91,11 @@ def solve_line(line: Line, nodes: Tensor, n_steps: int, refinement: int = 1) -> 
     inner = nodes[..., 1:-1]
     diffusion, drift_weights = second.times(0.5 * inner**2), first.times(inner)
     fixed: Bands | None = None
+    after_expiry = True
     for index, segment in zip(range(len(segments) - 1, -1, -1), segments):
         values = on_date(line, nodes, values, segment.end, index)
-        jumps = line.knocked is not None or index == len(segments) - 1
+        jumps = line.knocked is not None or after_expiry
+        after_expiry = after_expiry and segment.fractions == (0.0,)  # no step between two dates of one day
         for later, earlier, implicitness in steps_of(segment, jumps):
             length = later - earlier
             if fixed is None or not line.moving or callable(line.variance):
@@ -102,14 +104,16 @@ def solve_line(line: Line, nodes: Tensor, n_steps: int, refinement: int = 1) -> 
     return values
 
 
-def steps_of(segment: Segment, jumps: bool) -> list[tuple[Tensor, Tensor, float]]:
+def steps_of(segment: Segment, jumps: bool, most: int = 4) -> list[tuple[Tensor, Tensor, float]]:
     """Later time, earlier time and weight of the new time level.
 
-    After a jump the first step is made of two implicit halves (Rannacher, 1984): few, for the steps start tiny.
+    After a jump the first steps are made of two implicit halves each (Rannacher, 1984): one step in eight, `most` of
+    them at most. As the steps start tiny, that is short.
     """
     steps: list[tuple[Tensor, Tensor, float]] = []
+    damped = min(most, max(1, len(segment.fractions) // 8)) if jumps else 0
     for number, (later, earlier) in enumerate(segment.steps()):
-        if jumps and number == 0:
+        if number < damped:
             middle = 0.5 * (later + earlier)
             steps += [(later, middle, 1.0), (middle, earlier, 1.0)]
         else:

@@ -32,12 +32,12 @@ def variance_nodes(model: Heston, expiry: Tensor, n_intervals: int) -> Tensor:
         In 't Hout and Foulon (2010), eq. 2.2.
     """
     with torch.no_grad():
-        kappa, theta, sigma, v0 = (x.double() for x in (model.kappa, model.theta, model.sigma, model.v0))
-        decay = torch.exp(-kappa * expiry)
+        kappa, theta, sigma, v0 = (x.detach().double() for x in (model.kappa, model.theta, model.sigma, model.v0))
+        decay = torch.exp(-kappa * expiry.detach())
         tail = 0.5 * sigma**2 * (1.0 - decay) / kappa  # the density falls like exp(-v / tail)
         spread = (tail * (theta * (1.0 - decay) + 2.0 * v0 * decay)).sqrt()
         highest = torch.maximum(v0, theta) + 8.0 * spread + 12.0 * tail
-        width = 0.3 * model.mean_variance(expiry).double()
+        width = 0.3 * model.mean_variance(expiry).detach().double()
         steps = torch.linspace(0.0, 1.0, n_intervals + 1, dtype=expiry.dtype, device=expiry.device)
         return width.unsqueeze(-1) * torch.sinh((highest / width).asinh().unsqueeze(-1) * steps)
 
@@ -133,10 +133,13 @@ def solve_plane(
     values = at_expiry.expand(shape)
     pressure = torch.zeros_like(values[..., 1:-1])  # the multiplier of early exercise
     operators: Operators | None = None
+    after_expiry = True
     segments = time_segments(line.dates, n_steps, refinement)
     for index, segment in zip(range(len(segments) - 1, -1, -1), segments):
         values = on_date(line, nodes, values, segment.end, index)
-        for later, earlier, implicitness in steps_of(segment, index == len(segments) - 1):
+        steps = steps_of(segment, after_expiry, most=2)
+        after_expiry = after_expiry and not steps  # no step between two dates of one day
+        for later, earlier, implicitness in steps:
             length = (later - earlier).unsqueeze(-1)
             if operators is None or not line.moving:
                 operators = _operators(line, model, nodes, variances, later, earlier)
@@ -208,7 +211,7 @@ class Splitting:
         return implicit(start + h * (theta * mixed_after + (0.5 - theta) * change))
 
     def exercise(self, values: Tensor, exercised: Tensor, pressure: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Raises the values of a step to the exercise value, by a multiplier $\lambda \ge 0$ that acts where they meet.
+        r"""Raises the values of a step to the exercise value, by a multiplier $\lambda \ge 0$ acting where they meet.
 
         Ikonen and Toivanen (2004), eq. 17, set $\lambda$ once from the shortfall, as if its effect did not spread: of
         first order in time. Here the implicit stages answer to the change of $\lambda$, and the shortfall that is

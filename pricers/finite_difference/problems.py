@@ -85,7 +85,7 @@ def _frame(
     growth = market.growth(expiry).expand(expiry.shape)
     ratio = market.spot / contract.strike
     if contract.barrier is None:
-        paid_out = 0.0 if dates.dividends is None else dates.dividends.sum(-1)
+        paid_out = 0.0 if dates.dividends is None else dates.dividends.detach().sum(-1)
         return free_frame(ratio, growth, deviation, n_space, dense, paid_out)
     level = (contract.barrier / contract.strike).expand(expiry.shape)
     return barrier_frame(ratio, growth, deviation, n_space, dense, level, contract.down, contract.monitoring is None)
