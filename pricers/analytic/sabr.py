@@ -136,7 +136,7 @@ def hagan_normal_vol(
         Annual Bachelier volatility, in units of the forward.
 
     References:
-        Hagan, Kumar, Lesniewski and Woodward (2002), Managing smile risk, appendix B, eq. B.69a.
+        Hagan, Kumar, Lesniewski and Woodward (2002), Managing smile risk, appendix on equivalent volatilities.
 
     >>> number = lambda x: torch.tensor(x, dtype=torch.float64)
     >>> vol = hagan_normal_vol(*map(number, (0.01, -0.005, 1.0, 0.03, 0.5, -0.2, 0.4)), shift=0.02)

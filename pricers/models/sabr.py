@@ -39,7 +39,7 @@ def absorbed_martingale_step(ratio: Tensor, relative_variance: Tensor, normal: T
         The martingale after the step, 0 or more.
 
     References:
-        Andersen (2008), Simple and efficient simulation of the Heston stochastic volatility model, eq. 23-29.
+        Andersen (2008), Simple and efficient simulation of the Heston stochastic volatility model, eq. 23-30.
 
     >>> one = torch.ones(3, dtype=torch.float64)
     >>> absorbed_martingale_step(one, 4.0 * one, torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
@@ -174,7 +174,7 @@ class SABR(Model):
         ValueError: a parameter outside its range, or shapes that do not broadcast.
 
     References:
-        Hagan, Kumar, Lesniewski and Woodward (2002), Managing smile risk, eq. 2.14.
+        Hagan, Kumar, Lesniewski and Woodward (2002), Managing smile risk, section 2.
         Jourdain (2004), Loss of martingality in asset price models with lognormal stochastic volatility.
 
     >>> SABR(alpha=0.25, beta=[0.3, 0.5, 1.0], rho=-0.8, nu=0.3).batch_shape

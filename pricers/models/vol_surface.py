@@ -17,6 +17,7 @@ __all__ = ["VolSurface", "dupire_local_variance", "natural_spline", "spline_curv
 
 N_CHECKS = 16  # parts of each interval between expiries on which the density is bounded from below
 _solve = cast(Callable[[Tensor, Tensor], Tensor], torch.linalg.solve)  # torch states no type
+LEAST_RISE = 1e-9  # of the total variance between two expiries: a local volatility of 0 has no gradient
 FIRST_TIME = 1e-9  # share of the first expiry from which on the formula is read: its limit at time 0 is 0 / 0
 
 
@@ -41,7 +42,7 @@ def dupire_local_variance(
         Squared local volatility, annual, of the shape that the arguments broadcast to.
 
     References:
-        Gatheral (2006), The Volatility Surface, eq. 1.10; Gatheral and Jacquier (2014), eq. 2.1.
+        Gatheral (2006), The Volatility Surface, eq. 1.10.
 
     >>> flat = [torch.tensor(x) for x in (0.3, 0.08, 0.0, 0.0, 0.04)]
     >>> dupire_local_variance(*flat)
@@ -119,7 +120,7 @@ class VolSurface:
     The total variance $w = \mathrm{vol}^2\,T$ is a natural cubic spline in log-moneyness at each expiry and linear in
     time between them at constant log-moneyness, from 0 at time 0. The density that it implies is bounded from below
     between the expiries on a fine grid of log-moneyness, and quotes whose interpolation fails are refused: the local
-    variance is never negative.
+    variance is above 0 wherever a simulation reads it.
 
     Local variance is read between the outermost quotes that all expiries share. Beyond them, and after the last expiry,
     it keeps its value at the edge.
@@ -135,7 +136,7 @@ class VolSurface:
             arbitrage (they are named).
 
     References:
-        Gatheral and Jacquier (2014), Arbitrage-free SVI volatility surfaces, lemma 2.1 and definition 2.1.
+        Gatheral and Jacquier (2014), Arbitrage-free SVI volatility surfaces, section 2.
 
     >>> surface = VolSurface(log_moneyness=[-0.2, 0.0, 0.2], expiries=[0.5, 1.0], vols=[[0.24, 0.2, 0.19]] * 2)
     >>> surface.vol(torch.zeros(1, dtype=torch.float64), torch.tensor(0.75, dtype=torch.float64))
@@ -299,16 +300,16 @@ def _check_arbitrage(surface: VolSurface) -> None:
 
 
 def _check_calendar(surface: VolSurface, points: Tensor, variance: Tensor, how: str) -> None:
-    """Total variance at a constant log-moneyness must not fall with the expiry."""
-    failed = variance.diff(dim=-2) < -1e-12 * variance[..., 1:, :]
+    """Total variance at a constant log-moneyness must rise with the expiry."""
+    failed = ~(variance.diff(dim=-2) > LEAST_RISE * variance[..., 1:, :])
     if not bool(failed.any()):
         return
     *batch, row, column = _integers(failed.nonzero()[0])
     vols = torch.sqrt(variance / surface.expiries.unsqueeze(-1))[tuple(batch)]
     times = _numbers(surface.expiries)
     raise ValueError(
-        f"`vols` have calendar arbitrage: at log-moneyness {points[column].item():g} the total variance falls between "
-        f"expiry {times[row]:g} (vol {vols[row, column].item():g}{how}) and expiry {times[row + 1]:g} "
+        f"`vols` have calendar arbitrage: at log-moneyness {points[column].item():g} the total variance does not rise "
+        f"between expiry {times[row]:g} (vol {vols[row, column].item():g}{how}) and expiry {times[row + 1]:g} "
         f"(vol {vols[row + 1, column].item():g}{how}){_where(batch)}; correct one of the quotes"
     )
 
