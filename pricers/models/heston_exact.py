@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
@@ -267,6 +266,9 @@ def _cumulants(kappa: float, sigma: float, dt: float) -> tuple[float, float, flo
     )
 
 
+NO_GRADIENT = "the scheme 'exact' has no gradient in dates, nor in the model beyond `v0`; use scheme='qe-m' for those"
+
+
 class Tables(NamedTuple):
     """Quantiles in three tables, rows even in the root of what they depend on, and the units of those roots."""
 
@@ -369,15 +371,14 @@ class Exact(Scheme):
         """The tables for the length of the step, and the numbers that belong to them."""
         names = ("kappa", "theta", "sigma", "rho", "v0")
         parameters = [getattr(model, name) for name in names]
-        if any(_is_differentiated(tensor) for tensor in (dt, *parameters[:4])):
-            raise ValueError(
-                "the scheme 'exact' has no gradient in dates and in the model beyond `v0`; use scheme='qe-m' for those"
-            )
         batch = model.batch_shape
         rows = torch.stack([parameter.expand(batch).reshape(-1) for parameter in parameters], dim=-1).double().tolist()
         length = round(dt.item(), 12)
         found = [_coefficients(kappa, theta, sigma, rho, v0, length) for kappa, theta, sigma, rho, v0 in rows]
-        return tuple(_stacked(column, batch).to(model.v0) for column in zip(*found, strict=True))
+        *tables_, last = (_stacked(column, batch).to(model.v0) for column in zip(*found, strict=True))
+        for tensor in (dt, *parameters[:4]):  # adds 0, but refuses to be differentiated
+            last = last + 0.0 * _Constant.apply(tensor).unsqueeze(-1).to(model.v0)
+        return *tables_, last
 
     def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
         """The variance and the two parts of its integral by their quantiles."""
@@ -395,16 +396,24 @@ class Exact(Scheme):
         return Step((after,), drift, left * integral, integral)
 
 
-def _is_differentiated(tensor: Tensor) -> bool:
-    """Whether a derivative of any kind is being taken with respect to what the tensor is made of."""
-    if tensor.requires_grad:
-        return True
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # the levels of torch.func
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
+class _Constant(torch.autograd.Function):
+    """The same number, of which no derivative may be taken."""
+
+    @staticmethod
+    def forward(tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise ValueError(NO_GRADIENT)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise ValueError(NO_GRADIENT)
 
 
 def _coefficients(kappa: float, theta: float, sigma: float, rho: float, v0: float, dt: float) -> tuple[Tensor, ...]:
