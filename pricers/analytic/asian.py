@@ -169,8 +169,8 @@ def _root(variance: Tensor) -> Tensor:
 
 def _model_free_refusal(instrument: Asian, model: Model, market: Market) -> str | None:
     """Why no closed form that every model shares applies, or None: the payoff is linear in the prices."""
-    if instrument.average != "arithmetic" or instrument.floating:
-        return "only an arithmetic average with a fixed strike can be certain to end in the money"
+    if instrument.average != "arithmetic":
+        return "a geometric average is no sum of prices, of which the forwards tell the value"
     if market.dividends is not None:
         return "cash dividends may not be paid in full"
     if not _exceeded(instrument):
@@ -180,8 +180,7 @@ def _model_free_refusal(instrument: Asian, model: Model, market: Market) -> str 
 
 def _exceeded(instrument: Asian) -> bool:
     """Whether the average ends above the strike whatever the prices do."""
-    assert instrument.strike is not None
-    if instrument.running_average is None:
+    if instrument.strike is None or instrument.running_average is None:
         return False
     return bool((instrument.past_weight * instrument.running_average >= instrument.strike).detach().all())
 

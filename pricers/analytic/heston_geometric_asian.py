@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pricers.analytic.asian import forwards_at, mean_log_forward
+from pricers.analytic.asian import exceeded_asian_formula, forwards_at, mean_log_forward
 from pricers.estimate import Estimate
 from pricers.instruments.asian import Asian
 from pricers.market import Market
@@ -200,10 +200,10 @@ def heston_asian_formula(instrument: Asian, model: Heston, market: Market) -> Es
     """Geometric average: fixed and floating strike, fixings and continuous, seasoned and new.
 
     Raises:
-        ValueError: the average is arithmetic, or the market pays cash dividends.
+        ValueError: the average is arithmetic and uncertain to exceed the strike, or the market pays cash dividends.
     """
-    if instrument.average != "geometric":
-        raise ValueError("an arithmetic average has no closed form; simulate it")
+    if instrument.average == "arithmetic":
+        return exceeded_asian_formula(instrument, model, market)
     if market.dividends is not None:
         raise ValueError("cash dividends take the forward out of the logarithm; simulate it")
     broadcast_shape(instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape())

@@ -1,6 +1,7 @@
 """Geometric Asian options under Heston: published values, QuantLib, limits, simulation, derivatives."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -122,6 +123,38 @@ def test_derivatives_against_differences(floating: bool):
     assert torch.autograd.gradcheck(value, inputs, check_forward_ad=True, rtol=1e-5, atol=1e-6)
 
 
-def test_what_has_no_closed_form_says_so():
+def test_deep_seasoned_arithmetic_average_is_a_forward():
+    contract = Asian(50.0, [0.5, 1.0], "call", running_average=110.0, n_past=2)
+    forwards = [100.0 * math.exp(0.03 * t) for t in (0.5, 1.0)]
+    exact = math.exp(-0.05) * ((220.0 + sum(forwards)) / 4 - 50.0)
+    assert price(contract, Heston(**KIM_WEE)).value.item() == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_what_has_no_closed_form_says_so(floating: bool):
     with pytest.raises(ValueError, match="arithmetic average has no closed form"):
-        price(Asian(100.0, [0.5, 1.0], "call"), Heston(**KIM_WEE))
+        price(Asian(None if floating else 100.0, [0.5, 1.0], "call", floating=floating), Heston(**KIM_WEE))
+
+
+# QuantLib's test suite, asianoptions.cpp: 120 monthly fixings over ten years, r .03; strike -> arithmetic call
+ARITHMETIC_CALL = {60.0: 42.5990, 100.0: 18.2360}
+FANG_OOSTERLEE = Heston(0.0175, 1.5768, 0.0398, 0.5751, -0.5711)
+
+
+@pytest.mark.slow
+def test_arithmetic_average_published_with_the_geometric_one_as_control():
+    fixings, market = [i / 12 for i in range(1, 121)], Market(100.0, 0.03)
+    arithmetic, geometric = (
+        Asian(list(ARITHMETIC_CALL), fixings, "call", kind) for kind in ("arithmetic", "geometric")
+    )
+    known = price(geometric, FANG_OOSTERLEE, market).value
+    differences = []
+    for seed in range(8):
+        engine = MonteCarlo(2**13, n_steps=240, seed=seed)
+        pair = [engine.price(contract, FANG_OOSTERLEE, market).value for contract in (arithmetic, geometric)]
+        differences.append(pair[0] - pair[1])
+    repeats = torch.stack(differences)
+    error = repeats.std(0) / math.sqrt(8)
+    assert bool((error < 0.02).all())
+    published = torch.tensor(list(ARITHMETIC_CALL.values()), dtype=torch.float64)
+    assert bool(((known + repeats.mean(0) - published).abs() < 4 * error).all())
