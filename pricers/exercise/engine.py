@@ -232,11 +232,13 @@ class Problem:
         return self.instrument.exercise_value(point.spot) * discount.unsqueeze(-1)
 
     def _columns(self, point: Point) -> Tensor:
-        """Basis functions of what the exercise may depend on: prices over strike, and the state of the model."""
+        """Basis functions of what the exercise may depend on: prices over strike, and the variance where it is random."""
         strike = self.instrument.strike.unsqueeze(-1)
         if self.walk.model.n_assets == 1:
             features = [point.spot / strike]
         else:  # the largest first: the value does not depend on the order of alike assets
             ordered = point.spot.sort(dim=-1, descending=True).values / strike.unsqueeze(-1)
             features = list(ordered.unbind(-1))
-        return design([*features, *point.state], self.basis, self.degree)
+        if point.state and point.variance is not None:
+            features.append(point.variance)
+        return design(features, self.basis, self.degree)

@@ -24,12 +24,14 @@ class Point:
     Args:
         spot: prices, shape `*batch paths`, and a last axis of assets where there are several.
         log_ratio: logarithm of spot over forward, shape `*batch [assets] paths`.
-        state: what else the model remembers, each `*batch paths`.
+        state: what else the scheme remembers.
+        variance: variance per year over the last step, `*batch paths`; what of the state the exercise depends on.
     """
 
     spot: Tensor
     log_ratio: Tensor
     state: State
+    variance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Walk:
         """Today, for `width` paths."""
         assets = () if self.model.n_assets == 1 else (self.model.n_assets,)
         log_ratio = self.grids[0].new_zeros(*self.model.batch_shape, *assets, width)
-        state = tuple(part.expand(*self.model.batch_shape, width) for part in self.scheme.start(self.model))
+        state = tuple(part.expand(*part.shape[:-1], width) for part in self.scheme.start(self.model))
         return Point(self._spot(self.grids[0][0], log_ratio), log_ratio, state)
 
     def onward(self, point: Point, interval: int, seed: int, first: int = 0) -> Iterator[Point]:
@@ -73,7 +75,7 @@ class Walk:
         root = getattr(self.model, "correlation_root", None)
         steps = torch.cat([grid.diff() for grid in self.grids[interval:]])
         normals = Pseudo(seed).normals(0, first, width, steps, self.n_normals)
-        log_ratio, state = point.log_ratio, point.state
+        log_ratio, state, variance = point.log_ratio, point.state, point.variance
         index = 0
         for grid in self.grids[interval:]:
             for time, dt in zip(grid[:-1], grid.diff(), strict=True):
@@ -84,8 +86,8 @@ class Walk:
                 asset = drawn[self.scheme.n_normals :]
                 asset = asset[0] if root is None else root @ asset
                 log_ratio = log_ratio + step.drift + step.residual_variance.sqrt() * asset
-                state = step.state
-            yield Point(self._spot(grid[-1], log_ratio), log_ratio, state)
+                state, variance = step.state, step.variance / dt
+            yield Point(self._spot(grid[-1], log_ratio), log_ratio, state, variance)
 
     def _spot(self, time: Tensor, log_ratio: Tensor) -> Tensor:
         if self.model.n_assets == 1:
