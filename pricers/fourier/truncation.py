@@ -27,10 +27,10 @@ class Law:
     Args:
         log_characteristic: takes row numbers `(rows,)`, arguments `(rows, n_u)` and a shift; returns the real and the
             imaginary part of $\log E\,e^{i (u - i\,\mathrm{shift}) X}$, each `(rows, n_u)`.
-        cumulants: first, second and fourth cumulant, each `(n_rows,)`; only where no `log_moment` is known
+        scale: typical size of X, `(n_rows,)`.
+        cumulants: first, second and fourth cumulant, each `(n_rows,)`; only where no `log_moment` is known.
         log_moment: takes row numbers `(rows,)` and orders `(rows, n)`; returns $\log E\,e^{q X}$, infinite where the
             moment is.
-        scale: typical size of X, `(n_rows,)`.
     """
 
     log_characteristic: Characteristic
