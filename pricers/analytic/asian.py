@@ -23,6 +23,7 @@ __all__ = [
     "geometric_discrete_moments",
     "lognormal_average_price",
     "mean_log_forward",
+    "model_free_refusal",
 ]
 
 N_NODES = 12  # between two nodes of a curve: far more than a smooth exponent needs
@@ -167,7 +168,7 @@ def _root(variance: Tensor) -> Tensor:
     return variance.clamp(min=torch.finfo(variance.dtype).eps ** 2).sqrt()
 
 
-def _model_free_refusal(instrument: Asian, model: Model, market: Market) -> str | None:
+def model_free_refusal(instrument: Asian, model: Model, market: Market) -> str | None:
     """Why no closed form that every model shares applies, or None: the payoff is linear in the prices."""
     if instrument.average != "arithmetic":
         return "a geometric average is no sum of prices, of which the forwards tell the value"
@@ -193,7 +194,7 @@ def exceeded_asian_formula(instrument: Asian, model: Model, market: Market) -> E
     Raises:
         ValueError: the contract is another one.
     """
-    reason = _model_free_refusal(instrument, model, market)
+    reason = model_free_refusal(instrument, model, market)
     if reason is not None:
         raise ValueError(reason)
     assert instrument.strike is not None
@@ -213,7 +214,7 @@ def _geometric_refusal(instrument: Asian, model: BlackScholes, market: Market) -
     if market.dividends is not None:
         return "an asset that pays cash dividends is not lognormal"
     if instrument.average == "arithmetic":
-        return _model_free_refusal(instrument, model, market)
+        return model_free_refusal(instrument, model, market)
     return None
 
 

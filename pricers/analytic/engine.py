@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pricers.analytic import asian, barrier, basket, digital, forward_start, lookback, sabr, variance
+from pricers.analytic import (
+    asian,
+    barrier,
+    basket,
+    digital,
+    forward_start,
+    heston_geometric_asian,
+    heston_variance_option,
+    lookback,
+    sabr,
+    variance,
+)
 from pricers.black import black_price
 from pricers.estimate import Estimate
 from pricers.instruments.base import Instrument
@@ -40,6 +51,8 @@ FORMULAS: dict[Pair, Callable[..., Estimate]] = {
     **forward_start.FORMULAS,
     **variance.FORMULAS,
     **sabr.FORMULAS,
+    **heston_geometric_asian.FORMULAS,
+    **heston_variance_option.FORMULAS,
 }
 
 # why a formula does not hold for some contracts, models or markets; None where it does
@@ -50,6 +63,7 @@ REFUSALS: dict[Pair, Callable[..., str | None]] = {
     **asian.REFUSALS,
     **basket.REFUSALS,
     **forward_start.REFUSALS,
+    **heston_geometric_asian.REFUSALS,
 }
 
 

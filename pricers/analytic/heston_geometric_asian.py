@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pricers.analytic.asian import exceeded_asian_formula, forwards_at, mean_log_forward
+from pricers.analytic.asian import exceeded_asian_formula, forwards_at, mean_log_forward, model_free_refusal
 from pricers.estimate import Estimate
 from pricers.instruments.asian import Asian
 from pricers.market import Market
@@ -230,4 +230,10 @@ def heston_asian_formula(instrument: Asian, model: Heston, market: Market) -> Es
     return Estimate(value * discount, std_error=0.0, error_bound=bound * discount.detach(), engine="analytic")
 
 
+def _refusal(instrument: Asian, model: Heston, market: Market) -> str | None:
+    """Why there is no closed form, or None."""
+    return model_free_refusal(instrument, model, market) if instrument.average == "arithmetic" else None
+
+
 FORMULAS = {(Asian, Heston): heston_asian_formula}
+REFUSALS = {(Asian, Heston): _refusal}

@@ -104,6 +104,10 @@ class Autocallable(Instrument):
     def dates(self) -> Tensor:
         return self.times
 
+    @property
+    def discontinuous(self) -> bool:
+        return True
+
     def payoff(self, paths: Paths, discount: Discount) -> Tensor:
         performance = paths.at(self.times) / self.reference[..., None, None]  # *batch paths n_dates
         coupon_barrier = self.autocall_barrier if self.coupon_barrier is None else self.coupon_barrier

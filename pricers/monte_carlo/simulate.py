@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pricers.models.base import AnyScheme, DirectScheme, Model, PathScheme, Sche
 from pricers.noise import Normals
 from pricers.paths import SAME_DATE, Paths
 
-__all__ = ["Plan", "Recorded", "assemble", "asset_normals", "record", "record_conditional"]
+__all__ = ["Plan", "Recorded", "assemble", "asset_normals", "prepared", "record", "record_conditional"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Plan:
         continuous: every step is recorded, with its variance.
         horizon: last contract date; shape `*instrument_batch`.
         compiled: the step is compiled.
+        prepared: coefficients of all steps, where they are not wanted anew for each block (see `prepared`).
     """
 
     model: Model
@@ -42,6 +44,7 @@ class Plan:
     continuous: bool
     horizon: Tensor
     compiled: bool = False
+    prepared: tuple[tuple[Tensor, ...], ...] | None = None
 
     @property
     def dt(self) -> Tensor:
@@ -54,8 +57,9 @@ class Plan:
         n_steps = self.grid.shape[0] - 1
         if self.continuous:
             return [True] * n_steps
-        index = torch.searchsorted(self.grid.detach(), self.dates.detach() - SAME_DATE).tolist()
-        return [step + 1 in set(index) for step in range(n_steps)]
+        index: list[int] = torch.searchsorted(self.grid.detach(), self.dates.detach() - SAME_DATE).tolist()
+        ends = set(index)
+        return [step + 1 in ends for step in range(n_steps)]
 
     @property
     def recorded_times(self) -> Tensor:
@@ -76,6 +80,14 @@ class Recorded:
 def asset_normals(scheme: AnyScheme, model: Model) -> int:
     """Normals for each step that belong to the assets themselves."""
     return 0 if isinstance(scheme, DirectScheme) else model.n_assets
+
+
+def prepared(plan: Plan) -> Plan:
+    """The plan with the coefficients of all its steps, which many blocks share."""
+    if isinstance(plan.scheme, PathScheme):
+        return plan
+    fresh = replace(plan, prepared=None)
+    return replace(plan, prepared=tuple(_coefficients(fresh, step) for step in range(plan.grid.shape[0] - 1)))
 
 
 def record(plan: Plan, normals: Normals, columns: slice) -> Recorded:
@@ -155,7 +167,8 @@ def _with_dividends(plan: Plan, ratio: Tensor, leading: Tensor) -> Tensor:
     dividends = plan.market.dividends
     assert dividends is not None
     undisturbed = _times_batch(plan.market.spot * plan.market.growth(leading), ratio)
-    amounts = {round(t, 9): amount for t, amount in zip(dividends.times.tolist(), dividends.amounts, strict=True)}
+    ex_times: list[float] = dividends.times.tolist()
+    amounts = {round(time, 9): amount for time, amount in zip(ex_times, dividends.amounts, strict=True)}
     spot = [undisturbed[0]]
     for index, time in enumerate(plan.recorded_times.tolist()[1:], start=1):
         grown = spot[-1] * (undisturbed[index] / undisturbed[index - 1])
@@ -165,6 +178,8 @@ def _with_dividends(plan: Plan, ratio: Tensor, leading: Tensor) -> Tensor:
 
 
 def _coefficients(plan: Plan, step: int) -> tuple[Tensor, ...]:
+    if plan.prepared is not None:
+        return plan.prepared[step]
     scheme = plan.scheme
     assert not isinstance(scheme, PathScheme)
     return scheme.coefficients(plan.model, plan.market, plan.grid[step], plan.grid[step + 1] - plan.grid[step])
@@ -227,7 +242,7 @@ def _full_step(scheme: Scheme, correlated: bool, continuous: bool, compiled: boo
     n_normals = scheme.n_normals
 
     def advance(
-        coefficients: Sequence[Tensor], log_ratio: Tensor, state: tuple[Tensor, ...], normals: Tensor, root: Tensor
+        coefficients: Sequence[Tensor], log_ratio: Tensor, state: tuple[Tensor, ...], normals: Tensor, root: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         step = scheme.advance(tuple(coefficients), log_ratio, state, normals[:n_normals])
         asset = torch.matmul(root, normals[n_normals:]) if correlated else normals[n_normals]
@@ -259,19 +274,24 @@ def _maybe_compiled(step: Callable[..., Any], compiled: bool) -> Callable[..., A
     """The step, compiled to one kernel if asked; where the compiler fails, the step itself, with one warning."""
     if not compiled:
         return step
-    options: dict[str, Any] = {"cpp.threads": 1}  # blocks run side by side, each on one thread
-    fast = torch.compile(step, options=options)
-    broken = False
+    lock, state = Lock(), "new"
+    fast = step
 
     def checked(*arguments: Any) -> Any:
-        nonlocal broken
-        if not broken:
-            try:
-                return fast(*arguments)
-            except Exception as error:  # noqa: BLE001  # whatever the compiler raises: the eager step gives the same
-                broken = True
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"torch.compile failed, the steps run eagerly (slower): {reason}", stacklevel=2)
-        return step(*arguments)
+        nonlocal state, fast
+        if state == "new":
+            with lock:  # threads come here side by side, one of them compiles
+                if state == "new":
+                    try:
+                        options: dict[str, Any] = {"cpp.threads": 1}  # blocks run side by side, each on one thread
+                        fast = torch.compile(step, options=options)
+                        done = fast(*arguments)
+                        state = "compiled"
+                        return done
+                    except Exception as error:  # whatever the compiler raises: the eager step gives the same
+                        state, fast = "eager", step
+                        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                        warnings.warn(f"torch.compile failed, the steps run eagerly (slower): {reason}", stacklevel=2)
+        return fast(*arguments)
 
     return checked
