@@ -88,8 +88,8 @@ class LiftedQuadraticExponential(Scheme):
     $\chi = \int \sigma \sqrt V dB$ and a rest uncorrelated with it. Each, with one half of $\hat\xi$, is drawn by
     Andersen's QE: so the variance stays above 0 and its mean is exact on every grid. $\chi$ moves the factors and the
     asset. The martingale correction keeps $E\,m_{t+\Delta} = m_t$ where the moment is finite (always for `rho` at most
-    0). The integrated variance is that of a trapezium. The bias of prices is of order 1 in the step: at H = 0.1 some
-    basis points of the forward are left at 40 steps a year.
+    0). The integrated variance is that of a trapezium. The bias of prices falls with the power 0.7 to 1 of the step: of
+    the forward, at the money, over a year and 64 steps it is 2.5e-4 at H = 0.5 and about 6e-4 at H = 0.1 or 0.2.
 
     References:
         Gatheral (2022), Efficient simulation of affine forward variance models: the HQE scheme, whose memory of all
