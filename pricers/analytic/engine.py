@@ -15,6 +15,7 @@ from pricers.analytic import (
     heston_geometric_asian,
     heston_variance_option,
     lookback,
+    merton,
     sabr,
     variance,
 )
@@ -53,6 +54,7 @@ FORMULAS: dict[Pair, Callable[..., Estimate]] = {
     **sabr.FORMULAS,
     **heston_geometric_asian.FORMULAS,
     **heston_variance_option.FORMULAS,
+    **merton.FORMULAS,
 }
 
 # why a formula does not hold for some contracts, models or markets; None where it does
