@@ -1,14 +1,16 @@
 r"""Standard normals by address: pseudo-random, antithetic, or scrambled Sobol points through a Brownian bridge.
 
-Paths come in fixed blocks of `BLOCK`. What a path gets depends on the seed, its block and the number of normals, and not
+Paths come in fixed blocks of `BLOCK`. What a path gets depends on the seed, its block and the number of normals, not
 on how many blocks are simulated at once, by how many threads, or in which slices.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -77,6 +79,13 @@ class Noise(ABC):
             n_normals: normals for each path and step.
         """
 
+    @abstractmethod
+    def extra(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int, n_rows: int) -> Tensor:
+        """More normals of the same paths, independent of those of the steps; shape `n_rows width`.
+
+        The arguments are those of `normals`, and the number of rows.
+        """
+
     @property
     def n_repeats(self) -> int:
         """Independent repeats whose scatter gives the standard error; 1 where the paths themselves are the sample."""
@@ -118,6 +127,9 @@ class Pseudo(Noise):
     def normals(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int) -> Normals:
         return _Drawn(("pseudo", self.seed), start, width, n_normals, dt)
 
+    def extra(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int, n_rows: int) -> Tensor:
+        return _Drawn(("pseudo extra", self.seed), start, width, n_rows, dt).step(0)
+
 
 class _Mirrored(Normals):
     """Each tile holds half a tile of normals and their negatives."""
@@ -143,6 +155,10 @@ class Antithetic(Noise):
     def normals(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int) -> Normals:
         drawn = _Drawn(("antithetic", self.seed), start // 2, width // 2, n_normals, dt)
         return _Mirrored(drawn, width)
+
+    def extra(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int, n_rows: int) -> Tensor:
+        drawn = _Drawn(("antithetic extra", self.seed), start // 2, width // 2, n_rows, dt)
+        return _Mirrored(drawn, width).step(0)
 
     @property
     def pairs(self) -> bool:
@@ -173,18 +189,26 @@ class Sobol(Noise):
 
     def normals(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int) -> Normals:
         n_steps = dt.shape[0]
-        n_sobol = min(n_steps * n_normals, SOBOL_DIMENSIONS)
-        normals = dt.new_empty(0, width)
+        rows = self._rows(repeat, start, width, dt, slice(0, n_steps * n_normals))
+        return Stored(bridge(rows.reshape(n_steps, n_normals, width), dt.detach()))
+
+    def extra(self, repeat: int, start: int, width: int, dt: Tensor, n_normals: int, n_rows: int) -> Tensor:
+        first = dt.shape[0] * n_normals
+        return self._rows(repeat, start, width, dt, slice(first, first + n_rows))
+
+    def _rows(self, repeat: int, start: int, width: int, dt: Tensor, dimensions: slice) -> Tensor:
+        """Normals of these dimensions, shape `n_dimensions width`."""
+        n_rows = dimensions.stop - dimensions.start
+        n_sobol = max(0, min(dimensions.stop, SOBOL_DIMENSIONS) - dimensions.start)
+        rows = dt.detach().new_empty(n_rows, width)
         if n_sobol:
             seed = address("sobol", self.seed, repeat)
-            points = sobol_points(n_sobol, seed, start, width, dt.device)
-            normals = torch.special.ndtri(points).to(dt.dtype)
-        n_rest = n_steps * n_normals - n_sobol
-        if n_rest:
-            words = ("sobol rest", self.seed, repeat)
-            drawn = _Drawn(words, start, width, n_rest, dt.detach()).step(0)
-            normals = torch.cat([normals, drawn])
-        return Stored(bridge(normals.reshape(n_steps, n_normals, width), dt.detach()))
+            last = dimensions.start + n_sobol
+            sobol_normals(seed, start, slice(dimensions.start, last), rows[:n_sobol])
+        if n_rows > n_sobol:
+            words = ("sobol rest", self.seed, repeat, dimensions.start)
+            rows[n_sobol:] = _Drawn(words, start, width, n_rows - n_sobol, rows).step(0)
+        return rows
 
 
 class Stored(Normals):
@@ -206,27 +230,58 @@ def uniforms(seed: int, repeat: int, start: int, width: int, n_rows: int, like: 
     return torch.special.ndtr(drawn).T
 
 
-def sobol_points(n_dimensions: int, seed: int, start: int, width: int, device: torch.device) -> Tensor:
-    """Scrambled Sobol points `start` to `start + width` in (0, 1), shape `(n_dimensions, width)`.
-
-    Point i is the exclusive or of the direction numbers at the bits of i: an aligned block of $2^k$ points holds the
-    same points as in the usual Gray-code order. Each lies in the middle of its cell, so that none is 0 or 1.
-    """
+@lru_cache(maxsize=256)
+def _scramble(n_dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scrambled direction numbers `n_dimensions bits`, and the digital shift of each dimension."""
     engine = torch.quasirandom.SobolEngine(n_dimensions, scramble=True, seed=seed)
-    directions = engine.sobolstate.to(torch.int32)  # (n_dimensions, bits), scrambled
-    first = engine.shift.to(torch.int32)
+    return engine.sobolstate.to(torch.int32), engine.shift.to(torch.int32)
+
+
+def sobol_integers(seed: int, start: int, width: int, dimensions: slice) -> tuple[Tensor, Tensor]:
+    """Scrambled Sobol points `start` to `start + width` as integers below $2^{30}$, in two halves to be combined.
+
+    Point i is the exclusive or of the direction numbers at the bits of i, so that an aligned block holds all
+    combinations of a high and a low part; it has the same points as in the usual Gray-code order.
+
+    Returns:
+        High parts `n_dimensions n_high 1` and low parts `n_dimensions 1 n_low`; their exclusive or, flattened, begins
+        with the points.
+    """
+    # torch draws the scramble of all dimensions at once: whole blocks of 64, so that parts of a path mostly share it
+    directions, first = _scramble(min(-(-dimensions.stop // 64) * 64, SOBOL_DIMENSIONS), seed)
+    directions, first = directions[dimensions], first[dimensions]
     n_bits = max(1, (width - 1).bit_length())
     if start % 2**n_bits:
         raise ValueError(f"a block of Sobol points must start at a multiple of {2**n_bits}, got {start}")
     for bit in range(n_bits, SOBOL_BITS):
         if start >> bit & 1:
             first = first ^ directions[:, bit]
-    points = torch.empty(n_dimensions, 2**n_bits, dtype=torch.int32)
-    points[:, 0] = first
-    for bit in range(n_bits):
-        half = 2**bit
-        torch.bitwise_xor(points[:, :half], directions[:, bit : bit + 1], out=points[:, half : 2 * half])
-    return (points[:, :width].to(device).double() + 0.5) * 2.0**-SOBOL_BITS
+    n_low = n_bits // 2
+    low = _combinations(directions[:, :n_low])
+    high = _combinations(directions[:, n_low:n_bits]) ^ first.unsqueeze(-1)
+    return high.unsqueeze(-1), low.unsqueeze(-2)
+
+
+def _combinations(directions: Tensor) -> Tensor:
+    """Exclusive or of each subset of the columns, in binary order: `n_dimensions 2^bits`."""
+    found = directions.new_zeros(directions.shape[0], 1)
+    for column in directions.unbind(-1):
+        found = torch.cat([found, found ^ column.unsqueeze(-1)], dim=-1)
+    return found
+
+
+def sobol_normals(seed: int, start: int, dimensions: slice, out: Tensor) -> None:
+    """Fill `out`, `n_dimensions width`, with normals of scrambled Sobol points, each in the middle of its cell.
+
+    Dimension by dimension, so that all intermediate results stay in the cache.
+    """
+    width = out.shape[-1]
+    high, low = (part.to(out.device) for part in sobol_integers(seed, start, width, dimensions))
+    for row, one, other in zip(out, high, low, strict=True):
+        points = (one ^ other).reshape(-1)[:width].double()
+        # 2 u - 1 is exact, so that the tails keep their digits
+        points.add_(0.5).mul_(2.0 ** (1 - SOBOL_BITS)).sub_(1.0).erfinv_().mul_(math.sqrt(2.0))
+        row.copy_(points)
 
 
 def bridge(normals: Tensor, dt: Tensor) -> Tensor:
@@ -243,7 +298,7 @@ def bridge(normals: Tensor, dt: Tensor) -> Tensor:
         Glasserman (2004), section 3.1.
     """
     n_steps = dt.shape[0]
-    times = torch.cat([dt.new_zeros(1), dt]).cumsum(0).tolist()
+    times: list[float] = torch.cat([dt.new_zeros(1), dt]).cumsum(0).tolist()
     brownian = torch.empty(n_steps + 1, *normals.shape[1:], dtype=normals.dtype, device=normals.device)
     brownian[0] = 0.0
     brownian[n_steps] = normals[0] * times[n_steps] ** 0.5

@@ -84,6 +84,17 @@ class QuadraticExponential(Scheme):
     def __init__(self, martingale: bool) -> None:
         self.martingale = martingale
 
+    def keeps_forward(self, model: Any, dt: Tensor) -> bool:
+        """Whether the mean of the asset is the forward: steps are corrected, by a moment that exists."""
+        if not self.martingale:
+            return False
+        kappa, sigma, rho = model.kappa.detach(), model.sigma.detach(), model.rho.detach()
+        longest = dt.detach().max()
+        growth = rho / sigma * (1.0 + kappa * longest) + 0.5 * longest * (0.5 - rho**2)  # k2 + k3 / 2 is not above it
+        # a and m R are at most the conditional variance of v over its mean, which is at most this
+        ratio = -(sigma**2) * torch.expm1(-kappa * longest) / kappa
+        return bool((growth * ratio < 1.0 - LEAST_MOMENT).all())
+
     def start(self, model: Any) -> State:
         """Today's variance."""
         return (model.v0.unsqueeze(-1),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor
 from pricers.estimate import Estimate
 from pricers.instruments.base import EarlyExercise, Instrument
 from pricers.market import Market
-from pricers.models.base import AnyScheme, DirectScheme, Model
+from pricers.models.base import AnyScheme, DirectScheme, Model, PathScheme
 from pricers.models.black_scholes import BlackScholes
-from pricers.monte_carlo.conditional import CONDITIONAL, ConditionalLaw
+from pricers.monte_carlo.conditional import CONDITIONAL, ConditionalLaw, Mixing
 from pricers.monte_carlo.controls import Control, controls_of
 from pricers.monte_carlo.likelihood import record_weighted
-from pricers.monte_carlo.simulate import Plan, asset_normals, assemble, record, record_conditional
+from pricers.monte_carlo.simulate import Plan, assemble, asset_normals, prepared, record, record_conditional
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
-from pricers.noise import NOISES, TILE, Noise, Normals, block_size, uniforms
+from pricers.noise import NOISES, TILE, Noise, Normals, block_size, bridge, uniforms
 from pricers.parameters import broadcast_shape, choice, converted
 from pricers.paths import Paths, time_grid
 
@@ -40,7 +40,7 @@ class MonteCarlo:
     The result depends on the seed and the number of paths, not on chunks, threads or what else is priced beside.
 
     Args:
-        n_paths: number of paths (with repeats: of all together), at least 2.
+        n_paths: number of paths (of all repeats together), at least 2.
         n_steps: number of largest time steps to the last contract date; None takes the contract dates alone under
             models that are simulated exactly, else 100.
         noise: "pseudo", "antithetic" (mirrored pairs) or "sobol" (scrambled, Brownian bridge, independent repeats).
@@ -65,9 +65,10 @@ class MonteCarlo:
 
     name: ClassVar[str] = "monte carlo"
     n_paths: int
+    _: KW_ONLY
     n_steps: int | None = None
     noise: str = "pseudo"
-    seed: int = 0
+    seed: int
     scheme: str | None = None
     controls: bool = True
     conditional: bool | None = None
@@ -79,6 +80,10 @@ class MonteCarlo:
 
     def __post_init__(self) -> None:
         choice("noise", self.noise, tuple(NOISES))
+        for name in ("n_paths", "n_steps", "seed", "repeats"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not (isinstance(count, int) or (name == "n_steps" and count is None)):
+                raise ValueError(f"`{name}` must be a whole number, got {count!r}")
         if self.n_paths < 2:
             raise ValueError(f"`n_paths` must be 2 or more, got {self.n_paths}")
         if self.n_steps is not None and self.n_steps < 1:
@@ -111,7 +116,8 @@ class MonteCarlo:
         if instrument.n_assets is not None and instrument.n_assets != model.n_assets:
             return f"the contract is on {instrument.n_assets} asset(s), the model has {model.n_assets}"
         if isinstance(self._scheme(model), DirectScheme) and (instrument.continuous or instrument.bridge_uniforms):
-            return f"{type(model).__name__} is simulated without the variance of each step, which a continuous contract needs"
+            name = type(model).__name__
+            return f"{name} is simulated without the variance of each step, which a continuous contract needs"
         if self.conditional and self._conditional(instrument, model, market) is None:
             return f"conditional simulation of {type(instrument).__name__} under {type(model).__name__} is not known"
         return None
@@ -146,11 +152,15 @@ class MonteCarlo:
         name = self.scheme if self.scheme is not None else next(iter(model.schemes))
         return model.schemes[name]
 
-    def _conditional(self, instrument: Instrument, model: Model, market: Market) -> Callable[..., Tensor] | None:
+    def _conditional(self, instrument: Instrument, model: Model, market: Market) -> Mixing | None:
         scheme = self._scheme(model)
-        if isinstance(scheme, DirectScheme) or scheme.n_normals == 0 or model.n_assets > 1:
+        if isinstance(scheme, DirectScheme) or model.n_assets > 1 or market.dividends is not None:
             return None
-        return CONDITIONAL.get(type(instrument))
+        mixing = CONDITIONAL.get(type(instrument))
+        if mixing is None or not mixing.suits(instrument):
+            return None
+        # without other noise than the asset's there must be something left to simulate
+        return mixing if scheme.n_normals or mixing.n_rows(instrument) else None
 
     def _run(self, instrument: Instrument, model: Model, market: Market, n_paths: int) -> Estimate:
         sampler = self.sampler(instrument, model, market, n_paths)
@@ -187,7 +197,7 @@ class MonteCarlo:
             compiled = not scheme.exact and work >= COMPILE_FROM
         plan = replace(plan, compiled=compiled)
         noise = self._noise()
-        control = controls_of(instrument, model, market, conditional is not None) if self.controls else None
+        control = controls_of(instrument, model, market, conditional is not None, plan) if self.controls else None
         return Sampler(instrument, plan, noise, n_paths, conditional, control)
 
     def _noise(self) -> Noise:
@@ -204,7 +214,7 @@ class Sampler:
     plan: Plan
     noise: Noise
     n_paths: int
-    conditional: Callable[..., Tensor] | None
+    conditional: Mixing | None
     control: Control | None
 
     @property
@@ -241,8 +251,8 @@ class Sampler:
         columns = slice(0, width)
         if self.conditional is not None:
             mean, variance = record_conditional(plan, normals, columns)
-            law = ConditionalLaw(plan.recorded_times, mean, variance)
-            rows = [self.conditional(self.instrument, law, market)]
+            law = ConditionalLaw(plan.recorded_times, mean, variance, self._law_normals(repeat, start, width))
+            rows = [self.conditional.value(self.instrument, law, market)]
             if self.control is not None:
                 rows += self.control.conditional_rows(law)
         else:
@@ -273,6 +283,16 @@ class Sampler:
         recorded = record(self.plan, normals, columns)
         return assemble(self.plan, recorded, self._uniforms(repeat, start, width))
 
+    def _law_normals(self, repeat: int, start: int, width: int) -> Tensor | None:
+        """Normals that the contract takes for itself under conditional simulation, the important ones first."""
+        assert self.conditional is not None
+        n_rows = self.conditional.n_rows(self.instrument)
+        if not n_rows:
+            return None
+        dt = self.plan.dt.detach()
+        rows = self.noise.extra(repeat, start, width, dt, self.plan.scheme.n_normals, n_rows)
+        return bridge(rows, dt.new_ones(n_rows)) if self.noise.kind == "sobol" else rows
+
     def _uniforms(self, repeat: int, start: int, width: int) -> Tensor | None:
         if not self.instrument.bridge_uniforms:
             return None
@@ -289,23 +309,35 @@ class Sampler:
 
     def chunk_width(self) -> int:
         """Paths of a chunk: a power of two that keeps its memory within bounds."""
-        device = self.plan.grid.device
-        n_recorded = self.plan.recorded_times.shape[0] + 8
-        simulated = self.plan.model.batch_shape.numel() * self.plan.model.n_assets * n_recorded
-        if self.noise.kind == "sobol" or not self.plan.continuous:
-            simulated += self.plan.dt.shape[0] * 4 if self.noise.kind == "sobol" else 0
-        numbers = 2 * simulated + 6 * self.batch.numel() * max(1, self.instrument.dates.shape[-1])
+        plan, device = self.plan, self.plan.grid.device
+        n_steps = plan.dt.shape[0]
+        n_normals = plan.scheme.n_normals + asset_normals(plan.scheme, plan.model)
+        simulated = plan.model.batch_shape.numel() * plan.model.n_assets
+        numbers = simulated * (16 + 2 * plan.recorded_times.shape[0] * (3 if plan.continuous else 1))
+        if self.noise.kind == "sobol":
+            numbers += 3 * n_steps * n_normals
+        if isinstance(plan.scheme, PathScheme):  # the whole path at once
+            numbers += 2 * n_steps * n_normals + 6 * n_steps * simulated
+        numbers += 6 * self.batch.numel() * max(1, self.instrument.dates.shape[-1])
         budget = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
-        width = budget // (numbers * self.plan.grid.element_size())
-        return min(max(TILE, 1 << max(width, 1).bit_length() - 1), 4 * block_size(device))
+        width = budget // (numbers * plan.grid.element_size())
+        # not so wide that the noise of all steps leaves the cache
+        most = block_size(device) * (1 if self.noise.kind == "sobol" else 4)
+        return min(max(TILE, 1 << max(width, 1).bit_length() - 1), most)
 
     def moments(self) -> list[Moments]:
         """Moments of payoff and controls for each repeat: the chunks side by side on the machine's cores."""
         chunks = list(self.chunks())
 
+        with torch.no_grad():
+            sampler = replace(self, plan=prepared(self.plan))
+        eager = replace(sampler, plan=replace(sampler.plan, compiled=False))
+
         def gather(chunk: tuple[int, int, int]) -> list[Moments]:
+            # a chunk of another width would be compiled again
+            shared = sampler if chunk[-1] == chunks[0][-1] else eager
             with torch.no_grad():
-                return tile_moments(self.values(*chunk), self.noise.pairs)
+                return tile_moments(shared.values(*chunk), self.noise.pairs)
 
         repeats: list[Moments | None] = [None] * self.noise.n_repeats
         with _side_by_side(self.plan.grid.device, len(chunks)) as run:

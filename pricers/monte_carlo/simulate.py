@@ -188,7 +188,7 @@ def _coefficients(plan: Plan, step: int) -> tuple[Tensor, ...]:
 def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) -> Recorded:
     model = plan.model
     root = getattr(model, "correlation_root", None)
-    advance = _full_step(scheme, root is not None, plan.continuous, plan.compiled)
+    advance = _full_step(scheme, plan.continuous, plan.compiled)
     width = columns.stop - columns.start
     assets = () if root is None else (model.n_assets,)
     log_ratio = plan.grid.new_zeros(*model.batch_shape, *assets, width)
@@ -238,14 +238,18 @@ def _from_zero(tensor: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _full_step(scheme: Scheme, correlated: bool, continuous: bool, compiled: bool) -> Callable[..., Any]:
+def _full_step(scheme: Scheme, continuous: bool, compiled: bool) -> Callable[..., Any]:
     n_normals = scheme.n_normals
 
     def advance(
-        coefficients: Sequence[Tensor], log_ratio: Tensor, state: tuple[Tensor, ...], normals: Tensor, root: Tensor | None
+        coefficients: Sequence[Tensor],
+        log_ratio: Tensor,
+        state: tuple[Tensor, ...],
+        normals: Tensor,
+        root: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         step = scheme.advance(tuple(coefficients), log_ratio, state, normals[:n_normals])
-        asset = torch.matmul(root, normals[n_normals:]) if correlated else normals[n_normals]
+        asset = torch.matmul(root, normals[n_normals:]) if root is not None else normals[n_normals]
         log_ratio = log_ratio + step.drift + torch.sqrt(step.residual_variance) * asset
         if not continuous:  # what nobody reads is not written
             return log_ratio, None, None, *step.state

@@ -36,22 +36,26 @@ def tile_moments(values: Tensor, pairs: bool) -> list[Moments]:
     """
     width = values.shape[-1]
     whole = width // TILE * TILE
-    tiles = [values[..., start : start + TILE] for start in range(0, whole, TILE)]
+    found: list[Moments] = []
+    if whole:
+        tiles = values[..., :whole].double().unflatten(-1, (-1, TILE)).movedim(-2, 0)
+        found += [Moments(n, mean, scatter) for n, mean, scatter in _moments(tiles, pairs)]
     if width > whole:
-        tiles.append(values[..., whole:])
-    return [_moments(tile.double(), pairs) for tile in tiles]
+        found += [Moments(n, mean, scatter) for n, mean, scatter in _moments(values[..., whole:].double()[None], pairs)]
+    return found
 
 
-def _moments(tile: Tensor, pairs: bool) -> Moments:
+def _moments(tiles: Tensor, pairs: bool) -> list[tuple[int, Tensor, Tensor]]:
+    """Of each tile, `tiles *batch rows n`: how many, mean, scatter."""
     if pairs:
-        half = tile.shape[-1] // 2
-        tile = 0.5 * (tile[..., :half] + tile[..., half:])
-    tile = tile.contiguous()
-    mean = tile.mean(-1)
-    deviation = tile - mean.unsqueeze(-1)
+        half = tiles.shape[-1] // 2
+        tiles = 0.5 * (tiles[..., :half] + tiles[..., half:])
+    tiles = tiles.contiguous()  # so that a sum runs in the same order whatever is beside it
+    mean = tiles.mean(-1)
+    deviation = tiles - mean.unsqueeze(-1)
     rows = [[(one * other).sum(-1) for other in deviation.unbind(-2)] for one in deviation.unbind(-2)]
     scatter = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    return Moments(tile.shape[-1], mean, scatter)
+    return [(tiles.shape[-1], one, two) for one, two in zip(mean, scatter, strict=True)]
 
 
 def merged(one: Moments | None, other: Moments) -> Moments:
@@ -70,7 +74,7 @@ def merged(one: Moments | None, other: Moments) -> Moments:
 
 
 def control_weights(scatter: Tensor) -> Tensor:
-    """Regression coefficients of the first row on the others, shape `*batch rows-1`; 0 for a control that is constant."""
+    """Regression coefficients of the first row on the others, shape `*batch rows-1`; 0 for a constant control."""
     controls = scatter[..., 1:, 1:]
     size = controls.diagonal(dim1=-2, dim2=-1)
     # scaled to a correlation, so that one threshold fits all units
