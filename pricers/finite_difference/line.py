@@ -107,11 +107,11 @@ def solve_line(line: Line, nodes: Tensor, n_steps: int, refinement: int = 1) -> 
 def steps_of(segment: Segment, jumps: bool, most: int = 4) -> list[tuple[Tensor, Tensor, float]]:
     """Later time, earlier time and weight of the new time level.
 
-    After a jump the first steps are made of two implicit halves each (Rannacher, 1984): one step in eight, `most` of
+    After a jump the first steps are made of two implicit halves each (Rannacher, 1984): one step in four, `most` of
     them at most. As the steps start tiny, that is short.
     """
     steps: list[tuple[Tensor, Tensor, float]] = []
-    damped = min(most, max(1, len(segment.fractions) // 8)) if jumps else 0
+    damped = min(most, max(1, len(segment.fractions) // 4)) if jumps else 0
     for number, (later, earlier) in enumerate(segment.steps()):
         if number < damped:
             middle = 0.5 * (later + earlier)

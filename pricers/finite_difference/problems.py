@@ -20,6 +20,7 @@ from pricers.models.local_vol import LocalVol
 
 __all__ = ["on_line", "on_plane"]
 
+WIDEST = 10.0  # deviations of the log price beyond which powers of the spot leave the range of numbers
 DENSE = 0.5  # standard deviations from the strike within which the grid is dense
 DENSE_UNDER_HESTON = 0.2  # its deviation is that of fat tails; the middle is narrow
 
@@ -73,6 +74,15 @@ def on_plane(contract: Contract, model: Heston, market: Market, n_space: int, n_
     )
 
 
+def _check_width(deviation: Tensor) -> None:
+    widest = deviation.detach().amax().item()
+    if widest > WIDEST:
+        raise ValueError(
+            f"the standard deviation of the log price at expiry must be {WIDEST:g} or less on a grid, got {widest:g}; "
+            "shorten `expiry` or lower the volatility"
+        )
+
+
 def _frame(
     contract: Contract,
     market: Market,
@@ -82,6 +92,7 @@ def _frame(
     dense: float,
     dates: Schedule,
 ) -> Frame:
+    _check_width(deviation)
     growth = market.growth(expiry).expand(expiry.shape)
     ratio = market.spot / contract.strike
     if contract.barrier is None:

@@ -25,7 +25,7 @@ def number(value):
 
 def test_flat_surface_is_black_scholes():
     surface = VolSurface(log_moneyness=[-0.4, -0.2, 0.0, 0.2, 0.4], expiries=[0.5, 1.0], vols=[[0.25] * 5, [0.25] * 5])
-    engine, market = FiniteDifference(n_space=160, n_time=40), Market(100.0, 0.06, 0.02)
+    engine, market = FiniteDifference(n_space=80, n_time=20), Market(100.0, 0.06, 0.02)
     for contract in (
         European([90.0, 100.0, 110.0], 1.0),
         American(100.0, 0.75, "put"),
@@ -34,7 +34,7 @@ def test_flat_surface_is_black_scholes():
         local = engine.price(contract, LocalVol(surface), market)
         plain = engine.price(contract, BlackScholes(0.25), market)
         assert ((local.value - plain.value).abs() <= local.error_bound + plain.error_bound).all(), contract
-        torch.testing.assert_close(local.value, plain.value, rtol=0.0, atol=3e-4)
+        torch.testing.assert_close(local.value, plain.value, rtol=0.0, atol=5e-3)
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.8])
@@ -60,6 +60,7 @@ def test_constant_elasticity_of_variance(beta):
         assert value == pytest.approx(exact, abs=5e-6)
 
 
+@pytest.mark.slow
 def test_smile_reprices_its_own_surface():
     """Dupire's local variance of a surface gives back the implied volatilities it was made from."""
     moneyness = [-0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5]

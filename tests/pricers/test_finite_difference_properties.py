@@ -51,14 +51,14 @@ def slope(errors):
 
 
 def test_order_two_in_space():
-    fine = line_value(1600, 100)
-    assert slope([line_value(n, 100) - fine for n in (50, 100, 200)]) == pytest.approx(2.0, abs=0.15)
+    fine = line_value(800, 40)
+    assert slope([line_value(n, 40) - fine for n in (25, 50, 100)]) == pytest.approx(2.0, abs=0.15)
 
 
 @pytest.mark.parametrize("claim", ["call", "cash call"])
 def test_order_two_in_time(claim):
-    fine = line_value(400, 640, claim)
-    assert slope([line_value(400, n, claim) - fine for n in (10, 20, 40, 80)]) == pytest.approx(2.0, abs=0.25)
+    fine = line_value(100, 320, claim)
+    assert slope([line_value(100, n, claim) - fine for n in (10, 20, 40)]) == pytest.approx(2.0, abs=0.25)
 
 
 @pytest.mark.slow
@@ -96,12 +96,6 @@ def heston_price(name):
     return price, number([100.0, 1.0, 85.0, 0.05, 2.0, 0.06, 0.5, -0.6, 103.0, 0.05, 0.02])
 
 
-def bumped(price, at, index):
-    step = torch.zeros_like(at)
-    step[index] = 1e-4 * at[index].abs()
-    return ((price(at + step) - price(at - step)) / (2.0 * step[index])).item()
-
-
 @pytest.mark.parametrize(
     ("model", "name"),
     [
@@ -121,26 +115,29 @@ def test_gradient_reverse_forward_and_bump(model, name):
     direction = torch.linspace(-0.5, 1.0, at.shape[0], dtype=torch.float64)
     _, forward = torch.func.jvp(price, (at,), (direction,))
     assert forward.item() == pytest.approx((gradient @ direction).item(), rel=1e-8)
-    for index in range(0, at.shape[0], 2):
-        # the grid itself moves by steps with the parameters when bumped: to the error of the grid
-        assert gradient[index].item() == pytest.approx(bumped(price, at, index), rel=5e-3, abs=5e-3)
+    step = 1e-4 * direction * at.abs()
+    bump = (price(at + step) - price(at - step)).item() / 2.0
+    # bumped, the grid itself moves with the parameters: they agree to the error of the grid
+    assert bump == pytest.approx((gradient @ step).item(), rel=2e-3)
 
 
 def test_second_derivative_is_gamma():
+    engine = FiniteDifference(n_space=160, n_time=40)
+
     def price(spot):
-        return FiniteDifference().price(European(100.0, 1.0), BlackScholes(0.2), Market(spot)).value
+        return engine.price(European(100.0, 1.0), BlackScholes(0.2), Market(spot)).value
 
     spot = number(97.0)
     gamma = torch.func.grad(torch.func.grad(price))(spot).item()
-    on_grid = FiniteDifference().delta_gamma(European(100.0, 1.0), BlackScholes(0.2), Market(spot))[1]
+    on_grid = engine.delta_gamma(European(100.0, 1.0), BlackScholes(0.2), Market(spot))[1]
     d1 = math.log(0.97) / 0.2 + 0.1
     exact = math.exp(-0.5 * d1**2) / math.sqrt(2.0 * math.pi) / (97.0 * 0.2)
-    assert on_grid.value.item() == pytest.approx(exact, rel=1e-5)
+    assert on_grid.value.item() == pytest.approx(exact, rel=5e-5)
     assert gamma == pytest.approx(exact, rel=1e-3)
 
 
 def test_batches_broadcast_and_equal_single_prices():
-    strike, vol = number([[90.0], [100.0], [110.0]]), number([0.15, 0.3])
+    strike, vol = number([[90.0], [110.0]]), number([0.15, 0.3])
     spot, rate = number([95.0, 105.0]), ZeroCurve([0.5, 1.0], [[0.02, 0.03], [0.05, 0.04]])
     for make in (
         lambda k: American(k, 1.0, "put"),
@@ -148,8 +145,8 @@ def test_batches_broadcast_and_equal_single_prices():
         lambda k: Bermudan(k, [0.5, 1.0], "put"),
     ):
         batch = SMALL.price(make(strike), BlackScholes(vol), Market(spot, rate))
-        assert batch.value.shape == (3, 2)
-        for i in range(3):
+        assert batch.value.shape == (2, 2)
+        for i in range(2):
             for j in range(2):
                 curve = ZeroCurve([0.5, 1.0], rate.rates[j])
                 alone = SMALL.price(make(strike[i, 0]), BlackScholes(vol[j]), Market(spot[j], curve))
@@ -169,7 +166,7 @@ def test_heston_batch_equals_single_prices():
 
 def test_price_is_homogeneous():
     """A vector of strikes is solved once; each price is that of one strike, and scales with spot and strike."""
-    model, engine = BlackScholes(0.25), FiniteDifference()
+    model, engine = BlackScholes(0.25), FiniteDifference(n_space=120, n_time=40)
     many = engine.price(American([80.0, 100.0, 120.0], 1.0, "put"), model, Market(100.0, 0.04))
     one = engine.price(American(0.8, 1.0, "put"), model, Market(1.0, 0.04))
     difference = abs(many.value[0].item() - 100.0 * one.value.item())
@@ -188,6 +185,15 @@ def test_single_precision_in_and_out():
 def test_odd_or_small_grids_are_refused(counts):
     with pytest.raises(ValueError, match=f"`{next(iter(counts))}` must be an even number"):
         FiniteDifference(**counts)
+
+
+def test_prices_of_extreme_cases_are_finite_and_too_wide_ones_are_refused():
+    for vol, expiry in ((1e-3, 1.0), (0.2, 1 / 3650), (3.0, 10.0)):
+        estimate = SMALL.price(American([1.0, 100.0, 1e4], expiry, "put"), BlackScholes(vol), Market(100.0, 0.05))
+        assert estimate.value.isfinite().all()
+        assert estimate.error_bound.isfinite().all()
+    with pytest.raises(ValueError, match=r"must be 10 or less on a grid, got 27\.38"):
+        SMALL.price(European(100.0, 30.0), BlackScholes(5.0), Market(100.0))
 
 
 HESTON = Heston(0.04, 1.0, 0.04, 0.5, -0.5)
