@@ -60,9 +60,9 @@ class FullTruncationEuler(Scheme):
         speed, theta, sigma, rho, dt = coefficients
         (variance,) = state
         positive = variance.clamp(min=0.0)
-        # the square root is differentiated at 0 too
-        noise = torch.sqrt(positive * dt + torch.finfo(positive.dtype).tiny) * normals[0]
-        integrated = positive * dt
+        # square roots of it, here and by whom reads the step, are differentiated at 0 too
+        integrated = positive * dt + torch.finfo(positive.dtype).tiny
+        noise = torch.sqrt(integrated) * normals[0]
         after = variance + speed * (theta - positive) + sigma * noise
         drift = rho * noise - 0.5 * integrated
         return Step((after,), drift, (1.0 - rho * rho) * integrated, integrated)
