@@ -20,7 +20,7 @@ from pricers.paths import time_grid
 
 __all__ = ["ForwardVarianceCurve", "HybridScheme", "RoughBergomi", "turbocharged_price", "volterra_weights"]
 
-CHUNK = 2**21  # path-steps held at once by `turbocharged_price`: some 100 MiB
+CHUNK = 2**21  # path-steps held at once by `turbocharged_price`, or more: the weights are made anew for each chunk
 LEAST_VARIANCE = 1e-12  # of the log price to expiry; below it a Black price has no usable derivative
 
 
@@ -270,7 +270,7 @@ def _conditional_paths(
 ) -> tuple[Tensor, Tensor]:
     r"""$\log m^1$ and $\int V dt$ at the ends of steps `nodes`, shape `n_nodes *batch pairs 2`."""
     scheme, rho, n_steps = HybridScheme(), model.rho.unsqueeze(-1), grid.shape[0] - 1
-    chunk = max(64, CHUNK // (2 * n_steps * model.batch_shape.numel()) * 2)
+    chunk = max(4096, CHUNK // (2 * n_steps * model.batch_shape.numel()) * 2)
     forwards: list[Tensor] = []
     variances: list[Tensor] = []
     for start in range(0, n_paths, chunk):
