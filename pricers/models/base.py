@@ -31,12 +31,20 @@ class Step(NamedTuple):
     jumps_squared: Tensor | None = None  # sum of the squared log jumps in the step
 
 
-class Scheme(ABC):
-    """A discretisation of a model under which, given the state, the asset is lognormal over each step."""
+class _Discretisation(ABC):
+    """What the three sorts of schemes share."""
 
     n_normals: ClassVar[int]  # standard normals for each step, besides the asset's own
     exact: ClassVar[bool] = False  # no bias at any length of step
     has_jumps: ClassVar[bool] = False  # `Step.jumps_squared` is given
+
+    def refusal(self, model: Any) -> str | None:
+        """Why the scheme does not hold for these parameters; None if it does."""
+        return None
+
+
+class Scheme(_Discretisation):
+    """A discretisation of a model under which, given the state, the asset is lognormal over each step."""
 
     @abstractmethod
     def start(self, model: Any) -> State:
@@ -58,12 +66,8 @@ class Scheme(ABC):
         """
 
 
-class PathScheme(ABC):
+class PathScheme(_Discretisation):
     """A discretisation that needs the noise of the whole path at once: a model without the Markov property."""
-
-    n_normals: ClassVar[int]
-    exact: ClassVar[bool] = False
-    has_jumps: ClassVar[bool] = False
 
     @abstractmethod
     def increments(self, model: Any, grid: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,12 +80,8 @@ class PathScheme(ABC):
         """
 
 
-class DirectScheme(ABC):
+class DirectScheme(_Discretisation):
     """A discretisation of the asset itself, where it is not lognormal given the rest."""
-
-    n_normals: ClassVar[int]
-    exact: ClassVar[bool] = False
-    has_jumps: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, model: Any, market: Market, horizon: Tensor) -> State:
@@ -112,7 +112,7 @@ class Model(ABC):
     @property
     def batch_shape(self) -> torch.Size:
         """Shape of the batch of parameter sets."""
-        return broadcast_shape(**{name: tensor for name, tensor in self.parameters().items()})
+        return broadcast_shape(**self.parameters())
 
     @property
     def n_assets(self) -> int:
