@@ -37,6 +37,7 @@ class _Discretisation(ABC):
     n_normals: ClassVar[int]  # standard normals for each step, besides the asset's own
     exact: ClassVar[bool] = False  # no bias at any length of step
     has_jumps: ClassVar[bool] = False  # `Step.jumps_squared` is given
+    local: ClassVar[bool] = False  # a step looks at the asset, which is then not lognormal given the rest of the path
 
     def refusal(self, model: Any) -> str | None:
         """Why the scheme does not hold for these parameters; None if it does."""
