@@ -15,7 +15,7 @@ from pricers.models.base import Model
 from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.parameters import broadcast_shape
 
-__all__ = ["ENGINES", "Engine", "capable_engines", "default_engine", "price"]
+__all__ = ["ENGINES", "Engine", "capable_engines", "chosen_engine", "default_engine", "price"]
 
 
 @runtime_checkable
@@ -84,15 +84,24 @@ def price(instrument: Instrument, model: Model, market: Market, engine: Engine |
         ValueError: the engine cannot price the pair (the message lists what can), or shapes do not broadcast.
 
     >>> import pricers as pr
-    >>> pr.price(pr.European(100.0, 1.0), pr.BlackScholes(0.2), pr.Market(100.0)).value.item()
-    7.9655674554057985
+    >>> round(pr.price(pr.European(100.0, 1.0), pr.BlackScholes(0.2), pr.Market(100.0)).value.item(), 10)
+    7.9655674554
+    """
+    return chosen_engine(instrument, model, market, engine).price(instrument, model, market)
+
+
+def chosen_engine(instrument: Instrument, model: Model, market: Market, engine: Engine | None) -> Engine:
+    """The engine, if it can price the triple; for None the best that draws nothing.
+
+    Raises:
+        ValueError: an argument is of another kind, shapes do not broadcast, or the engine cannot price the triple.
     """
     _check_kinds(instrument, model, market)
     broadcast_shape(
         instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape(model.n_assets)
     )
     if engine is None:
-        return default_engine(instrument, model, market).price(instrument, model, market)
+        return default_engine(instrument, model, market)
     if not isinstance(engine, Engine):
         raise ValueError(f"`engine` must be an engine such as {', '.join(ENGINES)}, got {engine!r}")
     reason = engine.refusal(instrument, model, market)
@@ -102,7 +111,7 @@ def price(instrument: Instrument, model: Model, market: Market, engine: Engine |
             f"{type(engine).__name__} cannot price {type(instrument).__name__} under {type(model).__name__}: {reason}; "
             f"engines that can: {able}"
         )
-    return engine.price(instrument, model, market)
+    return engine
 
 
 def _check_kinds(instrument: object, model: object, market: object) -> None:

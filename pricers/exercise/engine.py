@@ -107,13 +107,8 @@ class LongstaffSchwartz:
         Raises:
             ValueError: the engine cannot price the triple.
         """
-        reason = self.refusal(instrument, model, market)
-        if reason is not None:
-            raise ValueError(f"LongstaffSchwartz cannot price {type(instrument).__name__}: {reason}")
-        assert isinstance(instrument, (American, Bermudan))
-        batch_of(instrument, model, market)
+        problem = self._checked(instrument, model, market)
         dtype = common_dtype(instrument, model, market)
-        problem = self._problem(instrument, model, market)
         rule = problem.fit(self.n_paths, address("fit", self.seed))
         today = problem.today()
         values = problem.follow(rule, self.n_paths, address("value", self.seed))
@@ -128,6 +123,37 @@ class LongstaffSchwartz:
         error = (values.var(-1) / values.shape[-1] + gaps.var(-1) / self.n_outer).sqrt()
         upper = Estimate(high.to(dtype), error.to(dtype), n_paths=self.n_outer * self.n_inner, engine=self.name)
         return lower, upper
+
+    def followed(self, instrument: Instrument, model: Model, market: Market) -> Callable[..., Tensor]:
+        """Fit the rule, and hold it: a function of other (instrument, model, market) to its values on the same noise.
+
+        Returns:
+            The function; it gives discounted values, shape `*batch n_paths`, that are differentiable along the paths,
+            whose times of exercise are held.
+
+        Raises:
+            ValueError: the engine cannot price the triple.
+        """
+        problem = self._checked(instrument, model, market)
+        with torch.no_grad():
+            rule = problem.fit(self.n_paths, address("fit", self.seed))
+            waiting = problem.follow(rule, self.n_paths, address("value", self.seed)).mean(-1)
+            stop_now = (problem.today() >= waiting).unsqueeze(-1)  # exercising today is a rule too
+
+        def values(instrument: American | Bermudan, model: Model, market: Market) -> Tensor:
+            moved = self._problem(instrument, model, market)
+            later = moved.follow(rule, self.n_paths, address("value", self.seed))
+            return torch.where(stop_now, moved.today().unsqueeze(-1), later)
+
+        return values
+
+    def _checked(self, instrument: Instrument, model: Model, market: Market) -> Problem:
+        reason = self.refusal(instrument, model, market)
+        if reason is not None:
+            raise ValueError(f"LongstaffSchwartz cannot price {type(instrument).__name__}: {reason}")
+        assert isinstance(instrument, (American, Bermudan))
+        batch_of(instrument, model, market)
+        return self._problem(instrument, model, market)
 
     def _scheme(self, model: Model) -> object:
         return model.schemes[self.scheme or next(iter(model.schemes))]
@@ -232,7 +258,7 @@ class Problem:
         return self.instrument.exercise_value(point.spot) * discount.unsqueeze(-1)
 
     def _columns(self, point: Point) -> Tensor:
-        """Basis functions of what the exercise may depend on: prices over strike, and the variance where it is random."""
+        """Basis functions of what exercise may depend on: prices over strike, and the variance where it is random."""
         strike = self.instrument.strike.unsqueeze(-1)
         if self.walk.model.n_assets == 1:
             features = [point.spot / strike]

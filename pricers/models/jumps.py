@@ -46,37 +46,64 @@ class WithJumps(Scheme):
         mean, std = model.jump_mean, model.jump_std
         expected = model.intensity * dt
         compensator = -expected * torch.expm1(mean + 0.5 * std**2)
-        levels = poisson_distribution(expected)
-        jumps = (compensator.unsqueeze(-1), mean.unsqueeze(-1), std.unsqueeze(-1), levels)
+        tails = poisson_tails(expected)
+        jumps = (compensator.unsqueeze(-1), mean.unsqueeze(-1), std.unsqueeze(-1), tails)
         return (*jumps, *self.inner.coefficients(model, market, time, dt))
 
     def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
         """The inner step and the jumps."""
-        compensator, mean, std, levels = coefficients[:4]
+        compensator, mean, std, tails = coefficients[:4]
         step = self.inner.advance(coefficients[4:], log_ratio, state, normals[:-2])
-        survival = torch.special.ndtr(-normals[-2])
-        count = torch.zeros_like(survival)
-        for level in levels.unbind(-1):
-            count = count + (survival < level.unsqueeze(-1))
-        spread = count.sqrt() * normals[-1]
-        jump = count * mean + spread * std
+        count = n_jumps(tails, normals[-2])
+        jump = count * mean + std * (count.sqrt() * normals[-1])
         # given the sum, the squares about their mean have the mean of a chi-squared with n - 1 degrees of freedom
         squares = jump * jump / count.clamp(min=1.0) + (count - 1.0).clamp(min=0.0) * std * std
         return step._replace(drift=step.drift + compensator + jump, jumps_squared=squares)
 
+    def log_probability(self, model: Any, dt: Tensor, normals: Tensor) -> Tensor:
+        r"""Logarithm of the probability of the number of jumps in a step, $n \log m - m$, up to a constant.
 
-def poisson_distribution(expected: Tensor) -> Tensor:
-    """Probabilities of more than 0, 1, 2, ... events, until they no longer matter; shape `*batch n`."""
-    largest = expected.detach().max().item()
-    n_levels = 1
-    remaining = -math.expm1(-largest)
-    probability = math.exp(-largest)
-    while remaining > TAIL and n_levels < 10_000:
-        probability *= largest / n_levels
-        remaining -= probability
-        n_levels += 1
-        if probability < TAIL and n_levels > largest:
-            break
-    count = torch.arange(n_levels, dtype=expected.dtype, device=expected.device)
-    # P(N > k) = P(k + 1, expected): the regularised incomplete gamma function keeps the digits of the tail
-    return torch.special.gammainc(count + 1.0, expected.detach().unsqueeze(-1).clamp(min=0.0))
+        Args:
+            model: with the intensity.
+            dt: length of the step, years.
+            normals: what `advance` draws in the step (others may follow): the number itself is held.
+
+        Returns:
+            Shape `*batch paths`; differentiable where the intensity is above 0.
+        """
+        expected = model.intensity * dt
+        count = n_jumps(poisson_tails(expected), normals[self.n_normals - 2])
+        return torch.xlogy(count, expected.unsqueeze(-1)) - expected.unsqueeze(-1)
+
+
+def n_jumps(tails: Tensor, normal: Tensor) -> Tensor:
+    """Number of events by inversion of one normal per path, shape `*batch paths`: piecewise constant.
+
+    Args:
+        tails: from `poisson_tails`.
+        normal: shape `paths`.
+    """
+    survival = torch.special.ndtr(-normal)
+    count = torch.zeros_like(survival)
+    for tail in tails.unbind(-1):
+        count = count + (survival < tail.unsqueeze(-1))
+    return count
+
+
+def poisson_tails(expected: Tensor) -> Tensor:
+    """Probabilities of more than 0, 1, 2, ... events, until they are below 1e-17; shape `*batch n`.
+
+    Args:
+        expected: mean number of events, 0 or more; shape `*batch`.
+
+    >>> poisson_tails(torch.tensor(0.5, dtype=torch.float64))[:3]
+    tensor([0.3935, 0.0902, 0.0144], dtype=torch.float64)
+    """
+    mean = expected.detach()
+    largest = mean.max().item()
+    n = math.ceil(largest) + 1  # Chernoff's bound on the tail holds above the mean
+    while largest > 0.0 and n * (1.0 + math.log(largest / n)) - largest > math.log(TAIL):
+        n += 1
+    count = torch.arange(1, n + 1, dtype=mean.dtype, device=mean.device)
+    # P(N >= k) is the regularised incomplete gamma function at (k, mean), which keeps the digits of the tail
+    return torch.special.gammainc(count, mean.unsqueeze(-1))

@@ -1,0 +1,167 @@
+"""Greeks by Monte Carlo: means of derivatives along paths, of scores, or of differences, with their standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pricers.estimate import Estimate
+from pricers.greeks.derivatives import central_difference, forward_derivative
+from pricers.greeks.parameters import Task, Triple
+from pricers.monte_carlo import MonteCarlo, Sampler
+from pricers.monte_carlo.engine import common_dtype
+from pricers.monte_carlo.likelihood import jump_density
+from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
+from pricers.noise import TILE, Normals, Pseudo, Stored
+
+__all__ = ["from_paths"]
+
+STORED_BYTES = 2**27  # normals of a chunk, held while its derivatives are taken
+SECOND_ORDER = 10.0  # bumps of second order are that much wider: their variance falls with the third power
+# The price is smooth in these along each path of a square-root variance. In the others the path has kinks (the variance
+# is held at 0), which a second derivative along the path would miss.
+SMOOTH = ("spot", "rate", "dividend_yield", "strike", "rho", "intensity", "jump_mean", "jump_std")
+
+
+def from_paths(tasks: list[Task], triple: Triple, engine: MonteCarlo, method: str, bump: float) -> list[Estimate]:
+    """An estimate for each task; all share the noise.
+
+    Raises:
+        ValueError: a method that model or engine do not allow.
+    """
+    engine = replace(engine, target_std_error=None, compile=False)
+    base = engine.sampler(*triple)
+    methods = [_fitting(task, base, triple) if method == "auto" else method for task in tasks]
+    _check(methods, tasks, base, triple)
+    gathered = [Gathered([None] * base.noise.n_repeats, None) for _ in tasks]
+    with torch.no_grad():
+        for chunk in _chunks(base):
+            noise: dict[bool, Normals] = {}
+            for task, chosen, result in zip(tasks, methods, gathered, strict=True):
+                weighted = chosen == "likelihood_ratio"
+                if weighted not in noise:
+                    noise[weighted] = _stored(base, chunk, weighted)
+                rows, result.known = _derived(task, triple, engine, chosen, bump, chunk, noise[weighted])
+                for repeat, part in zip(chunk.repeats, rows.split(chunk.width, dim=-1), strict=True):
+                    for tile in tile_moments(part, base.noise.pairs):
+                        result.repeats[repeat] = merged(result.repeats[repeat], tile)
+    return [result.estimate(engine, chosen, triple) for result, chosen in zip(gathered, methods, strict=True)]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Paths that are differentiated at once: `width` of each of some repeats, from `start`."""
+
+    repeats: tuple[int, ...]
+    start: int
+    width: int
+
+
+def _chunks(sampler: Sampler) -> Iterator[Chunk]:
+    """Chunks within bounds of memory; short repeats side by side, for each pass costs much besides its paths."""
+    plan, n_repeats = sampler.plan, sampler.noise.n_repeats
+    n_normals = plan.dt.shape[0] * (plan.scheme.n_normals + plan.model.n_assets)
+    affordable = STORED_BYTES // (n_normals * plan.grid.element_size())
+    width = min(replace(sampler, noise=Pseudo(0)).chunk_width(), max(TILE, 1 << max(affordable, 1).bit_length() - 1))
+    per_repeat = sampler.n_paths // n_repeats
+    # uniforms of bridges are addressed by the repeat
+    abreast = 1 if sampler.instrument.bridge_uniforms else max(1, width // per_repeat)
+    for first in range(0, n_repeats, abreast):
+        repeats = tuple(range(first, min(first + abreast, n_repeats)))
+        for start in range(0, per_repeat, width):
+            yield Chunk(repeats, start, min(width, per_repeat - start))
+
+
+def _stored(sampler: Sampler, chunk: Chunk, weighted: bool) -> Normals:
+    """All normals of a chunk: nothing may be drawn in place while derivatives are taken."""
+    parts: list[Tensor] = []
+    for repeat in chunk.repeats:
+        normals = sampler.normals(repeat, chunk.start, chunk.width, weighted)
+        parts.append(torch.stack([normals.step(step).clone() for step in range(sampler.plan.dt.shape[0])]))
+    return Stored(torch.cat(parts, dim=-1))
+
+
+@dataclass
+class Gathered:
+    """Moments of the derivatives of payoffs and controls, and the derivatives of what the controls are known to be."""
+
+    repeats: list[Moments | None]
+    known: Tensor | None
+
+    def estimate(self, engine: MonteCarlo, method: str, triple: Triple) -> Estimate:
+        """Mean and standard error."""
+        value, error = controlled([moments for moments in self.repeats if moments is not None], self.known)
+        dtype = common_dtype(*triple)
+        name = f"{engine.name}, {method.replace('_', ' ')}"
+        return Estimate(value.to(dtype), error.to(dtype), n_paths=engine.n_paths, engine=name)
+
+
+def _derived(
+    task: Task, triple: Triple, engine: MonteCarlo, method: str, bump: float, chunk: Chunk, normals: Normals
+) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of payoffs and controls along the paths of a chunk, and of the known expectations."""
+    address = (chunk.repeats[0], chunk.start, chunk.width * len(chunk.repeats))
+    # the number of jumps does not move with the paths: the derivative of its law is a weight
+    counts = method != "bump" and _has_jumps(triple, engine) and _moves_counts(task)
+
+    def along(*steps: Tensor) -> tuple[Tensor, ...]:
+        moved = task.bumped(triple, *steps) if method == "bump" else task.moved(triple, *steps)
+        sampler = engine.sampler(*moved)
+        values = sampler.weighted_values if method == "likelihood_ratio" else sampler.values
+        rows = values(*address, normals)
+        if counts:
+            density = jump_density(sampler.plan, normals)
+            rows = rows * torch.exp(density - density.detach()).unsqueeze(-2)
+        return (rows,) if sampler.known is None else (rows, sampler.known)
+
+    if method == "bump":
+        wider = bump * (SECOND_ORDER if task.order == 2 else 1.0)
+        found = central_difference(along, [wider * parameter.size(triple) for parameter in task.parameters])
+    else:
+        found = forward_derivative(along, task.order)
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _has_jumps(triple: Triple, engine: MonteCarlo) -> bool:
+    """Whether the paths jump."""
+    model = triple[1]
+    return model.schemes[engine.scheme or next(iter(model.schemes))].has_jumps
+
+
+def _moves_counts(task: Task) -> bool:
+    """Whether the law of the number of jumps depends on a parameter: the intensity, or any date."""
+    return any(p.name in ("intensity", "time") or p.owner == 0 for p in task.parameters)
+
+
+def _fitting(task: Task, sampler: Sampler, triple: Triple) -> str:
+    """The method that holds, the least noisy first."""
+    square_root = "v0" in vars(triple[1])
+    if task.order == 2 and square_root and not any(head in SMOOTH for head in task.heads):
+        return "bump"
+    if sampler.conditional is not None:
+        return "pathwise"  # the payoff is already averaged over the asset's noise: smooth
+    if task.order == 1 and not triple[0].discontinuous:
+        return "pathwise"
+    return "likelihood_ratio" if sampler.has_density else "bump"
+
+
+def _check(methods: list[str], tasks: list[Task], sampler: Sampler, triple: Triple) -> None:
+    instrument, model, _ = triple
+    if "likelihood_ratio" in methods and not sampler.has_density:
+        raise ValueError(
+            f"`method` 'likelihood_ratio' needs a model whose asset has a lognormal density in each step, "
+            f"{type(model).__name__} is simulated without; use 'bump'"
+        )
+    for method, task in zip(methods, tasks, strict=True):
+        if method == "pathwise" and sampler.conditional is None and (instrument.discontinuous or task.order == 2):
+            what = "a second derivative" if task.order == 2 else f"the payoff of {type(instrument).__name__}"
+            raise ValueError(f"`method` 'pathwise' would miss the kinks or jumps of {what}; use 'auto'")
+        if method != "bump" and "intensity" in task.heads:
+            intensity: Tensor = vars(model)["intensity"]
+            if bool((intensity.detach() == 0).any()):
+                raise ValueError(
+                    "the derivative by `intensity` at 0 cannot be had from paths, for none of them jumps; use Fourier"
+                )
