@@ -247,8 +247,8 @@ def sobol_integers(seed: int, start: int, width: int, dimensions: slice) -> tupl
         High parts `n_dimensions n_high 1` and low parts `n_dimensions 1 n_low`; their exclusive or, flattened, begins
         with the points.
     """
-    # torch draws the scramble of all dimensions at once: whole blocks of 64, so that parts of a path mostly share it
-    directions, first = _scramble(min(-(-dimensions.stop // 64) * 64, SOBOL_DIMENSIONS), seed)
+    # torch draws the scramble of all dimensions at once: powers of two, so that parts of a path mostly share it
+    directions, first = _scramble(min(1 << (dimensions.stop - 1).bit_length(), SOBOL_DIMENSIONS), seed)
     directions, first = directions[dimensions], first[dimensions]
     n_bits = max(1, (width - 1).bit_length())
     if start % 2**n_bits:
