@@ -114,7 +114,8 @@ def asian(instrument: Asian, law: ConditionalLaw, market: Market) -> Tensor:
     assert instrument.strike is not None
     assert law.normals is not None
     laws = [(market.forward(date).unsqueeze(-1), *law.at(date)) for date in instrument.dates.unbind(-1)]
-    shape = torch.broadcast_shapes(*(tensor.shape for row in laws for tensor in row))
+    batch = torch.Size((*instrument.batch_shape, 1))  # of the strikes too: dates come first below
+    shape = torch.broadcast_shapes(batch, *(tensor.shape for row in laws for tensor in row))
     level = torch.stack([(forward.log() + mean).expand(shape) for forward, mean, _ in laws])
     total = torch.stack([variance.expand(shape) for _, _, variance in laws])
     deviation = _root(total.diff(dim=0, prepend=torch.zeros_like(total[:1])))  # of each increment, dates first
