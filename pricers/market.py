@@ -212,13 +212,25 @@ def _integral(rate: Tensor | ZeroCurve, time: Tensor) -> Tensor:
 
 
 def _rolled(rate: Tensor | ZeroCurve, elapsed: Tensor) -> Tensor | ZeroCurve:
-    """The curve seen from `elapsed` years later; exact at its nodes."""
-    if not isinstance(rate, ZeroCurve):
-        return rate
-    later = rate.times[rate.times > elapsed.detach()]
-    if later.numel() == 0:
-        return rate.rates[..., -1]
-    start = rate.integral(elapsed)
-    times = later - elapsed
-    nodes = torch.stack([(rate.integral(end) - start) for end in later], dim=-1) / times
-    return ZeroCurve(times, nodes)
+    return _RolledCurve(rate.times, rate.rates, rate, elapsed) if isinstance(rate, ZeroCurve) else rate
+
+
+@dataclass(frozen=True, eq=False)
+class _RolledCurve(ZeroCurve):
+    """A curve seen from `elapsed` years later, its forward rates kept; zero rates are then not linear in time."""
+
+    origin: ZeroCurve
+    elapsed: Tensor
+
+    def __init__(self, times: Tensor, rates: Tensor, origin: ZeroCurve, elapsed: Tensor) -> None:
+        super().__init__(times, rates)
+        object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "elapsed", elapsed)
+
+    def zero_rate(self, time: Tensor) -> Tensor:
+        """As of a `ZeroCurve`, for times after the present one."""
+        return self.integral(time) / time
+
+    def integral(self, time: Tensor) -> Tensor:
+        """Minus the logarithm of the discount factor from `elapsed` to `time` years after it."""
+        return self.origin.integral(time + self.elapsed) - self.origin.integral(self.elapsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from pricers.noise import TILE, Normals, Pseudo, Stored
 __all__ = ["from_paths"]
 
 STORED_BYTES = 2**27  # normals of a chunk, held while its derivatives are taken
+ROUNDING = 1e4  # relative to the last digit of a control: derivatives below are those of its rounding
 SECOND_ORDER = 10.0  # bumps of second order are that much wider: their variance falls with the third power
 # The price is smooth in these along each path of a square-root variance. In the others the path has kinks (the variance
 # is held at 0), which a second derivative along the path would miss.
@@ -117,12 +119,27 @@ def _derived(
             rows = rows * torch.exp(density - density.detach()).unsqueeze(-2)
         return (rows,) if sampler.known is None else (rows, sampler.known)
 
+    sizes = [parameter.size(triple) for parameter in task.parameters]
+    relative = ROUNDING
     if method == "bump":
         wider = bump * (SECOND_ORDER if task.order == 2 else 1.0)
-        found = central_difference(along, [wider * parameter.size(triple) for parameter in task.parameters])
+        found = central_difference(along, [wider * size for size in sizes])
+        relative /= wider**task.order
     else:
         found = forward_derivative(along, task.order)
-    return found[0], found[1] if len(found) > 1 else None
+    if len(found) == 1:
+        return found[0], None
+    rows, known = found
+    price = engine.sampler(*triple).known
+    assert price is not None
+    noise = relative * torch.finfo(rows.dtype).eps * price.abs() / math.prod(sizes)
+    controls = _without_rounding(rows[..., 1:, :], noise.unsqueeze(-1))
+    return torch.cat([rows[..., :1, :], controls], dim=-2), _without_rounding(known, noise)
+
+
+def _without_rounding(derivative: Tensor, noise: Tensor) -> Tensor:
+    """Exactly 0 where it is rounding only: a forward, discounted, does not depend on the rate; no control is fitted."""
+    return torch.where(derivative.abs() <= noise, 0.0, derivative)
 
 
 def _has_jumps(triple: Triple, engine: MonteCarlo) -> bool:
