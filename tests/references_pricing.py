@@ -1,0 +1,93 @@
+"""Published and recomputed prices that belong to several tests, each with its citation; append only."""
+
+# v0, kappa, theta, sigma, rho
+LEWIS = (0.04, 4.0, 0.25, 1.0, -0.5)  # QuantLib, test-suite/hestonmodel.cpp: values by A. Lewis; r .01, q .02
+FANG_OOSTERLEE = (0.0175, 1.5768, 0.0398, 0.5751, -0.5711)  # Fang and Oosterlee (2008), section 5.4
+
+# Recomputed by differences of two Fourier engines, about 1e-7: calls at the money of spot 100, one year
+HESTON_GREEKS = {
+    "Lewis": {
+        "spot": 0.5994713250,
+        ("spot", "spot"): 0.0092875374,
+        "v0": 10.1792654,
+        "kappa": 0.6898541670,
+        "theta": 32.5601334,
+        "sigma": -1.1131714978,
+        "rho": 0.9498327395,
+        "rate": 43.876978,
+    },
+    "Fang-Oosterlee": {
+        "spot": 0.6249163291,
+        ("spot", "spot"): 0.0305533634,
+        "v0": 54.5653309,
+        "kappa": 0.8687402689,
+        "theta": 62.9151829,
+        "sigma": -2.2048085700,
+        "rho": 0.5805726110,
+        "rate": 56.706494,
+    },
+}
+
+# Haug (2007), The complete guide to option pricing formulas, chapter 2: S, K, q, r, T, vol, name -> Greek of the call
+HAUG_GREEKS = (
+    (105.0, 100.0, 0.1, 0.1, 0.5, 0.36, "spot", 0.5946),
+    (55.0, 60.0, 0.0, 0.1, 0.75, 0.30, ("spot", "spot"), 0.0278),
+    (55.0, 60.0, 0.0, 0.1, 0.75, 0.30, "vol", 18.9358),
+    (72.0, 75.0, 0.0, 0.09, 1.0, 0.19, "rate", 38.7325),
+)
+
+# QuantLib, test-suite/asianoptions.cpp, after Kim and Wee (2014): v0, kappa, theta, sigma, rho; r .05; geometric
+# continuous averages: expiry -> calls with strikes 90, 95, 100, 105, 110
+KIM_WEE = (0.09, 1.15, 0.348, 0.39, -0.64)
+KIM_WEE_CALLS = {0.2: (10.6571, 6.5871, 3.4478, 1.4552, 0.4724), 1.5: (16.5030, 13.7625, 11.3374, 9.2245, 7.4122)}
+
+# Zeng and Kwok (2013), Pricing bounds and approximations for discrete arithmetic Asian options, table 4; Fang and
+# Oosterlee's Heston set, r .03, 120 monthly fixings: strike -> call. QuantLib reaches them to .03 only.
+ZENG_KWOK_CALLS = {60.0: 42.5990, 100.0: 18.2360}
+
+# Levy (1997) with its rounding taken out by two engines, +- 2e-5: arithmetic put, S 90, K 87, r .025, q .06, vol .13,
+# first fixing now, the last after 11/12 years: number of fixings -> put
+ARITHMETIC_PUTS = {12: 1.699283, 52: 1.740616}
+
+# Ikonen and Toivanen (2004), Operator splitting methods for American option pricing: put, strike 10, T .25, r .1
+IKONEN_TOIVANEN = (0.0625, 5.0, 0.16, 0.9, 0.1)
+IKONEN_TOIVANEN_PUTS = {8.0: 2.00000, 9.0: 1.10763, 10.0: 0.520038}
+
+# QuantLib, test-suite/fdheston.cpp: up-and-out call, K 100, B 135, r .05, T 1, within .01; and refined grids
+UP_OUT_HESTON = (0.04, 2.5, 0.04, 0.66, -0.8)
+UP_OUT_CALL = {"quantlib": 9.1530, "refined": 9.156, "delta": 0.521, "gamma": -0.0375}
+
+# QuantLib, test-suite/sabr tests: calls on a forward of 100 after half a year that alpha 1.5, nu .33, rho .1 explain
+SABR_STRIKES = (80.0, 90.0, 100.0, 110.0, 120.0)
+SABR_CALLS = (20.09689284, 10.91953054, 4.25012702, 1.11561839, 0.20815853)
+
+# McCrickerd and Pakkanen (2018), Turbocharging Monte Carlo pricing for the rough Bergomi model, table 2: T .25 in 312
+# steps: log(K / S) -> implied volatility. The last one depends on the step: .1616, .1574, .1557, .1553 with 78, 312,
+# 1,000 and 3,000 steps, recomputed with standard errors up to .00014.
+ROUGH_BERGOMI = {"xi": 0.235**2, "eta": 1.9, "hurst": 0.07, "rho": -0.9}
+ROUGH_BERGOMI_VOLS = {-0.1787: 0.2961, 0.0: 0.2061, 0.1041: 0.1576}
+
+# Krekel, de Kock, Korn and Man (2004), An analysis of pricing methods for basket options, recomputed: four assets, vol
+# .4, correlation .5, T 5, forwards 100, undiscounted, equal weights: strike -> call
+KREKEL_CALLS = {60.0: 47.4811265, 80.0: 36.3517843, 100.0: 28.0073695, 120.0: 21.7625789, 140.0: 17.0655420}
+
+# Glasserman (2004), Monte Carlo methods in financial engineering, page 462: call on the better of two, K 100, r .05,
+# q .1, vol .2, uncorrelated, T 3, nine dates: spot of both -> value
+MAX_CALLS = {90.0: 8.08, 100.0: 13.90}
+
+# Longstaff and Schwartz (2001), section 1: eight paths at the end of each of three years, put with strike 1.1, r .06
+EIGHT_PATHS = (
+    (1.09, 1.08, 1.34),
+    (1.16, 1.26, 1.54),
+    (1.22, 1.07, 1.03),
+    (0.93, 0.97, 0.92),
+    (1.11, 1.56, 1.52),
+    (0.76, 0.77, 0.90),
+    (0.92, 0.84, 1.01),
+    (0.88, 1.22, 1.34),
+)
+EIGHT_PATHS_PUT = {"american": 0.1144, "european": 0.0564}
+
+# Antonov and Spector (2012): alpha .25, beta .3, rho -.8, nu .3, ten years, forward 1: strike -> (simulated volatility,
+# the same by finite differences in two dimensions, Hagan's expansion)
+SABR_TRUTH = {0.1: (0.5715, 0.57258, 0.7176), 1.0: (0.2304, 0.23096, 0.2427), 2.0: (0.1301, 0.13025, 0.1322)}
