@@ -299,6 +299,16 @@ def tables(kappa: float, theta: float, sigma: float, dt: float, highest: float) 
     return Tables(variance, first, second, variance_unit, sum_unit, argument_unit)
 
 
+def _tables_on_one_core(kappa: float, theta: float, sigma: float, dt: float, highest: float) -> Tables:
+    """`tables` without the threads of a single operation, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return tables(kappa, theta, sigma, dt, highest)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _nodes(highest: float) -> Tensor:
     """Roots of states around 0 to beyond `highest`, in natural units: the second is 0, the first mirrors the third."""
     count = math.ceil(math.asinh(STATE_GROWTH * math.sqrt(highest)) / (STATE_GROWTH * STATE_STEP)) + 4
@@ -421,7 +431,7 @@ def _coefficients(kappa: float, theta: float, sigma: float, rho: float, v0: floa
     highest = (math.sqrt(max(v0, theta)) + VARIANCE_REACH * spread) ** 2
     # A thread of its own has no derivative in progress, which would get into the cached tables.
     with ThreadPoolExecutor(1) as alone:
-        table = alone.submit(tables, kappa, theta, sigma, dt, highest).result()
+        table = alone.submit(_tables_on_one_core, kappa, theta, sigma, dt, highest).result()
     leverage = rho / sigma
     numbers = (
         1.0 / table.variance_unit, 1.0 / table.sum_unit, 1.0 / table.argument_unit,
