@@ -8,6 +8,7 @@
 # make clean     remove what the others made
 
 VENV := .venv
+PEERS := .venv-peers
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
 # two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead, and the networks
@@ -50,6 +51,14 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(PIP) -e '.[samples,dev,bench]'
 	@touch $@
 
+# pfhedge needs numpy 1; without it the benchmarks go on, and say so in their records
+$(PEERS)/.made: $(VENV)/.made benchmarks/peers/constraints.txt
+	@echo "installing the peers that need other versions into $(PEERS)"
+	@$(PY) -m venv --clear $(PEERS)
+	@if PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet --only-binary :all: \
+		-c benchmarks/peers/constraints.txt pfhedge torch; then touch $@; \
+	else rm -rf $(PEERS); echo "pfhedge cannot be installed for $$($(PY) --version): its rows will be missing" >&2; fi
+
 run: $(VENV)/.run
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/qfml run $(CONFIG)
 
@@ -66,12 +75,12 @@ check: $(VENV)/.dev
 	@$(PYTEST) -q tests/test_architecture.py tests/test_imports.py tests/test_wheel.py
 
 # one after another: a benchmark measures an idle machine
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench $(PEERS)/.made
 	@for file in benchmarks/bench_*.py; do \
 		name=$${file##*/bench_}; echo "== $$file"; \
 		$(PY) "$$file" --out "benchmarks/records/$${name%.py}.json" || exit 1; \
 	done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find qfml pricers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
