@@ -55,17 +55,20 @@ class ZeroCurve:
         """Zero rate to `time`, years; the batch axes of the curve broadcast with those of `time`."""
         if self.times.shape[0] == 1:
             return self.rates[..., 0] + 0.0 * time
-        right = torch.searchsorted(self.times, time.detach().contiguous()).clamp(1, self.times.shape[0] - 1)
-        start, end = self.times[right - 1], self.times[right]
+        # all in the type of the curve and time together: searchsorted and lerp do not promote
+        dtype = torch.promote_types(self.rates.dtype, torch.promote_types(self.times.dtype, time.dtype))
+        nodes, values, time = self.times.to(dtype), self.rates.to(dtype), time.to(dtype)
+        right = torch.searchsorted(nodes.detach(), time.detach().contiguous()).clamp(1, nodes.shape[0] - 1)
+        start, end = nodes[right - 1], nodes[right]
         share = ((time - start) / (end - start)).clamp(0.0, 1.0)
-        if self.rates.ndim == 1:
-            low, high = self.rates[right - 1], self.rates[right]
+        if values.ndim == 1:
+            low, high = values[right - 1], values[right]
         else:
             shape = torch.broadcast_shapes(self.batch_shape, time.shape)
-            rates = self.rates.expand(*shape, -1)
-            low = rates.gather(-1, (right - 1).expand(shape).unsqueeze(-1)).squeeze(-1)
-            high = rates.gather(-1, right.expand(shape).unsqueeze(-1)).squeeze(-1)
-        return torch.lerp(low, high, share.expand_as(low) if share.shape != low.shape else share)
+            values = values.expand(*shape, -1)
+            low = values.gather(-1, (right - 1).expand(shape).unsqueeze(-1)).squeeze(-1)
+            high = values.gather(-1, right.expand(shape).unsqueeze(-1)).squeeze(-1)
+        return torch.lerp(low, high, share.expand_as(low))
 
     def integral(self, time: Tensor) -> Tensor:
         """Minus the logarithm of the discount factor to `time`."""
@@ -104,14 +107,14 @@ class Market:
 
     Args:
         spot: today's price of the asset, above 0; shape `*batch`, and one more axis of length `n_assets` under a model
-            of several assets.
+            of several assets. Whether the shapes broadcast is seen with the model, by `batch_shape`.
         rate: continuous rate per year, decimal, or a `ZeroCurve`.
         dividend_yield: continuous yield per year, decimal, or a `ZeroCurve`; for several assets a last axis of
             `n_assets` or 1 when it has axes at all.
         dividends: cash amounts (`CashDividends`), for `BlackScholes`.
 
     Raises:
-        ValueError: a spot that is not above 0, a number that is not finite, shapes that do not broadcast.
+        ValueError: a spot that is not above 0, a number that is not finite, dividends of another type.
 
     >>> market = Market(spot=100.0, rate=0.05, dividend_yield=0.02)
     >>> round(market.forward(torch.tensor(1.0, dtype=torch.float64)).item(), 6)
@@ -135,12 +138,12 @@ class Market:
                 f"`dividends` must be CashDividends(times, amounts), got {type(dividends).__name__}; "
                 "a continuous yield goes into `dividend_yield`"
             )
-        object.__setattr__(self, "spot", within("spot", spot, above=0.0))
-        object.__setattr__(self, "rate", rate if isinstance(rate, ZeroCurve) else real("rate", rate))
-        is_curve = isinstance(dividend_yield, ZeroCurve)
-        object.__setattr__(
-            self, "dividend_yield", dividend_yield if is_curve else real("dividend_yield", dividend_yield)
-        )
+        spot = within("spot", spot, above=0.0)
+        object.__setattr__(self, "spot", spot)
+        for name, value in (("rate", rate), ("dividend_yield", dividend_yield)):
+            if isinstance(value, int | float) and value == 0.0:  # the default: it must not turn float32 into float64
+                value = spot.new_zeros(())
+            object.__setattr__(self, name, value if isinstance(value, ZeroCurve) else real(name, value))
         object.__setattr__(self, "dividends", dividends)
 
     def batch_shape(self, n_assets: int = 1) -> torch.Size:
@@ -212,19 +215,20 @@ def _integral(rate: Tensor | ZeroCurve, time: Tensor) -> Tensor:
 
 
 def _rolled(rate: Tensor | ZeroCurve, elapsed: Tensor) -> Tensor | ZeroCurve:
-    return _RolledCurve(rate.times, rate.rates, rate, elapsed) if isinstance(rate, ZeroCurve) else rate
+    if not isinstance(rate, ZeroCurve):
+        return rate
+    before = rate.elapsed if isinstance(rate, _RolledCurve) else 0.0
+    return _RolledCurve(rate.times, rate.rates, before + elapsed)
 
 
 @dataclass(frozen=True, eq=False)
 class _RolledCurve(ZeroCurve):
     """A curve seen from `elapsed` years later, its forward rates kept; zero rates are then not linear in time."""
 
-    origin: ZeroCurve
     elapsed: Tensor
 
-    def __init__(self, times: Tensor, rates: Tensor, origin: ZeroCurve, elapsed: Tensor) -> None:
+    def __init__(self, times: Tensor, rates: Tensor, elapsed: Tensor) -> None:
         super().__init__(times, rates)
-        object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "elapsed", elapsed)
 
     def zero_rate(self, time: Tensor) -> Tensor:
@@ -233,4 +237,5 @@ class _RolledCurve(ZeroCurve):
 
     def integral(self, time: Tensor) -> Tensor:
         """Minus the logarithm of the discount factor from `elapsed` to `time` years after it."""
-        return self.origin.integral(time + self.elapsed) - self.origin.integral(self.elapsed)
+        later = time + self.elapsed
+        return super().zero_rate(later) * later - super().zero_rate(self.elapsed) * self.elapsed

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["broadcast_shape", "choice", "copied", "converted", "dates", "real", "within"]
+__all__ = ["broadcast_shape", "choice", "common_dtype", "converted", "copied", "dates", "real", "within"]
 
 
 def real(name: str, value: Any) -> Tensor:
@@ -18,7 +18,7 @@ def real(name: str, value: Any) -> Tensor:
     A list may hold tensors (of one shape); the graph behind a tensor is kept.
 
     Raises:
-        ValueError: `value` is no array of real numbers, or holds NaN or infinity.
+        ValueError: `value` is no array of real numbers, of a type below float32, or holds NaN or infinity.
     """
     try:
         tensor = _tensor(value)
@@ -26,6 +26,8 @@ def real(name: str, value: Any) -> Tensor:
         raise ValueError(f"`{name}` must be a real number or an array of them, got {value!r}") from error
     if not tensor.is_floating_point():
         raise ValueError(f"`{name}` must hold real floating point numbers, got {tensor.dtype}; convert it first")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`{name}` must be float32 or float64, got {tensor.dtype}: too coarse for a price; convert it")
     finite = tensor.detach().isfinite()
     if not bool(finite.all()):
         raise ValueError(f"`{name}` must be finite, got {_first(tensor, ~finite)}")
@@ -40,8 +42,9 @@ def within(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """`real`, and inside the stated bounds.
+    """`real`, and inside the stated bounds; with `like` a Python number takes that tensor's type, not float64.
 
     >>> within("rho", 1.2, above=-1, below=1)
     Traceback (most recent call last):
@@ -49,6 +52,8 @@ def within(
     ValueError: `rho` must lie in (-1, 1), got 1.2
     """
     tensor = real(name, value)
+    if like is not None and isinstance(value, int | float):
+        tensor = tensor.to(like.device, like.dtype)
     detached = tensor.detach()
     bad = torch.zeros_like(detached, dtype=torch.bool)
     if above is not None:
@@ -101,7 +106,7 @@ def broadcast_shape(**shapes: torch.Size | Tensor) -> torch.Size:
     >>> broadcast_shape(strike=torch.zeros(3), spot=torch.zeros(2))
     Traceback (most recent call last):
         ...
-    ValueError: `strike` of shape (3,) and `spot` of shape (2,) do not broadcast; add axes of length 1 (`strike[:, None]`)
+    ValueError: `strike` of shape (3,) and `spot` of shape (2,) do not broadcast; add axes of length 1 ...
     """
     common = torch.Size()
     sizes = {name: shape.shape if isinstance(shape, Tensor) else shape for name, shape in shapes.items()}
@@ -138,6 +143,19 @@ def converted(item: T, dtype: torch.dtype, device: torch.device) -> T:
         elif is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = converted(value, dtype, device)
     return copied(item, **changes)
+
+
+def common_dtype(*items: Any) -> torch.dtype:
+    """float64 if any tensor among the fields (and the fields of fields) is, else float32."""
+    result = torch.float32
+    for item in items:
+        for field in fields(item):
+            value = getattr(item, field.name)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                result = torch.promote_types(result, value.dtype)
+            elif is_dataclass(value) and not isinstance(value, type):
+                result = torch.promote_types(result, common_dtype(value))
+    return result
 
 
 def _tensor(value: Any) -> Tensor:

@@ -16,7 +16,7 @@ from pricers.instruments import European
 from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.models.base import Characteristic, Model
-from pricers.parameters import broadcast_shape
+from pricers.parameters import broadcast_shape, common_dtype, converted
 
 __all__ = ["Fourier", "model_law"]
 
@@ -76,6 +76,13 @@ class Fourier:
         reason = self.refusal(instrument, model, market)
         if reason is not None:
             raise ValueError(reason)
+        dtype = common_dtype(instrument, model, market)
+        if dtype != torch.float64:  # a series to 1e-9 needs float64 inside
+            double = [converted(item, torch.float64, market.spot.device) for item in (instrument, model, market)]
+            found = self.price(*cast("tuple[Instrument, Model, Market]", tuple(double)))
+            value = found.value.to(dtype)
+            rounding = torch.finfo(dtype).eps * value.detach().abs()
+            return Estimate(value, 0.0, found.error_bound.to(dtype) + rounding, engine=found.engine)
         option = cast("Any", instrument)  # European or Digital, as `refusal` has seen
         strike, expiry = cast("Tensor", option.strike), cast("Tensor", option.expiry)
         batch = model.batch_shape

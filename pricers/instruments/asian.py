@@ -97,18 +97,20 @@ class Asian(Instrument):
             running_average = within("running_average", running_average, above=0.0)
         set_field(self, "running_average", running_average)
         set_field(self, "n_past", n_past)
-        set_field(self, "elapsed", within("elapsed", elapsed, at_least=0.0))
         if isinstance(times, str):
             choice("times", times, ("continuous",))
             if expiry is None:
                 raise ValueError("a continuous average needs its `expiry` in years")
             set_field(self, "times", times)
             set_field(self, "expiry", within("expiry", expiry, above=0.0))
+            like = self.expiry
         else:
             if expiry is not None:
                 raise ValueError("`expiry` is for times='continuous'; fixings end, and are paid, with their last date")
-            set_field(self, "times", dates("times", times, at_least=0.0))
+            like = dates("times", times, at_least=0.0)
+            set_field(self, "times", like)
             set_field(self, "expiry", None)
+        set_field(self, "elapsed", within("elapsed", elapsed, at_least=0.0, like=like))
         self._check_past()
         _ = self.batch_shape
 

@@ -92,7 +92,7 @@ class Barrier(Instrument):
         set_field(self, "barrier", within("barrier", barrier, above=0.0))
         set_field(self, "kind", choice("kind", kind, KINDS))
         set_field(self, "option", choice("option", option, OPTIONS))
-        set_field(self, "rebate", within("rebate", rebate, at_least=0.0))
+        set_field(self, "rebate", within("rebate", rebate, at_least=0.0, like=self.barrier))
         set_field(self, "monitoring", monitoring)
         _ = self.batch_shape  # shapes that do not broadcast are an error here
         if isinstance(monitoring, Tensor):

@@ -51,6 +51,7 @@ class LogEuler(Scheme):
     """
 
     n_normals: ClassVar[int] = 0
+    local: ClassVar[bool] = True
 
     def start(self, model: LocalVol) -> State:
         return ()

@@ -194,7 +194,7 @@ class SABR(Model):
         object.__setattr__(self, "beta", within("beta", beta, at_least=0.0, at_most=1.0))
         object.__setattr__(self, "rho", within("rho", rho, above=-1.0, below=1.0))
         object.__setattr__(self, "nu", within("nu", nu, at_least=0.0))
-        object.__setattr__(self, "shift", within("shift", shift, at_least=0.0))
+        object.__setattr__(self, "shift", within("shift", shift, at_least=0.0, like=self.alpha))
         broadcast_shape(**self.parameters())
 
     def shifted_forward(self, market: Market, expiry: Tensor) -> Tensor:
