@@ -32,7 +32,7 @@ import torch
 import pricers as pr
 from pricers.models.heston_exact import tables
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
 parser.add_argument("--out", type=Path)
 parser.add_argument("--repeats", type=int, default=5)
 parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

@@ -107,16 +107,20 @@ class _Drawn(Normals):
         self._window = slice(inside, inside + width)
         # a whole block is drawn, even of a short last one: a path does not depend on how many come after it
         self._buffer = torch.empty(n_normals, n_blocks * size, dtype=like.dtype, device=like.device)
-        self._generators = [
+        generators = [
             torch.Generator(device=like.device).manual_seed(address(*words, first + block)) for block in range(n_blocks)
         ]
-        self._size = size
+        self._parts = [
+            (row[block * size : (block + 1) * size], generator)
+            for row in self._buffer
+            for block, generator in enumerate(generators)
+        ]
+        self._drawn = self._buffer[:, self._window]
 
     def step(self, index: int) -> Tensor:
-        for row in self._buffer:
-            for block, generator in enumerate(self._generators):
-                row[block * self._size : (block + 1) * self._size].normal_(generator=generator)
-        return self._buffer[:, self._window]
+        for part, generator in self._parts:
+            part.normal_(generator=generator)
+        return self._drawn
 
 
 class Pseudo(Noise):
