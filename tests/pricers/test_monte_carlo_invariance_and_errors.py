@@ -58,7 +58,7 @@ def test_more_paths_begin_with_the_same_paths():
     assert torch.equal(few.values(0, 0, 2 * TILE), many.values(0, 0, 8 * TILE)[..., : 2 * TILE])
 
 
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("noise", ["pseudo", "antithetic", pytest.param("sobol", marks=pytest.mark.slow)])
 def test_standard_errors_are_honest(noise):
     # over independent seeds (estimate - price) / error has mean square 1; bounds are 5 standard errors of that
     n, scores = 200, []
