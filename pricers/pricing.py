@@ -45,6 +45,8 @@ WITHOUT_SIMULATION = ("Analytic", "Fourier", "FiniteDifference")
 
 def capable_engines(instrument: Instrument, model: Model, market: Market) -> tuple[str, ...]:
     """Names of the engines that can price the triple, the preferred one first."""
+    if instrument.asset_refusal(model.n_assets) is not None:
+        return ()
     return tuple(name for name, engine in ENGINES.items() if engine.refusal(instrument, model, market) is None)
 
 
@@ -58,11 +60,42 @@ def default_engine(instrument: Instrument, model: Model, market: Market) -> Engi
     for name in able:
         if name in WITHOUT_SIMULATION:
             return ENGINES[name]
-    reasons = "; ".join(f"{n}: {ENGINES[n].refusal(instrument, model, market)}" for n in ENGINES if n not in able)
     pair = f"{type(instrument).__name__} under {type(model).__name__}"
+    misfit = instrument.asset_refusal(model.n_assets)
+    if misfit is not None:
+        raise ValueError(f"no engine prices {pair}: {misfit}")
+    reasons = "; ".join(f"{n}: {ENGINES[n].refusal(instrument, model, market)}" for n in ENGINES if n not in able)
     if able:
         raise ValueError(f"{pair} needs a simulation: pass an engine, one of {', '.join(able)} ({reasons})")
     raise ValueError(f"no engine prices {pair} ({reasons})")
+
+
+def chosen_engine(instrument: Instrument, model: Model, market: Market, engine: Engine | None = None) -> Engine:
+    """The engine, or the best one that draws nothing, after a look at all arguments.
+
+    Raises:
+        ValueError: an argument of another kind, shapes that do not broadcast, or an engine that cannot price the triple
+            (the message lists what can).
+    """
+    _check_kinds(instrument, model, market)
+    broadcast_shape(
+        instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape(model.n_assets)
+    )
+    if engine is None:
+        return default_engine(instrument, model, market)
+    if isinstance(engine, type) or not isinstance(engine, Engine):
+        raise ValueError(f"`engine` must be an engine such as pricers.Analytic(), got {engine!r}")
+    reason = instrument.asset_refusal(model.n_assets) or engine.refusal(instrument, model, market)
+    if reason is not None:
+        able = ", ".join(capable_engines(instrument, model, market)) or "none"
+        raise ValueError(
+            f"{type(engine).__name__} cannot price {type(instrument).__name__} under {type(model).__name__}: {reason}; "
+            f"engines that can: {able}"
+        )
+    return engine
+
+
+fitting_engine = chosen_engine
 
 
 def price(instrument: Instrument, model: Model, market: Market, engine: Engine | None = None) -> Estimate:
@@ -87,37 +120,21 @@ def price(instrument: Instrument, model: Model, market: Market, engine: Engine |
     >>> round(pr.price(pr.European(100.0, 1.0), pr.BlackScholes(0.2), pr.Market(100.0)).value.item(), 10)
     7.9655674554
     """
-    return chosen_engine(instrument, model, market, engine).price(instrument, model, market)
-
-
-def chosen_engine(instrument: Instrument, model: Model, market: Market, engine: Engine | None) -> Engine:
-    """The engine, if it can price the triple; for None the best that draws nothing.
-
-    Raises:
-        ValueError: an argument is of another kind, shapes do not broadcast, or the engine cannot price the triple.
-    """
-    _check_kinds(instrument, model, market)
-    broadcast_shape(
+    engine = chosen_engine(instrument, model, market, engine)
+    shape = broadcast_shape(
         instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape(model.n_assets)
     )
-    if engine is None:
-        return default_engine(instrument, model, market)
-    if not isinstance(engine, Engine):
-        raise ValueError(f"`engine` must be an engine such as {', '.join(ENGINES)}, got {engine!r}")
-    reason = engine.refusal(instrument, model, market)
-    if reason is not None:
-        able = ", ".join(capable_engines(instrument, model, market)) or "none"
-        raise ValueError(
-            f"{type(engine).__name__} cannot price {type(instrument).__name__} under {type(model).__name__}: {reason}; "
-            f"engines that can: {able}"
-        )
-    return engine
+    if shape.numel() == 0:  # no contracts, no prices
+        return Estimate(market.spot.new_zeros(shape), 0.0, note="an empty batch")
+    return engine.price(instrument, model, market)
 
 
 def _check_kinds(instrument: object, model: object, market: object) -> None:
     wanted = {"instrument": (instrument, Instrument), "model": (model, Model), "market": (market, Market)}
     for name, (value, kind) in wanted.items():
         if not isinstance(value, kind):
+            got = type(value).__name__ if isinstance(value, Instrument | Model | Market) else repr(value)
             raise ValueError(
-                f"`{name}` must be a {kind.__name__}, got {value!r}; the order is price(instrument, model, market)"
+                f"`{name}` must be of the kind pricers.{kind.__name__}, got {got}; "
+                "the order is price(instrument, model, market)"
             )

@@ -87,8 +87,9 @@ class Analytic:
             return f"no closed form of {type(instrument).__name__} under {type(model).__name__} is known"
         if market.dividends is not None:
             return "closed forms know no cash dividends; use FiniteDifference or MonteCarlo"
-        if instrument.n_assets not in (None, model.n_assets):
-            return f"the contract is on {instrument.n_assets} asset(s), the model has {model.n_assets}"
+        misfit = instrument.asset_refusal(model.n_assets)
+        if misfit is not None:
+            return misfit
         return REFUSALS[pair](instrument, model, market) if pair in REFUSALS else None
 
     def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:

@@ -53,8 +53,16 @@ class Instrument(ABC):
 
     @property
     def n_assets(self) -> int | None:
-        """Number of assets that the contract is written on; None where any number will do."""
+        """Number of assets that the contract is written on; None where any number from two on will do."""
         return 1
+
+    def asset_refusal(self, n_assets: int) -> str | None:
+        """Why the contract is not one on the assets of a model; None if it is."""
+        if self.n_assets is None:
+            return None if n_assets > 1 else f"the contract is on several assets, the model has {n_assets}"
+        if self.n_assets != n_assets:
+            return f"the contract is on {self.n_assets} asset(s), the model has {n_assets}"
+        return None
 
     @property
     def continuous(self) -> bool:
