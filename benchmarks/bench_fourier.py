@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=measure.default_threads())
     parser.add_argument("--size", type=int, default=1000, help="number of calls (of the surface: 400)")
     parser.add_argument("--device", default="cpu", help="a GPU that takes part too")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure it")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     setting = (options.size, options.threads, options.device)
@@ -321,7 +322,9 @@ def main() -> None:
         found, truth = errors(case, options.size, {name: result[-1] for name, result in results.items()})
         words = ["--size", str(options.size), "--threads", str(options.threads), "--device", options.device]
         for name, row in rows.items():
-            row |= found[name] | measure.peak_in_child(__file__, case, name, *words)
+            row |= found[name]
+            if not options.no_memory:
+                row |= measure.peak_in_child(__file__, case, name, *words)
         record["cases"][case] = {"calls": next(iter(racing.values())).work, "contenders": rows} | truth
         measure.show(f"{case}: {truth}", rows, "max_error_of_forward", "max_relative_error", "peak_memory_mib")
     record |= {"machine_after": measure.machine(), "versions": measure.versions("qfml", "torch", "QuantLib", "mpmath")}

@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=measure.default_threads())
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--device", default="cpu", help="a GPU that takes part too")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure it")
     parser.add_argument("--peak", nargs=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     setting = (options.size, options.threads, options.device)
@@ -223,7 +224,9 @@ def main() -> None:
     known = solvers(options.device)
     for name, row in rows.items():
         solve, _ = known[name] if name in known else known[name.rsplit(", ", 1)[0]]
-        row |= accuracy(solve, judged, promised) | measure.peak_in_child(__file__, name, *words)
+        row |= accuracy(solve, judged, promised)
+        if not options.no_memory:
+            row |= measure.peak_in_child(__file__, name, *words)
     measure.show(
         f"{options.size:,} implied vols",
         rows,

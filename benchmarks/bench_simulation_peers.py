@@ -154,9 +154,10 @@ def simulation(options: argparse.Namespace, peer: Pfhedge | None) -> dict:
     for name, row in rows.items():
         row["path_steps_per_second"] = options.paths * N_STEPS / row["min_seconds"]
         row |= judged(results[name], racing[name].work, exact)
-        if peer is not None and name.startswith("pfhedge"):
-            growth = pfhedge_peak(options)
-            row |= {"peak_memory_mib": growth} if growth else {}
+        if options.no_memory:
+            continue
+        if name.startswith("pfhedge"):
+            row["peak_memory_mib"] = pfhedge_peak(options)
         else:
             row |= measure.peak_in_child(__file__, name, *words)
     title = f"{options.paths:,} paths x {N_STEPS} steps, exact price {exact:.6f}"
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--paths", type=int, default=131_072, help="a multiple of 4")
     parser.add_argument("--points", type=int, default=1_000_000, help="of the closed forms")
     parser.add_argument("--device", default="cpu", help="a GPU on which pricers runs too")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure it")
     parser.add_argument("--peak", nargs=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
