@@ -145,6 +145,6 @@ def test_one_part_in_ten_thousand_of_an_average():
     contract, market = pr.Asian(100.0, [float(year) for year in range(1, 11)]), pr.Market(100.0)
     model = pr.Heston(0.04, 0.5, 0.04, 1.0, -0.9)
     fine = pr.MonteCarlo(2**19, noise="sobol", scheme="exact", seed=99).price(contract, model, market)
-    found = pr.MonteCarlo(2**16, noise="sobol", scheme="exact", seed=1).price(contract, model, market)
+    found = pr.MonteCarlo(2**17, noise="sobol", scheme="exact", seed=1).price(contract, model, market)
     assert found.std_error < 1e-4 * found.value
     assert abs(found.value - fine.value) <= 4 * (found.std_error**2 + fine.std_error**2).sqrt()
