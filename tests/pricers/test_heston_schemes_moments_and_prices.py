@@ -117,7 +117,7 @@ def test_weak_order_against_the_exact_price(scheme, order, counts):
         engine = pr.MonteCarlo(2**19, n_steps=n_steps, noise="sobol", seed=5, scheme=scheme, controls=False)
         found = engine.price(pr.European(100.0, 1.0), pr.Heston(*FANG_OOSTERLEE), pr.Market(100.0))
         errors.append(abs(found.value.item() - price))
-        assert found.std_error < 0.1 * errors[-1]
+        assert found.std_error < 0.2 * errors[-1]  # moves the slope by 0.15 at most
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert -slope > order, f"errors {errors}"
 
