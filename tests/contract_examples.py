@@ -236,7 +236,7 @@ INSTRUMENT_EXAMPLES: dict[str, InstrumentExample] = {
             "local_cap": (-0.03, -0.05),
             "global_cap": (0.0, -0.1),
         },
-        ({"times": QUARTERS}, {"local_floor": None, "local_cap": None}),
+        ({"times": QUARTERS}, {"local_floor": None, "local_cap": None}, {"global_floor": None, "global_cap": None}),
         homogeneous=None,
     ),
     "autocallable": InstrumentExample(
