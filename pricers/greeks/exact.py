@@ -18,6 +18,7 @@ from pricers.pricing import Engine
 __all__ = ["without_noise"]
 
 REACH = 0.1  # of a parameter: as far as the numerical error of a price is taken to vary no faster than the price
+GRID_BUMP = 1e-3  # of a parameter: where a grid is differentiated twice
 REVERSE_FROM = 4  # entries of a surface for each price, from which one backward pass is cheaper than many forward
 
 
@@ -32,7 +33,7 @@ def without_noise(group: list[Task], triple: Triple, engine: Engine, method: str
     if method not in ("auto", "pathwise"):
         raise ValueError(f"`method` {method!r} needs MonteCarlo, got {type(engine).__name__}; leave it away")
     price = engine.price(*triple)
-    value = _derivatives(group, triple, engine)
+    value = _derivatives(group, triple, engine).to(price.value.dtype)
     name = f"{price.engine}, differentiated"
     return Estimate(value, 0.0, _bound(group, triple, engine, price, value), engine=name, note=price.note)
 
@@ -56,7 +57,18 @@ def _derivatives(group: list[Task], triple: Triple, engine: Engine) -> Tensor:
 
 
 def _forward(task: Task, triple: Triple, engine: Engine) -> Tensor:
-    return forward_derivative(lambda *steps: engine.price(*task.moved(triple, *steps)).value, task.order)
+    def price(*steps: Tensor) -> Tensor:
+        return engine.price(*task.moved(triple, *steps)).value
+
+    outer = next((index for index, head in enumerate(task.heads) if head != "spot"), None)
+    if task.order == 1 or outer is None or not isinstance(engine, FiniteDifference):
+        return forward_derivative(price, task.order)
+
+    # the solution on a grid is read off smoothly at any spot; in all else it is differentiated once, then differenced
+    def slope(step: Tensor) -> Tensor:
+        return forward_derivative(lambda other: price(*((step, other) if outer == 0 else (other, step))), 1)
+
+    return central_difference(slope, [GRID_BUMP * task.parameters[outer].size(triple)])
 
 
 def _bound(group: list[Task], triple: Triple, engine: Engine, price: Estimate, value: Tensor) -> Tensor:
@@ -73,7 +85,7 @@ def _bound(group: list[Task], triple: Triple, engine: Engine, price: Estimate, v
         bound = bound / (REACH * parameter.size(triple))
     if task.order == 2 and task.parameters[0] == task.parameters[1]:
         bound = 2.0 * bound
-    return bound[(..., *[None] * (value.ndim - bound.ndim))]
+    return bound[(..., *[None] * (value.ndim - bound.ndim))].to(value.dtype)
 
 
 def _coarser(engine: FiniteDifference) -> FiniteDifference:

@@ -68,7 +68,8 @@ class Parameter:
         """The triple with `step`, a number or of the event shape, added to the parameter."""
         if self.name == "time":
             instrument, model, market = triple
-            return instrument.shifted(step), model, market.shifted(step)
+            elapsed = step.to(instrument.horizon.dtype)
+            return instrument.shifted(elapsed), model, market.shifted(elapsed)
         items: list[Any] = list(triple)
         items[self.owner] = _raised(items[self.owner], self.path, step)
         return cast("Triple", tuple(items))
@@ -192,8 +193,8 @@ def _raised(item: Any, path: tuple[str, ...], step: Tensor) -> Any:
     value: Any = getattr(item, head)
     if rest:
         return copied(item, **{head: _raised(value, rest, step)})
-    if head == "correlation":  # stays symmetric: an entry off the diagonal moves its mirror image too
-        step = step + step.mT - torch.diag_embed(step.diagonal(dim1=-2, dim2=-1))
+    if head == "correlation":  # an entry off the diagonal moves its mirror image too, the diagonal stays
+        step = step + step.mT - 2.0 * torch.diag_embed(step.diagonal(dim1=-2, dim2=-1))
     return copied(item, **{head: value + step.to(value.dtype)})
 
 

@@ -21,6 +21,7 @@ from pricers.noise import TILE, Normals, Pseudo, Stored
 __all__ = ["from_paths"]
 
 STORED_BYTES = 2**27  # normals of a chunk, held while its derivatives are taken
+DATES = ("expiry", "times", "reset", "monitoring")
 ROUNDING = 1e4  # relative to the last digit of a control: derivatives below are those of its rounding
 SECOND_ORDER = 10.0  # bumps of second order are that much wider: their variance falls with the third power
 # The price is smooth in these along each path of a square-root variance. In the others the path has kinks (the variance
@@ -162,7 +163,16 @@ def _fitting(task: Task, sampler: Sampler, triple: Triple) -> str:
         return "pathwise"  # the payoff is already averaged over the asset's noise: smooth
     if task.order == 1 and not triple[0].discontinuous:
         return "pathwise"
-    return "likelihood_ratio" if sampler.has_density else "bump"
+    return "likelihood_ratio" if sampler.has_density and _seen_by_density(task, triple) else "bump"
+
+
+def _seen_by_density(task: Task, triple: Triple) -> bool:
+    """Whether the score of the asset replaces all derivatives of the payoff that kinks or jumps would spoil.
+
+    A level of the contract does not move the density: one derivative of a kink remains to the payoff, none of a jump.
+    """
+    levels = sum(p.owner == 0 and p.name not in ("time", *triple[0].date_fields, *DATES) for p in task.parameters)
+    return levels <= (0 if triple[0].discontinuous else 1)
 
 
 def _check(methods: list[str], tasks: list[Task], sampler: Sampler, triple: Triple) -> None:
@@ -173,6 +183,9 @@ def _check(methods: list[str], tasks: list[Task], sampler: Sampler, triple: Trip
             f"{type(model).__name__} is simulated without; use 'bump'"
         )
     for method, task in zip(methods, tasks, strict=True):
+        if method == "likelihood_ratio" and not _seen_by_density(task, triple):
+            names = ", ".join(parameter.name for parameter in task.parameters)
+            raise ValueError(f"`method` 'likelihood_ratio' does not see levels of the contract ({names}); use 'bump'")
         if method == "pathwise" and sampler.conditional is None and (instrument.discontinuous or task.order == 2):
             what = "a second derivative" if task.order == 2 else f"the payoff of {type(instrument).__name__}"
             raise ValueError(f"`method` 'pathwise' would miss the kinks or jumps of {what}; use 'auto'")
