@@ -11,6 +11,7 @@ VENV := .venv
 PEERS := .venv-peers
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
+PEERS_PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -c benchmarks/peers/constraints.txt --only-binary :all:
 # two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead, and the networks
 # of `make run` are as fast on one
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
@@ -55,8 +56,7 @@ $(VENV)/.bench: $(VENV)/.dev
 $(PEERS)/.made: $(VENV)/.made benchmarks/peers/constraints.txt
 	@echo "installing the peers that need other versions into $(PEERS)"
 	@$(PY) -m venv --clear $(PEERS)
-	@if PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet --only-binary :all: \
-		-c benchmarks/peers/constraints.txt pfhedge torch; then touch $@; \
+	@if $(PEERS_PIP) pfhedge torch; then touch $@; \
 	else rm -rf $(PEERS); echo "pfhedge cannot be installed for $$($(PY) --version): its rows will be missing" >&2; fi
 
 run: $(VENV)/.run
