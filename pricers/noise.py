@@ -55,6 +55,10 @@ class Normals(ABC):
     def step(self, index: int) -> Tensor:
         """Normals of step `index`, shape `n_normals width`, good until the next call; steps are asked for in order."""
 
+    def whole(self, n_steps: int) -> Tensor:
+        """A copy of the normals of all steps, shape `n_steps n_normals width`."""
+        return torch.stack([self.step(index).clone() for index in range(n_steps)])
+
 
 @dataclass(frozen=True)
 class Noise(ABC):

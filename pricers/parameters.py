@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["broadcast_shape", "choice", "common_dtype", "converted", "copied", "dates", "real", "within"]
+__all__ = ["broadcast_shape", "choice", "common_dtype", "converted", "copied", "dates", "real", "tensors", "within"]
 
 
 def real(name: str, value: Any) -> Tensor:
@@ -145,17 +146,20 @@ def converted(item: T, dtype: torch.dtype, device: torch.device) -> T:
     return copied(item, **changes)
 
 
-def common_dtype(*items: Any) -> torch.dtype:
-    """float64 if any tensor among the fields (and the fields of fields) is, else float32."""
-    result = torch.float32
+def tensors(*items: Any) -> Iterator[Tensor]:
+    """All floating point tensors among the fields of dataclasses, and the fields of fields."""
     for item in items:
         for field in fields(item):
             value = getattr(item, field.name)
             if isinstance(value, Tensor) and value.is_floating_point():
-                result = torch.promote_types(result, value.dtype)
+                yield value
             elif is_dataclass(value) and not isinstance(value, type):
-                result = torch.promote_types(result, common_dtype(value))
-    return result
+                yield from tensors(value)
+
+
+def common_dtype(*items: Any) -> torch.dtype:
+    """float64 if any tensor of the dataclasses is, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors(*items)) else torch.float32
 
 
 def _tensor(value: Any) -> Tensor:

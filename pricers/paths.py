@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def time_grid(dates: Tensor, n_steps: int | None) -> Tensor:
         return nodes
     longest = nodes[-1].item() / n_steps
     pieces = [nodes[:1]]
-    for start, end in zip(nodes[:-1], nodes[1:], strict=True):
+    for start, end in pairwise(nodes):
         n_pieces = max(1, math.ceil((end - start).item() / longest * (1 - 1e-9)))
         share = torch.arange(1, n_pieces + 1, dtype=nodes.dtype, device=nodes.device) / n_pieces
         pieces.append(start + (end - start) * share)

@@ -17,9 +17,9 @@ from pricers.instruments.base import Instrument
 from pricers.instruments.early_exercise import American, Bermudan
 from pricers.market import Market
 from pricers.models.base import Model, Scheme
-from pricers.monte_carlo.engine import batch_of, common_dtype
+from pricers.monte_carlo.engine import batch_of
 from pricers.noise import BLOCK, address
-from pricers.parameters import choice, converted
+from pricers.parameters import choice, common_dtype, converted
 from pricers.paths import merged_dates, time_grid
 
 __all__ = ["LongstaffSchwartz"]
@@ -73,8 +73,9 @@ class LongstaffSchwartz:
         """Why this engine cannot price the triple; None if it can."""
         if not isinstance(instrument, (American, Bermudan)):
             return "it is for early exercise; use MonteCarlo"
-        if instrument.n_assets not in (None, model.n_assets):
-            return f"the contract is on {instrument.n_assets} asset(s), the model has {model.n_assets}"
+        misfit = instrument.asset_refusal(model.n_assets)
+        if misfit is not None:
+            return misfit
         if instrument.dates.ndim > 1 and merged_dates(instrument.dates).numel() != instrument.dates.shape[-1]:
             return "all contracts of a batch must share their exercise dates; price one expiry at a time"
         if market.dividends is not None:

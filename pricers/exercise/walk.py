@@ -85,7 +85,7 @@ class Walk:
                 step = self.scheme.advance(coefficients, log_ratio, state, drawn[: self.scheme.n_normals])
                 asset = drawn[self.scheme.n_normals :]
                 asset = asset[0] if root is None else root @ asset
-                log_ratio = log_ratio + step.drift + step.residual_variance.sqrt() * asset
+                log_ratio = log_ratio + step.drift + step.deviation * asset
                 state, variance = step.state, step.variance / dt
             yield Point(self._spot(grid[-1], log_ratio), log_ratio, state, variance)
 

@@ -11,7 +11,7 @@ from pricers.estimate import Estimate
 from pricers.exercise import LongstaffSchwartz
 from pricers.greeks.derivatives import central_difference, forward_derivative
 from pricers.greeks.parameters import Task, Triple
-from pricers.monte_carlo.engine import common_dtype
+from pricers.parameters import common_dtype
 
 __all__ = ["with_rule"]
 

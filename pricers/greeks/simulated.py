@@ -13,10 +13,10 @@ from pricers.estimate import Estimate
 from pricers.greeks.derivatives import central_difference, forward_derivative
 from pricers.greeks.parameters import Task, Triple
 from pricers.monte_carlo import MonteCarlo, Sampler
-from pricers.monte_carlo.engine import common_dtype
 from pricers.monte_carlo.likelihood import jump_density
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
 from pricers.noise import TILE, Normals, Pseudo, Stored
+from pricers.parameters import common_dtype
 
 __all__ = ["from_paths"]
 
@@ -83,7 +83,7 @@ def _stored(sampler: Sampler, chunk: Chunk, weighted: bool) -> Normals:
     parts: list[Tensor] = []
     for repeat in chunk.repeats:
         normals = sampler.normals(repeat, chunk.start, chunk.width, weighted)
-        parts.append(torch.stack([normals.step(step).clone() for step in range(sampler.plan.dt.shape[0])]))
+        parts.append(normals.whole(sampler.plan.dt.shape[0]))
     return Stored(torch.cat(parts, dim=-1))
 
 

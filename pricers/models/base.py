@@ -30,6 +30,11 @@ class Step(NamedTuple):
     variance: Tensor  # integrated variance of the log price over the step, whatever drives it; without jumps
     jumps_squared: Tensor | None = None  # sum of the squared log jumps in the step
 
+    @property
+    def deviation(self) -> Tensor:
+        """Root of the residual variance; where that is 0 its derivative is finite."""
+        return torch.sqrt(self.residual_variance + torch.finfo(self.residual_variance.dtype).tiny)
+
 
 class _Discretisation(ABC):
     """What the three sorts of schemes share."""

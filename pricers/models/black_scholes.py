@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pricers.market import Market
-from pricers.models.base import Model, Scheme, State, Step
+from pricers.models.base import AnyScheme, Model, Scheme, State, Step
 from pricers.parameters import real, within
 
 __all__ = ["BlackScholes"]
@@ -52,7 +53,7 @@ class BlackScholes(Model):
     """
 
     kind: ClassVar[str] = "black_scholes"
-    schemes = {"exact": ExactLognormal()}
+    schemes: ClassVar[Mapping[str, AnyScheme]] = {"exact": ExactLognormal()}
     vol: Tensor
     correlation: Tensor | None
 

@@ -21,8 +21,8 @@ from pricers.monte_carlo.controls import Control, controls_of
 from pricers.monte_carlo.likelihood import record_weighted
 from pricers.monte_carlo.simulate import Plan, assemble, asset_normals, prepared, record, record_conditional
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
-from pricers.noise import NOISES, TILE, Noise, Normals, block_size, bridge, uniforms
-from pricers.parameters import broadcast_shape, choice, converted
+from pricers.noise import NOISES, TILE, Noise, Normals, Stored, block_size, bridge, uniforms
+from pricers.parameters import broadcast_shape, choice, common_dtype, converted, tensors
 from pricers.paths import Paths, time_grid
 
 __all__ = ["MonteCarlo"]
@@ -113,8 +113,9 @@ class MonteCarlo:
             return f"`scheme` of {type(model).__name__} must be one of {known}, got {self.scheme!r}"
         if market.dividends is not None and not (isinstance(model, BlackScholes) and model.n_assets == 1):
             return "cash dividends are for BlackScholes on one asset"
-        if instrument.n_assets is not None and instrument.n_assets != model.n_assets:
-            return f"the contract is on {instrument.n_assets} asset(s), the model has {model.n_assets}"
+        misfit = instrument.asset_refusal(model.n_assets)
+        if misfit is not None:
+            return misfit
         if isinstance(self._scheme(model), DirectScheme) and (instrument.continuous or instrument.bridge_uniforms):
             name = type(model).__name__
             return f"{name} is simulated without the variance of each step, which a continuous contract needs"
@@ -325,22 +326,33 @@ class Sampler:
         most = block_size(device) * (1 if self.noise.kind == "sobol" else 4)
         return min(max(TILE, 1 << max(width, 1).bit_length() - 1), most)
 
-    def moments(self) -> list[Moments]:
-        """Moments of payoff and controls for each repeat: the chunks side by side on the machine's cores."""
-        chunks = list(self.chunks())
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a graph leads from a parameter to the payoffs."""
+        return any(tensor.requires_grad for tensor in tensors(self.instrument, self.plan.model, self.plan.market))
 
-        with torch.no_grad():
+    def moments(self) -> list[Moments]:
+        """Moments of payoff and controls for each repeat: the chunks side by side on the machine's cores.
+
+        Where a parameter requires a gradient the graph of all paths is kept, one chunk after the other.
+        """
+        chunks = list(self.chunks())
+        recording = torch.is_grad_enabled() and self.requires_grad
+        mode = torch.enable_grad if recording else torch.no_grad
+        with mode():
             sampler = replace(self, plan=prepared(self.plan))
         eager = replace(sampler, plan=replace(sampler.plan, compiled=False))
 
         def gather(chunk: tuple[int, int, int]) -> list[Moments]:
-            # a chunk of another width would be compiled again
-            shared = sampler if chunk[-1] == chunks[0][-1] else eager
-            with torch.no_grad():
-                return tile_moments(shared.values(*chunk), self.noise.pairs)
+            # a chunk of another width would be compiled again, and a graph is recorded step by step
+            shared = sampler if chunk[-1] == chunks[0][-1] and not recording else eager
+            with mode():
+                # the buffer of the noise is used again, which a graph does not bear
+                stored = Stored(shared.normals(*chunk).whole(self.plan.dt.shape[0])) if recording else None
+                return tile_moments(shared.values(*chunk, stored), self.noise.pairs)
 
         repeats: list[Moments | None] = [None] * self.noise.n_repeats
-        with _side_by_side(self.plan.grid.device, len(chunks)) as run:
+        with _side_by_side(self.plan.grid.device, 1 if recording else len(chunks)) as run:
             for (repeat, _, _), tiles in zip(chunks, run(gather, chunks), strict=True):
                 for tile in tiles:
                     repeats[repeat] = merged(repeats[repeat], tile)
@@ -376,13 +388,3 @@ def batch_of(instrument: Instrument, model: Model, market: Market) -> torch.Size
 def replace_note(estimate: Estimate, note: str) -> Estimate:
     """The same estimate with another note."""
     return Estimate(estimate.value, estimate.std_error, estimate.error_bound, estimate.n_paths, estimate.engine, note)
-
-
-def common_dtype(*items: Any) -> torch.dtype:
-    """float64 if any parameter with axes, or all without, are so: torch's own promotion over all tensors."""
-    result = torch.zeros((), dtype=torch.float32)
-    for item in items:
-        for value in vars(item).values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                result = torch.zeros((), dtype=torch.promote_types(result.dtype, value.dtype))
-    return result.dtype

@@ -60,7 +60,7 @@ def record_weighted(plan: Plan, normals: Normals, width: int) -> tuple[Recorded,
             state = done.state
         z = drawn[scheme.n_normals :] if several else drawn[scheme.n_normals]
         drift, residual = drift + done.drift, residual + done.residual_variance
-        shock = shock + done.residual_variance.sqrt() * (z if root is None else torch.matmul(root, z))
+        shock = shock + done.deviation * (z if root is None else torch.matmul(root, z))
         if not keep and joined:
             continue
         mean = level + (log_forward[step + 1] - log_forward[start]) + drift

@@ -13,9 +13,10 @@ from pricers.estimate import Estimate
 from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.models.base import Model, PathScheme
-from pricers.monte_carlo.engine import MonteCarlo, Sampler, common_dtype
+from pricers.monte_carlo.engine import MonteCarlo, Sampler
 from pricers.monte_carlo.statistics import Moments, merged, tile_moments
 from pricers.noise import TILE, Pseudo, Stored, address
+from pricers.parameters import common_dtype
 
 __all__ = ["MultilevelMonteCarlo"]
 
@@ -166,7 +167,7 @@ class MultilevelMonteCarlo:
         noise = Pseudo(address("multilevel", self.seed, level.index))
         fine_sampler = replace(level.fine, noise=noise)
         drawn = fine_sampler.normals(0, start, width)
-        normals = torch.stack([drawn.step(step).clone() for step in range(plan.dt.shape[0])])
+        normals = drawn.whole(plan.dt.shape[0])
         fine = fine_sampler.values(0, start, width, Stored(normals))
         if level.coarse is None:
             return fine

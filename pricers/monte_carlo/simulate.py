@@ -106,7 +106,7 @@ def record_conditional(plan: Plan, normals: Normals, columns: slice) -> tuple[Te
         Sums of drift and residual variance up to each recorded time; shape `n *batch paths`, zero first.
     """
     if isinstance(plan.scheme, PathScheme):
-        noise = _whole(normals, plan.dt.shape[0], columns)
+        noise = normals.whole(plan.dt.shape[0])[..., columns]
         drift, residual, _ = plan.scheme.increments(plan.model, plan.grid, noise)
         kept = torch.tensor(plan.kept, device=noise.device)
         return _from_zero(drift.cumsum(0)[kept]), _from_zero(residual.cumsum(0)[kept])
@@ -213,10 +213,11 @@ def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) 
 
 
 def _record_whole(plan: Plan, scheme: PathScheme, normals: Normals, columns: slice) -> Recorded:
-    noise = _whole(normals, plan.dt.shape[0], columns)
+    noise = normals.whole(plan.dt.shape[0])[..., columns]
     drift, residual, variance = scheme.increments(plan.model, plan.grid, noise[:, : scheme.n_normals])
     asset = noise[:, scheme.n_normals].reshape(noise.shape[0], *[1] * (drift.ndim - 2), -1)
-    log_ratio = (drift + residual.sqrt() * asset).cumsum(0)
+    deviation = torch.sqrt(residual + torch.finfo(residual.dtype).tiny)  # differentiated at 0 too
+    log_ratio = (drift + deviation * asset).cumsum(0)
     kept = torch.tensor(plan.kept, device=noise.device)
     return Recorded(_from_zero(log_ratio[kept]).exp(), variance if plan.continuous else None)
 
@@ -231,11 +232,6 @@ def _record_direct(plan: Plan, scheme: DirectScheme, normals: Normals, columns: 
         if keep:
             points.append(scheme.ratio(state))
     return Recorded(torch.stack(points))
-
-
-def _whole(normals: Normals, n_steps: int, columns: slice) -> Tensor:
-    """Normals of all steps, `n_steps n_normals width`; each step is copied, for the next one may overwrite it."""
-    return torch.stack([normals.step(step)[:, columns].clone() for step in range(n_steps)])
 
 
 def _from_zero(tensor: Tensor) -> Tensor:
@@ -255,7 +251,7 @@ def _full_step(scheme: Scheme, continuous: bool, compiled: bool) -> Callable[...
     ) -> tuple[Tensor | None, ...]:
         step = scheme.advance(tuple(coefficients), log_ratio, state, normals[:n_normals])
         asset = torch.matmul(root, normals[n_normals:]) if root is not None else normals[n_normals]
-        log_ratio = log_ratio + step.drift + torch.sqrt(step.residual_variance) * asset
+        log_ratio = log_ratio + step.drift + step.deviation * asset
         if not continuous:  # what nobody reads is not written
             return log_ratio, None, None, *step.state
         return log_ratio, step.variance, step.jumps_squared, *step.state
