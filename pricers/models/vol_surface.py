@@ -3,114 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pricers.market import Market
-from pricers.parameters import dates, real, within
+from pricers.models.smile import density_parts, dupire_local_variance, natural_spline
+from pricers.models.surface_fit import knots_around, nearest_vols
+from pricers.parameters import broadcast_shape, dates, real, within
 
-__all__ = ["VolSurface", "dupire_local_variance", "natural_spline", "spline_curvature"]
+__all__ = ["SurfaceFit", "VolSurface"]
 
 N_CHECKS = 16  # parts of each interval between expiries on which the density is bounded from below
-_solve = cast(Callable[[Tensor, Tensor], Tensor], torch.linalg.solve)  # torch states no type
+WAY_OUT = "or fit a surface to them all: VolSurface.fitted(log_moneyness, expiries, vols).surface"
+FIT_POINTS = (256, 1024)  # at which arbitrage is excluded from a fit, and again if that was not enough
 LEAST_RISE = 1e-9  # of the total variance between two expiries: a local volatility of 0 has no gradient
 FIRST_TIME = 1e-9  # share of the first expiry from which on the formula is read: its limit at time 0 is 0 / 0
-
-
-def dupire_local_variance(
-    log_moneyness: Tensor, total_variance: Tensor, slope: Tensor, curvature: Tensor, forward_variance: Tensor
-) -> Tensor:
-    r"""Local variance from the implied total variance $w(k, T) = \mathrm{vol}^2\,T$ and its derivatives.
-
-    $$v = \frac{\partial_T w}{\left(1 - \frac{k w'}{2 w}\right)^2 - \frac{w'^2}{4}\left(\frac{1}{w} + \frac14\right) +
-    \frac{w''}{2}}$$
-
-    The denominator is the density of the log price over that of a normal: below 0 there is arbitrage.
-
-    Args:
-        log_moneyness: $k = \log(K / F)$.
-        total_variance: $w$, above 0.
-        slope: $\partial_k w$.
-        curvature: $\partial_{kk} w$.
-        forward_variance: $\partial_T w$ at constant $k$, 0 or more.
-
-    Returns:
-        Squared local volatility, annual, of the shape that the arguments broadcast to.
-
-    References:
-        Gatheral (2006), The Volatility Surface, eq. 1.10.
-
-    >>> flat = [torch.tensor(x) for x in (0.3, 0.08, 0.0, 0.0, 0.04)]
-    >>> dupire_local_variance(*flat)
-    tensor(0.0400)
-    """
-    squared, rest = _density(log_moneyness, total_variance, slope, curvature)
-    return forward_variance / (squared + rest)
-
-
-def _density(log_moneyness: Tensor, variance: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared term of Dupire's denominator and the rest of it."""
-    squared = (1.0 - 0.5 * log_moneyness * slope / variance) ** 2
-    return squared, 0.5 * curvature - 0.25 * slope**2 * (1.0 / variance + 0.25)
-
-
-def spline_curvature(knots: Tensor, values: Tensor) -> Tensor:
-    """Second derivatives at the knots of the natural cubic spline: twice differentiable, straight at both ends.
-
-    Args:
-        knots: ascending, shape `*batch n`.
-        values: what to interpolate, shape `*batch n`; batch axes broadcast.
-
-    Returns:
-        Shape `*batch n`.
-
-    References:
-        de Boor (1978), A Practical Guide to Splines, chapter IV.
-    """
-    slopes = values.diff(dim=-1) / knots.diff(dim=-1)
-    if values.shape[-1] == 2:
-        return torch.zeros_like(values + knots)
-    width = knots.diff(dim=-1)
-    matrix = torch.diag_embed(2.0 * (width[..., :-1] + width[..., 1:]))
-    matrix = matrix + torch.diag_embed(width[..., 1:-1], offset=1) + torch.diag_embed(width[..., 1:-1], offset=-1)
-    inner = _solve(matrix, 6.0 * slopes.diff(dim=-1).unsqueeze(-1)).squeeze(-1)
-    return torch.nn.functional.pad(inner, (1, 1))
-
-
-def natural_spline(knots: Tensor, values: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Natural cubic spline at `x`, with its first and second derivative.
-
-    Args:
-        knots: ascending, shape `*batch n`.
-        values: at the knots, shape `*batch n`.
-        x: between the first and the last knot, shape `*batch m`; batch axes broadcast.
-
-    Returns:
-        Value, slope and curvature, each of shape `*batch m`.
-
-    >>> knots = torch.tensor([0.0, 1.0, 2.0])
-    >>> natural_spline(knots, 3.0 * knots, torch.tensor([0.5, 1.5]))
-    (tensor([1.5000, 4.5000]), tensor([3., 3.]), tensor([0., 0.]))
-    """
-    curvature = spline_curvature(knots, values)
-    x, _ = torch.broadcast_tensors(x, curvature[..., :1])
-    knots, values, curvature = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (knots, values, curvature))
-    right = torch.searchsorted(knots.detach().contiguous(), x.detach().contiguous()).clamp(1, knots.shape[-1] - 1)
-    left = right - 1
-    start, end = knots.gather(-1, left), knots.gather(-1, right)
-    low, high = values.gather(-1, left), values.gather(-1, right)
-    bend_low, bend_high = curvature.gather(-1, left), curvature.gather(-1, right)
-    width = end - start
-    b = (x - start) / width
-    a = 1.0 - b
-    sixth = width / 6.0
-    value = a * low + b * high - a * b * ((1.0 + a) * bend_low + (1.0 + b) * bend_high) * width * sixth
-    slope = (high - low) / width + ((3.0 * b * b - 1.0) * bend_high - (3.0 * a * a - 1.0) * bend_low) * sixth
-    return value, slope, a * bend_low + b * bend_high
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -181,6 +91,71 @@ class VolSurface:
                 "give `log_moneyness` to VolSurface, or one surface for each market"
             )
         return cls(torch.log(strikes) - torch.log(market.forward(expiries)).unsqueeze(-1), expiries, vols)
+
+    @classmethod
+    def fitted(
+        cls,
+        log_moneyness: Any,
+        expiries: Any,
+        vols: Any,
+        weights: Any = 1.0,
+        smoothing: float = 1e-4,
+        knots_per_quote: int = 2,
+        reach: float = 4.0,
+    ) -> SurfaceFit:
+        r"""The surface without arbitrage that is closest to quotes, which may contain some and may be missing.
+
+        Weighted least squares in volatility, plus `smoothing` times the bends of each smile, over the surfaces that
+        this class accepts: see `surface_fit.nearest_vols` for the formula. Density, forward variance and the tails
+        keep a small distance from 0, so that the local volatility stays moderate.
+
+        Args:
+            log_moneyness: log(strike / forward), ascending, shape `(n_quotes,)` or `(n_expiries, n_quotes)`; of strikes
+                `torch.log(strikes) - torch.log(market.forward(expiries))[:, None]`.
+            expiries: years, ascending; shape `(n_expiries,)`.
+            vols: annual Black volatilities, NaN where there is no quote; shape `*batch n_expiries n_quotes`.
+            weights: of the squared errors, 0 or more, broadcast with `vols`; say 1 / (width of the market)^2. Only
+                their ratios matter.
+            smoothing: weight of the integral of the squared second derivative of the volatility in standard deviations.
+                1e-4 moves smooth smiles by a fraction of a basis point; 1e-2 smooths noise of some ten basis points.
+            knots_per_quote: knots of the surface for each quote. With one the knots are the quotes, which extreme
+                smiles of short expiries cannot follow without arbitrage in the spline between.
+            reach: how far the surface goes to each side, in standard deviations at the last expiry (further where the
+                quotes go further): all expiries then share their range, and the spot rarely leaves it. Beyond the
+                quotes the total variance is as straight as the absence of arbitrage allows.
+
+        Returns:
+            The surface and what separates it from the quotes. Its vols are differentiable in `vols`, once, by the
+            implicit function theorem; not in the places of the quotes.
+
+        Raises:
+            ValueError: numbers out of range, shapes that do not fit, fewer than two quotes at an expiry.
+            RuntimeError: the fit does not converge.
+
+        References:
+            Fengler (2009), Arbitrage-free smoothing of the implied volatility surface.
+
+        >>> fit = VolSurface.fitted([-0.1, 0.0, 0.1], [1.0], [[0.22, 0.24, 0.21]])  # a butterfly
+        >>> print(fit)
+        expiry    quotes   rms error   largest, bp of vol
+        1              3       16.06       23.28
+        all            3       16.06       23.28
+        """
+        expiries, log_moneyness = dates("expiries", expiries), real("log_moneyness", log_moneyness)
+        vols, weights = _quotes(vols), within("weights", weights, at_least=0.0)
+        _check_shapes(log_moneyness, expiries, vols)
+        broadcast_shape(vols=vols, weights=weights)
+        if not smoothing > 0.0:
+            raise ValueError(f"`smoothing` must be above 0, got {smoothing}; 1e-6 smooths next to nothing")
+        if knots_per_quote < 1:
+            raise ValueError(f"`knots_per_quote` must be 1 or more, got {knots_per_quote}")
+        if not reach > 0.0:
+            raise ValueError(f"`reach` must be above 0, got {reach}; 4 standard deviations are usual")
+        quoted = torch.where(vols.detach().isnan(), 0.0, weights.detach().to(vols)).expand(vols.shape)
+        _check_enough(quoted, expiries)
+        grid = knots_per_quote, reach
+        surface, columns = _nearest_surface(log_moneyness, expiries, vols, quoted, smoothing, grid)
+        return SurfaceFit(surface, surface.vols[..., columns] - vols)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -266,6 +241,86 @@ class VolSurface:
         return low + (high - low) * share
 
 
+@dataclass(frozen=True, eq=False)
+class SurfaceFit:
+    """A surface fitted to quotes, and how far it is from them; printed in basis points of volatility.
+
+    Args:
+        surface: free of arbitrage.
+        errors: fitted less quoted volatility, NaN where there is no quote; shape `*batch n_expiries n_quotes`.
+    """
+
+    surface: VolSurface
+    errors: Tensor
+
+    @property
+    def rms(self) -> Tensor:
+        """Root of the mean square of `errors`, whatever the weights; shape `*batch`."""
+        return torch.sqrt(self.errors.square().nanmean(dim=(-2, -1)))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest of the absolute `errors`, shape `*batch`."""
+        return self.errors.abs().nan_to_num(0.0).amax(dim=(-2, -1))
+
+    def __str__(self) -> str:
+        errors = 1e4 * self.errors.detach()
+        lines = ["expiry    quotes   rms error   largest, bp of vol"]
+        per_row = errors.movedim(-2, 0).flatten(1)
+        for expiry, row in zip([*_numbers(self.surface.expiries), None], [*per_row, per_row.flatten()], strict=True):
+            quoted = row[~row.isnan()]
+            name = "all" if expiry is None else f"{expiry:.4g}"
+            rms, largest = quoted.square().mean().sqrt().item(), quoted.abs().max().item()
+            lines.append(f"{name:<8}{quoted.numel():>8}{rms:>12.2f}{largest:>12.2f}")
+        return "\n".join(lines)
+
+
+def _quotes(vols: Any) -> Tensor:
+    """Volatilities with NaN for what is missing."""
+    try:
+        tensor = vols if isinstance(vols, Tensor) else torch.as_tensor(vols, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`vols` must be an array of real numbers, or NaN where there is no quote, got {vols!r}"
+        ) from error
+    within("vols", torch.where(tensor.detach().isnan(), 1.0, tensor.detach()), above=0.0)
+    return tensor
+
+
+def _check_enough(weights: Tensor, expiries: Tensor) -> None:
+    few = (weights > 0.0).sum(-1) < 2
+    if bool(few.any()):
+        *batch, row = _integers(few.nonzero()[0])
+        raise ValueError(
+            "`vols` must hold two quotes or more (with weights above 0) at each expiry, got fewer at expiry "
+            f"{expiries[row].item():g}{_where(batch)}; leave that expiry out"
+        )
+
+
+def _nearest_surface(
+    log_moneyness: Tensor, expiries: Tensor, vols: Tensor, weights: Tensor, smoothing: float, grid: tuple[int, float]
+) -> tuple[VolSurface, Tensor]:
+    """Fit each surface of the batch in double precision; also the columns of the quotes among its knots."""
+    exact = torch.float64
+    places, times = log_moneyness.detach().to(exact).expand(expiries.shape[0], -1), expiries.detach().to(exact)
+    knots, columns = knots_around(places, times, vols.detach().to(exact), weights.to(exact), *grid)
+    shape = (*vols.shape[:-1], knots.shape[-1])
+    quotes = vols.new_full(shape, math.nan, dtype=exact).index_copy(-1, columns, vols.to(exact))
+    weights = vols.new_zeros(shape, dtype=exact).index_copy(-1, columns, weights.to(exact))
+    weights = weights * (weights > 0.0).sum((-2, -1), keepdim=True) / weights.sum((-2, -1), keepdim=True)
+    pairs = list(zip(quotes.reshape(-1, *shape[-2:]), weights.reshape(-1, *shape[-2:]), strict=True))
+    reason = None
+    for n_points in FIT_POINTS:  # between its points the fit may fail the checks
+        fitted = torch.stack([nearest_vols(knots, times, *pair, smoothing, n_points) for pair in pairs])
+        try:
+            surface = VolSurface(knots.to(log_moneyness.dtype), expiries, fitted.reshape(shape).to(vols.dtype))
+        except ValueError as error:
+            reason = error
+            continue
+        return surface, columns
+    raise RuntimeError("the fit of the surface kept an arbitrage between its points; raise `smoothing`") from reason
+
+
 def _check_shapes(log_moneyness: Tensor, expiries: Tensor, vols: Tensor) -> None:
     if expiries.ndim != 1:
         raise ValueError(f"`expiries` must have one axis, got shape {tuple(expiries.shape)}")
@@ -310,7 +365,7 @@ def _check_calendar(surface: VolSurface, points: Tensor, variance: Tensor, how: 
     raise ValueError(
         f"`vols` have calendar arbitrage: at log-moneyness {points[column].item():g} the total variance does not rise "
         f"between expiry {times[row]:g} (vol {vols[row, column].item():g}{how}) and expiry {times[row + 1]:g} "
-        f"(vol {vols[row + 1, column].item():g}{how}){_where(batch)}; correct one of the quotes"
+        f"(vol {vols[row + 1, column].item():g}{how}){_where(batch)}; correct one of the quotes, {WAY_OUT}"
     )
 
 
@@ -335,7 +390,7 @@ def _check_butterfly(surface: VolSurface) -> None:
             raise ValueError(
                 f"`vols` have arbitrage by {what}: at expiry {surface.expiries[row].item():g} the quotes at "
                 f"log-moneyness {', '.join(f'{x:.6g}' for x in quoted)} (vols {', '.join(f'{x:.6g}' for x in vols)}) "
-                f"contradict each other{_where(batch)}; correct one of them"
+                f"contradict each other{_where(batch)}; correct one of them, {WAY_OUT}"
             )
 
 
@@ -352,8 +407,7 @@ def _check_density(surface: VolSurface, points: Tensor, parts: tuple[Tensor, Ten
         # at time 0 the ratio w' / w and the limit 0 of the rest: read a moment later
         moved = share.clamp(min=FIRST_TIME) if row == 0 else share
         value, slope, curvature = (a + moved * (b - a) for a, b in zip(earlier, later, strict=True))
-        _, rest = _density(points, value, slope, curvature)
-        root = 1.0 - 0.5 * points * slope / value
+        root, rest = density_parts(points, value, slope, curvature)
         crosses = root[..., :-1, :] * root[..., 1:, :] <= 0.0
         squared = torch.where(crosses, 0.0, torch.minimum(root[..., :-1, :] ** 2, root[..., 1:, :] ** 2))
         failed = ~(squared + torch.minimum(rest[..., :-1, :], rest[..., 1:, :]) > 0.0)
@@ -370,7 +424,7 @@ def _refuse_density(surface: VolSurface, row: int, point: float, batch: list[int
         f"`vols` have butterfly arbitrage once interpolated: up to expiry {surface.expiries[row].item():g} the density "
         f"is negative at log-moneyness {point:.4g}, between the quotes at {knots[right - 1].item():.6g} and "
         f"{knots[right].item():.6g} (vols {vols[0]:.6g} and {vols[1]:.6g}){_where(batch)}; "
-        "correct or smooth the quotes around it"
+        f"correct the quotes around it, {WAY_OUT}"
     )
 
 

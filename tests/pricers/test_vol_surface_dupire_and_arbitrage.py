@@ -13,7 +13,8 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from pricers.market import Market
-from pricers.models.vol_surface import VolSurface, dupire_local_variance, natural_spline
+from pricers.models.smile import dupire_local_variance, natural_spline
+from pricers.models.vol_surface import VolSurface
 
 F64 = torch.float64
 # torch builds its forward mode with its own deprecated compiler, and says so
