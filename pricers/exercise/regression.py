@@ -77,7 +77,7 @@ class Rule:
     """Exercise where the value of doing so is above the fitted value of waiting.
 
     Args:
-        coefficients: of the basis functions at each date but the last, shape `*batch n_dates-1 n_basis`.
+        coefficients: of the basis functions at each date but the last, float64, shape `*batch n_dates-1 n_basis`.
     """
 
     coefficients: Tensor
@@ -115,12 +115,16 @@ def backward_induction(exercise: Tensor, columns: Callable[[int], Tensor]) -> tu
         value = torch.where(inside & (now >= waiting), now, value)
     if not fitted:
         shape = (*exercise.shape[:-2], 0, 1)
-        return Rule(exercise.new_zeros(shape)), value
+        return Rule(exercise.new_zeros(shape, dtype=torch.float64)), value
     return Rule(torch.stack(fitted[::-1], dim=-2)), value
 
 
 def least_squares(basis: Tensor, target: Tensor) -> Tensor:
-    """Coefficients by the normal equations, columns scaled, with a trace of ridge; batched."""
+    """Coefficients by the normal equations, columns scaled, with a trace of ridge; batched.
+
+    In float64 whatever the paths are: the normal equations square the condition of basis functions that are much alike.
+    """
+    basis, target = basis.double(), target.double()
     size = basis.square().mean(-2, keepdim=True).sqrt()
     scale = torch.where(size > 0, size, 1.0)
     scaled = basis / scale
