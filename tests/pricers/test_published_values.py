@@ -10,30 +10,9 @@ from scipy.optimize import least_squares
 import pricers as pr
 from pricers.exercise.regression import backward_induction
 
-HESTON_SETS = {"Lewis": (published.LEWIS, 0.01, 0.02), "Fang-Oosterlee": (published.FANG_OOSTERLEE, 0.0, 0.0)}
-
 
 def number(values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("name", HESTON_SETS)
-def test_heston_greeks(name):
-    parameters, rate, dividend_yield = HESTON_SETS[name]
-    expected = published.HESTON_GREEKS[name]
-    market = pr.Market(100.0, rate, dividend_yield)
-    found = pr.greeks(pr.European(100.0, 1.0), pr.Heston(*parameters), market, wrt=tuple(expected))
-    for wrt, value in expected.items():
-        # the accuracy of the recomputation; the rate is printed to six digits
-        assert found[wrt].value.item() == pytest.approx(value, rel=1e-8, abs=2e-7), wrt
-
-
-@pytest.mark.parametrize("case", published.HAUG_GREEKS, ids=lambda case: str(case[-2]))
-def test_black_scholes_greeks(case):
-    spot, strike, dividend_yield, rate, expiry, vol, wrt, expected = case
-    market = pr.Market(spot, rate, dividend_yield)
-    found = pr.greeks(pr.European(strike, expiry), pr.BlackScholes(vol), market, wrt=(wrt,))[wrt]
-    assert found.value.item() == pytest.approx(expected, rel=0.0, abs=5.001e-5)
 
 
 def test_black_scholes_of_the_hedging_benchmark():
@@ -69,25 +48,22 @@ def test_discrete_arithmetic_put(n_fixings):
     assert abs(found.value.item() - published.ARITHMETIC_PUTS[n_fixings]) <= 2e-5 + 3.0 * found.std_error.item()
 
 
-def asian_call_under_heston(strike, n_paths, n_steps):
-    """By the put, whose paths vary less, and the parity of the average."""
-    times = [i / 12 for i in range(1, 121)]
-    engine = pr.MonteCarlo(n_paths, n_steps=n_steps, noise="sobol", seed=3)
-    market = pr.Market(100.0, 0.03)
-    put = pr.price(pr.Asian(strike, times, "put"), pr.Heston(*published.FANG_OOSTERLEE), market, engine)
-    average = sum(100.0 * math.exp(0.03 * time) for time in times) / 120.0
-    return put.value + math.exp(-0.3) * (average - number(strike)), put.std_error
-
-
 @pytest.mark.parametrize(
     ("n_paths", "n_steps", "accuracy"), [(2**12, 120, 0.02), pytest.param(2**15, 240, 0.006, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("strike", published.ZENG_KWOK_CALLS)
-def test_arithmetic_asian_heston(strike, n_paths, n_steps, accuracy):
-    value, error = asian_call_under_heston(strike, n_paths, n_steps)
-    assert error.item() < accuracy
-    # QuantLib's bound on these prices; what they are off by is below
-    assert abs(value.item() - published.ZENG_KWOK_CALLS[strike]) < 0.03 + 3.0 * error.item()
+def test_arithmetic_asian_heston(n_paths, n_steps, accuracy):
+    # by the put, whose paths vary less, and the parity of the average
+    times, strikes = [i / 12 for i in range(1, 121)], list(published.ZENG_KWOK_CALLS)
+    engine = pr.MonteCarlo(n_paths, n_steps=n_steps, noise="sobol", seed=3)
+    put, model = pr.Asian(strikes, times, "put"), pr.Heston(*published.FANG_OOSTERLEE)
+    found = pr.price(put, model, pr.Market(100.0, 0.03), engine)
+    average = sum(100.0 * math.exp(0.03 * time) for time in times) / 120.0
+    calls = (found.value + math.exp(-0.3) * (average - number(strikes))).tolist()
+    for strike, call, error in zip(strikes, calls, found.std_error.tolist(), strict=True):
+        exact, exact_error = published.ASIAN_CALLS[strike]
+        assert error < accuracy
+        assert abs(call - exact) <= 3.0 * math.hypot(error, exact_error)
+        assert abs(call - published.ZENG_KWOK_CALLS[strike]) < 0.03
 
 
 @pytest.mark.slow
@@ -103,13 +79,13 @@ def test_american_put_heston():
 @pytest.mark.slow
 def test_up_and_out_call_heston():
     call, model = pr.Barrier(100.0, 1.0, 135.0, "up-out"), pr.Heston(*published.UP_OUT_HESTON)
-    engine, market = pr.FiniteDifference(), pr.Market(100.0, 0.05)
+    engine, market = pr.FiniteDifference(n_time=160), pr.Market(100.0, 0.05)
     price = pr.price(call, model, market, engine).value.item()
     assert price == pytest.approx(published.UP_OUT_CALL["quantlib"], rel=0.0, abs=0.01)
     assert price == pytest.approx(published.UP_OUT_CALL["refined"], rel=0.0, abs=0.004)
     delta, gamma = (estimate.value.item() for estimate in engine.delta_gamma(call, model, market))
-    assert delta == pytest.approx(published.UP_OUT_CALL["delta"], rel=0.0, abs=6e-4)
-    assert gamma == pytest.approx(published.UP_OUT_CALL["gamma"], rel=0.0, abs=6e-5)
+    assert delta == pytest.approx(published.UP_OUT_CALL["delta"], rel=0.0, abs=5e-4)
+    assert gamma == pytest.approx(published.UP_OUT_CALL["gamma"], rel=0.0, abs=1e-4)
 
 
 def test_sabr_calibration_round_trip():
@@ -148,11 +124,11 @@ def implied(estimate, strike, expiry, option):
 @pytest.mark.parametrize("log_moneyness", published.ROUGH_BERGOMI_VOLS)
 def test_rough_bergomi_smile(log_moneyness):
     option, strike = "put" if log_moneyness < 0 else "call", math.exp(log_moneyness)
-    engine = pr.MonteCarlo(2**18, n_steps=312, noise="antithetic", seed=4)
+    engine = pr.MonteCarlo(2**18, n_steps=312, noise="sobol", seed=4)
     model = pr.RoughBergomi(**published.ROUGH_BERGOMI)
     found = pr.price(pr.European(strike, 0.25, option), model, pr.Market(1.0), engine)
     vol, error = implied(found, strike, 0.25, option)
-    assert error < 4.5e-4
+    assert error < 4e-4
     # what the paper's own paths and the printed digits leave open
     assert abs(vol - published.ROUGH_BERGOMI_VOLS[log_moneyness]) <= 3.0 * error + 2e-4
 
@@ -194,7 +170,7 @@ def test_basket_of_four(n_paths, accuracy):
 @pytest.mark.parametrize("spot", published.MAX_CALLS)
 @pytest.mark.parametrize(
     ("n_paths", "n_outer", "n_inner", "accuracy"),
-    [(2**16, 512, 128, 0.15), pytest.param(2**19, 4096, 512, 0.05, marks=pytest.mark.slow)],
+    [(2**16, 512, 128, 0.15), pytest.param(2**18, 2048, 256, 0.05, marks=pytest.mark.slow)],
 )
 def test_bermudan_call_on_the_better_of_two(spot, n_paths, n_outer, n_inner, accuracy):
     call = pr.Bermudan(100.0, [i / 3 for i in range(1, 10)], "call", "max")
