@@ -48,7 +48,7 @@ from pricers.models import (
     RoughHeston,
     VolSurface,
 )
-from pricers.models.rough_bergomi import ForwardVarianceCurve
+from pricers.models.rough_bergomi import ForwardVarianceCurve, turbocharged_price
 from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.pricing import ENGINES, price
 
@@ -95,4 +95,5 @@ __all__ = [
     "greeks",
     "implied_vol",
     "price",
+    "turbocharged_price",
 ]

@@ -48,6 +48,10 @@ class _Discretisation(ABC):
         """Why the scheme does not hold for these parameters; None if it does."""
         return None
 
+    def keeps_forward(self, model: Any, dt: Tensor) -> bool:
+        """Whether the mean of the asset is the forward at these lengths of step, so that it may be a control."""
+        return True
+
 
 class Scheme(_Discretisation):
     """A discretisation of a model under which, given the state, the asset is lognormal over each step."""

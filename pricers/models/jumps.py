@@ -37,6 +37,10 @@ class WithJumps(Scheme):
         self.n_normals = inner.n_normals + 2  # pyright: ignore[reportAttributeAccessIssue]
         self.exact = inner.exact  # pyright: ignore[reportAttributeAccessIssue]
 
+    def keeps_forward(self, model: Any, dt: Tensor) -> bool:
+        """As the inner scheme: the jumps are compensated exactly."""
+        return self.inner.keeps_forward(model, dt)
+
     def start(self, model: Any) -> State:
         """State of the inner scheme."""
         return self.inner.start(model)

@@ -100,6 +100,10 @@ class LiftedQuadraticExponential(Scheme):
     n_normals: ClassVar[int] = 2
     switch: ClassVar[float] = 1.5  # psi_c of Andersen
 
+    def keeps_forward(self, model: Any, dt: Tensor) -> bool:
+        """Where the moment of the correction is sure to be finite."""
+        return bool((model.rho.detach() <= 0.0).all())
+
     def start(self, model: Any) -> State:
         """Factors at 0, factor axis first, and the variance."""
         n_factors = exponential_sum(model.hurst)[0].shape[-1]

@@ -124,6 +124,10 @@ class LognormalGivenVol(Scheme):
 
     n_normals: ClassVar[int] = 1
 
+    def keeps_forward(self, model: SABR, dt: Tensor) -> bool:
+        """No: the variance of a step is taken at its mean given both ends."""
+        return False
+
     def start(self, model: SABR) -> State:
         if bool((model.beta.detach() != 1.0).any()) or bool((model.shift.detach() != 0.0).any()):
             raise ValueError("the scheme 'lognormal' of SABR needs `beta` = 1 and `shift` = 0; use 'absorbed'")

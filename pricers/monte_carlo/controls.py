@@ -73,7 +73,7 @@ def controls_of(instrument: Instrument, model: Model, market: Market, conditiona
     known: list[Tensor] = []
     on_paths: list[Rows] = []
     on_laws: list[LawRows] = []
-    fair = keeps_forward(plan.scheme, model, plan.dt)
+    fair = plan.scheme.keeps_forward(model, plan.dt)
     if fair:
         forward = market.forward(horizon) * discount
         known.append(forward)
@@ -103,12 +103,6 @@ def controls_of(instrument: Instrument, model: Model, market: Market, conditiona
     shape = torch.broadcast_shapes(*(number.shape for number in known))
     stacked = torch.stack([number.expand(shape) for number in known], dim=-1)
     return Control(stacked, tuple(on_paths), tuple(on_laws))
-
-
-def keeps_forward(scheme: AnyScheme, model: Model, dt: Tensor) -> bool:
-    """Whether the discretised asset has the forward as its mean; a scheme that may not says so by this name."""
-    inner: Any = getattr(scheme, "inner", scheme)
-    return inner.keeps_forward(model, dt) if hasattr(inner, "keeps_forward") else True
 
 
 def _mean_spot(law: ConditionalLaw, horizon: Tensor) -> Tensor:
