@@ -208,6 +208,7 @@ def test_any_quotes_become_prices_without_arbitrage(noise, short):
     assert (calls.diff(dim=0) >= -1e-15).all()
 
 
+@pytest.mark.slow
 def test_vols_are_differentiable_in_the_quotes():
     """By the implicit function theorem, against fits of bumped quotes; one of them in a butterfly."""
     k, expiries = [-0.2, -0.1, 0.0, 0.1], [0.3, 1.0]
@@ -225,6 +226,7 @@ def test_vols_are_differentiable_in_the_quotes():
         assert slopes[row, column].item() == pytest.approx(difference, rel=0.02, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_of_surfaces_is_fitted_each_alone():
     quotes = torch.stack([NOISY, 1.3 * SMILE])[:, :2]
     both = pr.VolSurface.fitted(K, EXPIRIES[:2], quotes, knots_per_quote=1, reach=3.0)
