@@ -95,9 +95,6 @@ def chosen_engine(instrument: Instrument, model: Model, market: Market, engine: 
     return engine
 
 
-fitting_engine = chosen_engine
-
-
 def price(instrument: Instrument, model: Model, market: Market, engine: Engine | None = None) -> Estimate:
     """Value of an instrument under a model today.
 
