@@ -49,6 +49,7 @@ from pricers.models import (
     VolSurface,
 )
 from pricers.models.rough_bergomi import ForwardVarianceCurve, turbocharged_price
+from pricers.models.surface_fit import SurfaceFit
 from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.pricing import ENGINES, price
 
@@ -87,6 +88,7 @@ __all__ = [
     "MultilevelMonteCarlo",
     "RoughBergomi",
     "RoughHeston",
+    "SurfaceFit",
     "VarianceOption",
     "VarianceSwap",
     "VolSurface",
