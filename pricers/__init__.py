@@ -49,7 +49,7 @@ from pricers.models import (
     VolSurface,
 )
 from pricers.models.rough_bergomi import ForwardVarianceCurve, turbocharged_price
-from pricers.models.surface_fit import SurfaceFit
+from pricers.models.vol_surface import SurfaceFit
 from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
 from pricers.pricing import ENGINES, price
 
