@@ -48,19 +48,6 @@ KREKEL_CALLS = {60.0: 47.4811265, 80.0: 36.3517843, 100.0: 28.0073695, 120.0: 21
 # q .1, vol .2, uncorrelated, T 3, nine dates: spot of both -> value
 MAX_CALLS = {90.0: 8.08, 100.0: 13.90}
 
-# Longstaff and Schwartz (2001), section 1: eight paths at the end of each of three years, put with strike 1.1, r .06
-EIGHT_PATHS = (
-    (1.09, 1.08, 1.34),
-    (1.16, 1.26, 1.54),
-    (1.22, 1.07, 1.03),
-    (0.93, 0.97, 0.92),
-    (1.11, 1.56, 1.52),
-    (0.76, 0.77, 0.90),
-    (0.92, 0.84, 1.01),
-    (0.88, 1.22, 1.34),
-)
-EIGHT_PATHS_PUT = {"american": 0.1144, "european": 0.0564}
-
 # Antonov and Spector (2012): alpha .25, beta .3, rho -.8, nu .3, ten years, forward 1: strike -> (simulated volatility,
 # the same by finite differences in two dimensions, Hagan's expansion)
 SABR_TRUTH = {0.1: (0.5715, 0.57258, 0.7176), 1.0: (0.2304, 0.23096, 0.2427), 2.0: (0.1301, 0.13025, 0.1322)}

@@ -189,7 +189,9 @@ def test_derivatives_against_differences(floating: bool, continuous: bool):
         return value(contract, vol, Market(spot, rate, 0.01))
 
     inputs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (103.0, 0.9, 0.25, 100.0, 0.04)]
-    assert torch.autograd.gradcheck(price, inputs, check_forward_ad=True, rtol=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        price, inputs, check_forward_ad=True, check_undefined_grad=False, rtol=1e-6, atol=1e-6
+    )
     assert torch.autograd.gradgradcheck(price, inputs, rtol=1e-5, atol=1e-5)
 
 

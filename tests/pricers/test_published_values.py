@@ -8,7 +8,6 @@ import torch
 from scipy.optimize import least_squares
 
 import pricers as pr
-from pricers.exercise.regression import backward_induction
 
 
 def number(values):
@@ -167,30 +166,17 @@ def test_basket_of_four(n_paths, accuracy):
     assert bool(((found.value - number(list(calls.values()))).abs() <= 4.0 * found.std_error).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spot", published.MAX_CALLS)
-@pytest.mark.parametrize(
-    ("n_paths", "n_outer", "n_inner", "accuracy"),
-    [(2**16, 512, 128, 0.15), pytest.param(2**18, 2048, 256, 0.05, marks=pytest.mark.slow)],
-)
-def test_bermudan_call_on_the_better_of_two(spot, n_paths, n_outer, n_inner, accuracy):
+def test_bermudan_call_on_the_better_of_two(spot):
     call = pr.Bermudan(100.0, [i / 3 for i in range(1, 10)], "call", "max")
     model, market = pr.BlackScholes([0.2, 0.2], equal_correlation(2, 0.0)), pr.Market([spot, spot], 0.05, 0.1)
-    engine = pr.LongstaffSchwartz(n_paths, n_steps=9, seed=3, degree=5, n_outer=n_outer, n_inner=n_inner)
+    engine = pr.LongstaffSchwartz(2**18, n_steps=9, seed=3, degree=5, n_outer=2048, n_inner=256)
     lower, upper = engine.bounds(call, model, market)
     assert upper is not None
     known, half_digit = published.MAX_CALLS[spot], 5e-3
     assert lower.value.item() <= known + half_digit + 3.0 * lower.std_error.item()
     assert upper.value.item() >= known - half_digit - 3.0 * upper.std_error.item()
     for bound in (lower, upper):
-        assert abs(bound.value.item() - known) < accuracy + 3.0 * bound.std_error.item()
-
-
-def test_eight_paths_of_longstaff_and_schwartz():
-    spot = number(published.EIGHT_PATHS)
-    discounted = (1.1 - spot).clamp(min=0.0) * torch.exp(-0.06 * number([1.0, 2.0, 3.0]))
-    basis = torch.stack([torch.ones_like(spot), spot, spot.square()], dim=-1)
-    _, value = backward_induction(discounted, lambda date: basis[:, date])
-    assert value.mean().item() == pytest.approx(published.EIGHT_PATHS_PUT["american"], rel=0.0, abs=5.001e-5)
-    # without exercise before the end
-    european = backward_induction(discounted[:, 2:], lambda date: basis[:, 2])[1].mean().item()
-    assert european == pytest.approx(published.EIGHT_PATHS_PUT["european"], rel=0.0, abs=5.001e-5)
+        assert bound.std_error.item() < 0.03
+        assert abs(bound.value.item() - known) < 0.05 + 3.0 * bound.std_error.item()

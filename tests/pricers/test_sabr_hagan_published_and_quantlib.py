@@ -170,7 +170,7 @@ def derivative(point, order):
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_gradients_of_both_orders_and_modes_agree_with_differences(vol, strike, beta):
     inputs = [value.requires_grad_() for value in tensors(100.0, strike, 1.5, 0.2 * 100 ** (1 - beta), beta, -0.4, 0.5)]
-    assert torch.autograd.gradcheck(vol, inputs, check_forward_ad=True)
+    assert torch.autograd.gradcheck(vol, inputs, check_forward_ad=True, check_undefined_grad=False)
     assert torch.autograd.gradgradcheck(vol, inputs, atol=1e-4, rtol=1e-3)  # differences of gradients
 
 
