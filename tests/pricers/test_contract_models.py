@@ -199,7 +199,10 @@ def check_path_gradients(kind, scheme, n_random, edges):
     for label, point in points_of(example, n_random, edges):
         values = point | held
         if not free:
-            assert pr.price(CALL, example.make(**values), MARKET, engine).value.isfinite()
+            try:
+                assert pr.price(CALL, example.make(**values), MARKET, engine).value.isfinite()
+            except ValueError as refused:  # tables of quantiles need variance enough: said so, not NaN
+                assert "too short for the scheme 'exact'" in str(refused)  # noqa: PT017
             continue
         sampler = engine.sampler(CALL, example.make(**values), MARKET)
         chunk = next(iter(sampler.chunks()))
