@@ -27,7 +27,7 @@ LONGSTAFF_SCHWARTZ = [
 def test_bermudan_put_longstaff_schwartz_table(vol, years, published):
     put = Bermudan(40.0, [i / 50 for i in range(1, 50 * years + 1)], "put")
     estimate = ENGINE.price(put, BlackScholes(vol), Market([36.0, 38.0, 40.0], 0.06))
-    assert estimate.value.tolist() == pytest.approx(published, abs=6e-4)  # printed to three digits
+    assert estimate.value.tolist() == pytest.approx(published, abs=5.001e-4)  # the printed digits
     assert (estimate.error_bound < 1e-3).all()
 
 
