@@ -137,3 +137,18 @@ def test_every_formula_agrees_with_simulation(instrument_class, model_class):
         # 32 steps and 32 repeats: a bias of 0.3 %, and 5 errors for a t distribution; 1 % where a formula approximates
         room = 5 * found.std_error + exact.error_bound + (0.01 if exact.note else 0.003) * exact.value.abs() + 1e-6
         assert (found.value - exact.value).abs() <= room, (contract, exact, found)
+
+
+@pytest.mark.parametrize("kind", pr.MODELS)
+def test_conditional_simulation_agrees_with_plain_simulation(kind):
+    """An average of prices moves with the asset, so that no simulation of it is without error."""
+    asian, model = pr.Asian(100.0, [0.5, 1.0], average="geometric"), MODEL_EXAMPLES[kind].at_point()
+    mixed, plain = (
+        pr.price(asian, model, MARKET, pr.MonteCarlo(8_192, n_steps=8, seed=9, controls=False, conditional=conditional))
+        for conditional in (None, False)
+    )
+    assert plain.std_error > 0
+    room = 4 * torch.hypot(mixed.std_error, plain.std_error)
+    assert (mixed.value - plain.value).abs() <= room
+    if not isinstance(model, pr.BlackScholes):  # its geometric average is known: nothing is left to simulate
+        assert mixed.std_error > 1e-6
