@@ -16,7 +16,7 @@ from pricers.exercise.walk import Point, Walk
 from pricers.instruments.base import Instrument
 from pricers.instruments.early_exercise import American, Bermudan
 from pricers.market import Market
-from pricers.models.base import Model, Scheme
+from pricers.models.base import AnyScheme, Model, Scheme
 from pricers.monte_carlo.engine import batch_of
 from pricers.noise import BLOCK, address
 from pricers.parameters import choice, common_dtype, converted
@@ -86,7 +86,7 @@ class LongstaffSchwartz:
             return f"`scheme` must be one of {', '.join(map(repr, model.schemes))}, got {self.scheme!r}"
         if not isinstance(self._scheme(model), Scheme):
             return f"a path of {type(model).__name__} cannot go on from its present state alone"
-        return None
+        return self._scheme(model).refusal(model)
 
     def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
         """Lower bound with its standard error; `error_bound` is the gap to the upper bound where there is one.
@@ -156,7 +156,7 @@ class LongstaffSchwartz:
         batch_of(instrument, model, market)
         return self._problem(instrument, model, market)
 
-    def _scheme(self, model: Model) -> object:
+    def _scheme(self, model: Model) -> AnyScheme:
         return model.schemes[self.scheme or next(iter(model.schemes))]
 
     def _problem(self, instrument: American | Bermudan, model: Model, market: Market) -> Problem:

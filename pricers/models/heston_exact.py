@@ -32,6 +32,13 @@ N_SHARED = 1200  # the same for places that all states share
 N_TERMS, N_AVERAGED, DAMPING = 30, 12, 22.0  # of the inversion of a Laplace transform: e^-22 is its error
 
 
+def _too_short(dt: float, sigma: float) -> str:
+    return (
+        f"a step of {dt:.3g} years at `sigma` = {sigma:.3g} is too short for the scheme 'exact': the variance hardly "
+        "moves; 'qe-m' is right for it"
+    )
+
+
 def variance_quantiles(kappa: float, theta: float, sigma: float, dt: float, roots: Tensor, normals: Tensor) -> Tensor:
     r"""The variance after a step: its quantiles, given the variance before.
 
@@ -60,7 +67,7 @@ def variance_quantiles(kappa: float, theta: float, sigma: float, dt: float, root
     highest = (math.sqrt(intensity.max().item() + shape) + 7.0) ** 2
     n_counts = int(highest + 10.0 * math.sqrt(highest)) + 20
     if n_counts > MOST_COUNTS:
-        raise ValueError(f"a step of {dt:.3g} years is too short for the scheme 'exact'; 'qe-m' is right for it")
+        raise ValueError(_too_short(dt, sigma))
     # values in units of 2 c: evenly spaced in their root, and geometrically down to 0
     even = torch.arange(1, int(math.sqrt(highest) / 0.02) + 2, dtype=torch.float64) * 0.02
     small = torch.logspace(-90.0, math.log10(0.02), 600, dtype=torch.float64)[:-1]
@@ -288,7 +295,7 @@ def tables(kappa: float, theta: float, sigma: float, dt: float, highest: float) 
     sum_unit = 0.25 * sigma**2 * dt
     argument_unit = 0.5 * sigma**2 * math.sinh(0.5 * kappa * dt) / kappa
     if highest / variance_unit > MOST_COUNTS:
-        raise ValueError(f"a step of {dt:.3g} years is too short for the scheme 'exact'; 'qe-m' is right for it")
+        raise ValueError(_too_short(dt, sigma))
     roots = _nodes(highest / variance_unit) * math.sqrt(variance_unit)
     sums, arguments = _nodes(2.0 * highest / sum_unit) ** 2 * sum_unit, _nodes(highest / argument_unit) ** 2
     normals = _normals(INTEGRAL_REACH, INTEGRAL_STEP)

@@ -128,9 +128,13 @@ class LognormalGivenVol(Scheme):
         """No: the variance of a step is taken at its mean given both ends."""
         return False
 
-    def start(self, model: SABR) -> State:
+    def refusal(self, model: SABR) -> str | None:
+        """It is for lognormal forwards."""
         if bool((model.beta.detach() != 1.0).any()) or bool((model.shift.detach() != 0.0).any()):
-            raise ValueError("the scheme 'lognormal' of SABR needs `beta` = 1 and `shift` = 0; use 'absorbed'")
+            return "the scheme 'lognormal' of SABR needs `beta` = 1 and `shift` = 0; use 'absorbed'"
+        return None
+
+    def start(self, model: SABR) -> State:
         return (model.alpha.unsqueeze(-1),)
 
     def coefficients(self, model: SABR, market: Market, time: Tensor, dt: Tensor) -> State:

@@ -18,7 +18,7 @@ from pricers.instruments.base import Instrument, exercised
 from pricers.instruments.basket import Basket
 from pricers.instruments.european import European
 from pricers.market import Market
-from pricers.models.base import AnyScheme, Model
+from pricers.models.base import Model
 from pricers.models.black_scholes import BlackScholes
 from pricers.models.heston import Heston
 from pricers.monte_carlo.conditional import ConditionalLaw, asian

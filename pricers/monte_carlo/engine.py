@@ -111,6 +111,9 @@ class MonteCarlo:
         if self.scheme is not None and self.scheme not in model.schemes:
             known = ", ".join(map(repr, model.schemes))
             return f"`scheme` of {type(model).__name__} must be one of {known}, got {self.scheme!r}"
+        misfit = self._scheme(model).refusal(model)
+        if misfit is not None:
+            return misfit
         if market.dividends is not None and not (isinstance(model, BlackScholes) and model.n_assets == 1):
             return "cash dividends are for BlackScholes on one asset"
         misfit = instrument.asset_refusal(model.n_assets)
@@ -155,7 +158,7 @@ class MonteCarlo:
 
     def _conditional(self, instrument: Instrument, model: Model, market: Market) -> Mixing | None:
         scheme = self._scheme(model)
-        if isinstance(scheme, DirectScheme) or model.n_assets > 1 or market.dividends is not None:
+        if isinstance(scheme, DirectScheme) or scheme.local or model.n_assets > 1 or market.dividends is not None:
             return None
         mixing = CONDITIONAL.get(type(instrument))
         if mixing is None or not mixing.suits(instrument):

@@ -1,4 +1,4 @@
-"""Conditional simulation of SABR and rough Bergomi: the same prices as with the asset simulated, with smaller errors."""
+"""Conditional simulation of SABR and rough Bergomi: the prices of plain simulation, with smaller errors."""
 
 import math
 

@@ -228,10 +228,8 @@ def test_both_schemes_agree_where_both_apply():
 
 def test_the_lognormal_scheme_refuses_other_exponents_and_shifts():
     for model in (sabr(0.3, 0.9, 0.0, 0.4), sabr(0.3, 1.0, 0.0, 0.4, shift=0.1)):
-        with pytest.raises(
-            ValueError, match="the scheme 'lognormal' of SABR needs `beta` = 1 and `shift` = 0; use 'abs"
-        ):
-            LognormalGivenVol().start(model)
+        reason = LognormalGivenVol().refusal(model)
+        assert reason == "the scheme 'lognormal' of SABR needs `beta` = 1 and `shift` = 0; use 'absorbed'"
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
