@@ -14,6 +14,7 @@ from pricers.models.base import Scheme, State, Step
 __all__ = ["WithJumps"]
 
 TAIL = 1e-17  # probability of more jumps in a step than are counted
+BEYOND = 64  # further numbers of events that the tails are summed over
 
 
 class WithJumps(Scheme):
@@ -108,6 +109,8 @@ def poisson_tails(expected: Tensor) -> Tensor:
     n = math.ceil(largest) + 1  # Chernoff's bound on the tail holds above the mean
     while largest > 0.0 and n * (1.0 + math.log(largest / n)) - largest > math.log(TAIL):
         n += 1
-    count = torch.arange(1, n + 1, dtype=mean.dtype, device=mean.device)
-    # P(N >= k) is the regularised incomplete gamma function at (k, mean), which keeps the digits of the tail
-    return torch.special.gammainc(count, mean.unsqueeze(-1))
+    count = torch.arange(1, n + 1 + BEYOND, dtype=torch.float64, device=mean.device)
+    mean = mean.double().unsqueeze(-1)
+    weights = torch.exp(torch.special.xlogy(count, mean) - mean - torch.lgamma(count + 1.0))
+    # summed from the smallest on: every digit of the tail is kept (torch's incomplete gamma function has nine of them)
+    return weights.flip(-1).cumsum(-1).flip(-1)[..., :n].to(expected.dtype)

@@ -28,7 +28,7 @@ def test_tails_are_those_of_poisson(mean):
         weights.append(math.exp(-mean + n * math.log(mean) - math.lgamma(n + 1)))
     for k in range(tails.shape[0]):
         total = sum(weights[k + 1 :])
-        assert tails[k].item() == pytest.approx(total, rel=1e-9)  # torch.special.gammainc has about 2e-10
+        assert tails[k].item() == pytest.approx(total, rel=2e-13)  # rounding of the logarithms, about 100 here
     assert sum(weights[tails.shape[0] + 1 :]) < 2e-17
 
 

@@ -182,4 +182,5 @@ def test_gradients_at_the_edges_are_numbers(hurst):
     mean, variance, last = conditional(RoughHeston(*inputs), steps(8), 500, seed=7)
     for total in (mean.sum(), variance.sum(), last.sum()):
         gradients = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+        assert gradients[0] is not None
         assert all(gradient is None or bool(gradient.isfinite()) for gradient in gradients)
