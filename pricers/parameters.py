@@ -5,12 +5,34 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["broadcast_shape", "choice", "common_dtype", "converted", "copied", "dates", "real", "tensors", "within"]
+__all__ = [
+    "broadcast_shape",
+    "choice",
+    "common_dtype",
+    "converted",
+    "copied",
+    "dates",
+    "device_of",
+    "flag",
+    "number",
+    "plausible",
+    "real",
+    "tensors",
+    "time_of",
+    "volatility",
+    "whole",
+    "within",
+    "word",
+]
+
+MOST_VOL = 10.0  # 1,000 % a year: what is above was meant in percent
 
 
 def real(name: str, value: Any) -> Tensor:
@@ -87,12 +109,125 @@ def dates(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
     return tensor
 
 
-def choice(name: str, value: str, options: tuple[str, ...]) -> str:
+def plausible(name: str, tensor: Tensor, size: float, hint: str) -> Tensor:
+    """The tensor, if none of its numbers is beyond `size`, which only a mistake in the unit explains.
+
+    Raises:
+        ValueError: one is; `hint` tells the mistake.
+    """
+    bad = tensor.detach().abs() > size
+    if bool(bad.any()):
+        raise ValueError(f"`{name}` must lie in [{-size:g}, {size:g}], got {_first(tensor, bad)}; {hint}")
+    return tensor
+
+
+def volatility(name: str, value: Any) -> Tensor:
+    """Annual volatilities as decimals: above 0, and at most 10, that is 1,000 %.
+
+    >>> volatility("vol", 20.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: `vol` must be 10 or less, got 20; is it in percent? 20 % is 0.2
+    """
+    tensor = within(name, value, above=0.0)
+    bad = tensor.detach() > MOST_VOL
+    if bool(bad.any()):
+        raise ValueError(
+            f"`{name}` must be {MOST_VOL:g} or less, got {_first(tensor, bad)}; is it in percent? 20 % is 0.2"
+        )
+    return tensor
+
+
+def time_of(value: Any) -> Tensor:
+    """A tensor of times as it is; numbers and lists are checked: 0 or more."""
+    return value if isinstance(value, Tensor) else within("time", value, at_least=0.0)
+
+
+def whole(name: str, value: Any, *, at_least: int | None = None) -> int:
+    """A Python or numpy integer.
+
+    Raises:
+        ValueError: a number of another type, even if it is whole, or one below `at_least`.
+
+    >>> whole("n_paths", 1e5)
+    Traceback (most recent call last):
+        ...
+    ValueError: `n_paths` must be a whole number, got 100000.0; write it as an int
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}; write it as an int")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"`{name}` must be {at_least} or more, got {value}")
+    return int(value)
+
+
+def number(name: str, value: Any, *, above: float | None = None, below: float | None = None) -> float:
+    """One finite number that is no tensor, inside the open bounds.
+
+    Raises:
+        ValueError: it is something else, NaN, infinite or out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"`{name}` must be one real number, got {value!r}; write it as a float")
+    found = float(value)
+    if not isfinite(found) or (above is not None and found <= above) or (below is not None and found >= below):
+        rule = "be finite" if above is None and below is None else _rule(above, None, below, None)
+        raise ValueError(f"`{name}` must {rule}, got {found:g}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one of them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise ValueError(f"`{name}` must be True or False, got {value!r}; write it without quotes, as a bool")
+
+
+def word(name: str, value: Any) -> str:
+    """A name.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` must be one name, got {value!r}; write it as a str")
+    return value
+
+
+def device_of(name: str, value: Any) -> torch.device:
+    """A device that is there and holds numbers.
+
+    Raises:
+        ValueError: no such device, or nothing can be computed on it.
+    """
+    if not isinstance(value, str | torch.device):
+        raise ValueError(f"`{name}` must be a torch.device or its name, got {value!r}; write torch.device('cpu')")
+    try:
+        device = torch.device(value)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"`{name}` must be a device of this machine, got {str(value)!r} ({error}); use 'cpu'"
+        ) from error
+    return device
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     """`value`, one of `options`.
 
     Raises:
-        ValueError: it is another word.
+        ValueError: it is another word, or no word.
     """
+    if not isinstance(value, str):
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}; one word holds for all of a batch"
+        )
     if value not in options:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
     return value
@@ -169,10 +304,18 @@ def _tensor(value: Any) -> Tensor:
         return torch.stack([_tensor(item) for item in value])
     if isinstance(value, (str, bytes)):
         raise TypeError("text is no number")
+    if _holds_bool(value):
+        raise TypeError("True and False are no numbers")
     natural = torch.as_tensor(value)  # float32 for Python floats: only its kind is read
     if natural.is_complex() or natural.dtype == torch.bool:
         return natural
     return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_bool(item) for item in value)
+    return isinstance(value, bool)
 
 
 def _clash(one: torch.Size, other: torch.Size) -> bool:
