@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +21,20 @@ from pricers.monte_carlo.conditional import CONDITIONAL, ConditionalLaw, Mixing
 from pricers.monte_carlo.controls import Control, controls_of
 from pricers.monte_carlo.likelihood import record_weighted
 from pricers.monte_carlo.simulate import Plan, assemble, asset_normals, prepared, record, record_conditional
-from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
+from pricers.monte_carlo.statistics import LEAST_DECIDING, Moments, controlled, merged, pooled, tile_moments
 from pricers.noise import NOISES, TILE, Noise, Normals, Stored, block_size, bridge, uniforms
-from pricers.parameters import broadcast_shape, choice, common_dtype, converted, tensors
+from pricers.parameters import (
+    broadcast_shape,
+    choice,
+    common_dtype,
+    converted,
+    device_of,
+    flag,
+    number,
+    tensors,
+    whole,
+    word,
+)
 from pricers.paths import Paths, time_grid
 
 __all__ = ["MonteCarlo"]
@@ -50,10 +62,10 @@ class MonteCarlo:
         conditional: whether the asset is integrated out given the variance path (mixing) where model and instrument
             allow it; None does so when possible, True raises where it is not.
         repeats: independent scrambles behind the standard error of Sobol noise.
-        target_std_error: stop when the standard error (the largest of a batch) is at most this, in units of price;
-            `n_paths` is then the most that is spent.
+        target_std_error: stop when the standard error (the largest of a batch) is at most this, in units of price, and
+            enough paths decide the value; `n_paths` is then the most that is spent.
         dtype: floating point type of the paths; None takes that of the inputs. Averages are always float64.
-        device: torch device; None takes that of the inputs.
+        device: torch device or its name; None takes that of the inputs.
         compile: whether the time step is compiled; None compiles long simulations only.
 
     Raises:
@@ -75,30 +87,36 @@ class MonteCarlo:
     repeats: int = 16
     target_std_error: float | None = None
     dtype: torch.dtype | None = None
-    device: torch.device | None = None
+    device: torch.device | str | None = None
     compile: bool | None = None
 
     def __post_init__(self) -> None:
         choice("noise", self.noise, tuple(NOISES))
-        for name in ("n_paths", "n_steps", "seed", "repeats"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not (isinstance(count, int) or (name == "n_steps" and count is None)):
-                raise ValueError(f"`{name}` must be a whole number, got {count!r}")
-        if self.n_paths < 2:
-            raise ValueError(f"`n_paths` must be 2 or more, got {self.n_paths}")
-        if self.n_steps is not None and self.n_steps < 1:
-            raise ValueError(f"`n_steps` must be 1 or more, got {self.n_steps}")
-        if self.repeats < 2:
-            raise ValueError(f"`repeats` must be 2 or more (a standard error needs them), got {self.repeats}")
-        if self.noise == "antithetic" and self.n_paths % 2:
-            raise ValueError(f"`n_paths` must be even for antithetic noise, got {self.n_paths}")
+        set_field = object.__setattr__  # the class is frozen
+        set_field(self, "n_paths", whole("n_paths", self.n_paths, at_least=2))
+        set_field(self, "seed", whole("seed", self.seed))
+        set_field(self, "repeats", whole("repeats", self.repeats, at_least=2))  # a standard error needs them
+        set_field(self, "controls", flag("controls", self.controls))
+        optional: dict[str, Callable[[str, Any], Any]] = {
+            "n_steps": partial(whole, at_least=1),
+            "scheme": word,
+            "conditional": flag,
+            "target_std_error": partial(number, above=0.0),
+            "device": device_of,
+            "compile": flag,
+        }
+        for name, checked in optional.items():
+            if getattr(self, name) is not None:
+                set_field(self, name, checked(name, getattr(self, name)))
+        if self.noise == "antithetic" and (self.n_paths % 2 or self.n_paths < 4):
+            raise ValueError(
+                f"`n_paths` must be even and 4 or more (two pairs) for antithetic noise, got {self.n_paths}"
+            )
         if self.noise == "sobol" and self.n_paths % self.repeats:
             raise ValueError(
                 f"`n_paths` must be a multiple of `repeats` = {self.repeats} for sobol noise, got {self.n_paths}; "
                 "powers of two fill space best"
             )
-        if self.target_std_error is not None and not self.target_std_error > 0:
-            raise ValueError(f"`target_std_error` must be above 0, got {self.target_std_error}")
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {self.dtype}")
 
@@ -145,10 +163,12 @@ class MonteCarlo:
         while True:
             estimate = self._run(instrument, model, market, n_paths)
             worst = estimate.std_error.max().item()
-            if worst <= target:
+            if worst <= target and not estimate.note:
                 return estimate
             if n_paths >= self.n_paths:
-                note = f"the standard error {worst:.3g} is above the target {target:.3g} after all {n_paths} paths"
+                reached = "at" if worst <= target else "above"
+                note = f"the standard error {worst:.3g} is {reached} the target {target:.3g} after all {n_paths} paths"
+                note = "; ".join(filter(None, (note, estimate.note)))
                 return replace_note(estimate, note)
             n_paths = min(self.n_paths, 2 * n_paths)
 
@@ -171,13 +191,14 @@ class MonteCarlo:
         repeats = sampler.moments()
         value, error = controlled(repeats, sampler.known)
         dtype = common_dtype(instrument, model, market)
-        return Estimate(value.to(dtype), error.to(dtype), n_paths=n_paths, engine=self.name)
+        note = _note_of_few(pooled(repeats).deciding[..., 0])
+        return Estimate(value.to(dtype), error.to(dtype), n_paths=n_paths, engine=self.name, note=note)
 
     def sampler(self, instrument: Instrument, model: Model, market: Market, n_paths: int | None = None) -> Sampler:
         """What simulates this triple chunk by chunk: for Greeks, multilevel and regression engines."""
         batch_of(instrument, model, market)
         dtype = self.dtype or common_dtype(instrument, model, market)
-        device = self.device or market.spot.device
+        device = market.spot.device if self.device is None else torch.device(self.device)
         instrument, model, market = (
             converted(instrument, dtype, device),
             converted(model, dtype, device),
@@ -360,6 +381,16 @@ class Sampler:
                 for tile in tiles:
                     repeats[repeat] = merged(repeats[repeat], tile)
         return [moments for moments in repeats if moments is not None]
+
+
+def _note_of_few(deciding: Tensor) -> str:
+    """What a reader must know where a handful of paths makes the value: the scatter cannot show what is rarer."""
+    if bool((deciding >= LEAST_DECIDING).all()):
+        return ""
+    if bool((deciding == 0).any()):
+        return "all paths pay the same: unless that is certain, the standard error misses what rarer paths pay"
+    fewest = deciding.min().item()
+    return f"about {fewest:.0f} paths decide the value: the standard error is rough, and misses what rarer paths pay"
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pricers.noise import TILE
 
-__all__ = ["Moments", "controlled", "merged", "tile_moments"]
+__all__ = ["LEAST_DECIDING", "Moments", "controlled", "merged", "pooled", "tile_moments"]
+
+LEAST_DECIDING = 16  # samples for each coefficient of a regression; below, a standard error is rough too
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,22 @@ class Moments:
         n: how many.
         mean: shape `*batch rows`.
         scatter: sum of products of deviations, shape `*batch rows rows`.
+        quartic: sum of the fourth powers of the deviations from the mean of each tile, shape `*batch rows`.
     """
 
     n: int
     mean: Tensor
     scatter: Tensor
+    quartic: Tensor
+
+    @property
+    def deciding(self) -> Tensor:
+        r"""How many samples decide the scatter of each row, $(\sum d^2)^2 / \sum d^4$; shape `*batch rows`.
+
+        A third of them all for a normal row, the number of hits for a payoff that is rarely hit, 0 for a constant.
+        """
+        square = self.scatter.diagonal(dim1=-2, dim2=-1)
+        return torch.where(self.quartic > 0, square**2 / self.quartic, 0.0)
 
 
 def tile_moments(values: Tensor, pairs: bool) -> list[Moments]:
@@ -39,14 +52,14 @@ def tile_moments(values: Tensor, pairs: bool) -> list[Moments]:
     found: list[Moments] = []
     if whole:
         tiles = values[..., :whole].double().unflatten(-1, (-1, TILE)).movedim(-2, 0)
-        found += [Moments(n, mean, scatter) for n, mean, scatter in _moments(tiles, pairs)]
+        found += _moments(tiles, pairs)
     if width > whole:
-        found += [Moments(n, mean, scatter) for n, mean, scatter in _moments(values[..., whole:].double()[None], pairs)]
+        found += _moments(values[..., whole:].double()[None], pairs)
     return found
 
 
-def _moments(tiles: Tensor, pairs: bool) -> list[tuple[int, Tensor, Tensor]]:
-    """Of each tile, `tiles *batch rows n`: how many, mean, scatter."""
+def _moments(tiles: Tensor, pairs: bool) -> list[Moments]:
+    """Of each tile, `tiles *batch rows n`."""
     if pairs:
         half = tiles.shape[-1] // 2
         tiles = 0.5 * (tiles[..., :half] + tiles[..., half:])
@@ -55,7 +68,8 @@ def _moments(tiles: Tensor, pairs: bool) -> list[tuple[int, Tensor, Tensor]]:
     deviation = tiles - mean.unsqueeze(-1)
     rows = [[(one * other).sum(-1) for other in deviation.unbind(-2)] for one in deviation.unbind(-2)]
     scatter = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-    return [(tiles.shape[-1], one, two) for one, two in zip(mean, scatter, strict=True)]
+    quartic = deviation.detach().square().square_().sum(-1)
+    return [Moments(tiles.shape[-1], *parts) for parts in zip(mean, scatter, quartic, strict=True)]
 
 
 def merged(one: Moments | None, other: Moments) -> Moments:
@@ -70,7 +84,17 @@ def merged(one: Moments | None, other: Moments) -> Moments:
     gap = other.mean - one.mean
     mean = one.mean + gap * (other.n / n)
     outer = gap.unsqueeze(-1) * gap.unsqueeze(-2)
-    return Moments(n, mean, one.scatter + other.scatter + outer * (one.n * other.n / n))
+    scatter = one.scatter + other.scatter + outer * (one.n * other.n / n)
+    return Moments(n, mean, scatter, one.quartic + other.quartic)
+
+
+def pooled(repeats: list[Moments]) -> Moments:
+    """Moments of all repeats together."""
+    total: Moments | None = None
+    for repeat in repeats:
+        total = merged(total, repeat)
+    assert total is not None
+    return total
 
 
 def control_weights(scatter: Tensor) -> Tensor:
@@ -94,21 +118,19 @@ def controlled(repeats: list[Moments], known: Tensor | None) -> tuple[Tensor, Te
         repeats: moments of each independent repeat; row 0 is the payoff, the others are controls.
         known: expectations of the controls, shape `*batch rows-1`; None without controls.
     """
-    total: Moments | None = None
-    for repeat in repeats:
-        total = merged(total, repeat)
-    assert total is not None
-    if known is None:
-        means = torch.stack([repeat.mean[..., 0] for repeat in repeats])
-        residual = total.scatter[..., 0, 0]
-        rows = 1
-    else:
-        weights = control_weights(total.scatter)
-        means = torch.stack([r.mean[..., 0] - (weights * (r.mean[..., 1:] - known)).sum(-1) for r in repeats])
-        residual = total.scatter[..., 0, 0] - (weights * total.scatter[..., 0, 1:]).sum(-1)
-        rows = 1 + known.shape[-1]
+    total = pooled(repeats)
+    means = torch.stack([repeat.mean[..., 0] for repeat in repeats])
+    residual, freedom = total.scatter[..., 0, 0], torch.as_tensor(total.n - 1)
+    if known is not None:
+        n_controls = known.shape[-1]
+        # a payoff that a few paths decide is explained by anything: then no control is fitted to it
+        trusted = (total.deciding >= LEAST_DECIDING * (1 + n_controls)).all(-1, keepdim=True)
+        weights = torch.where(trusted, control_weights(total.scatter), 0.0)
+        controls = torch.stack([repeat.mean[..., 1:] for repeat in repeats])
+        means = means - (weights * (controls - known)).sum(-1)
+        residual = residual - (weights * total.scatter[..., 0, 1:]).sum(-1)
+        freedom = total.n - 1 - n_controls * trusted.squeeze(-1)
     value = means.mean(0)
     if len(repeats) > 1:
         return value, means.std(0) / len(repeats) ** 0.5
-    freedom = max(total.n - rows, 1)
     return value, (residual.clamp(min=0.0) / freedom / total.n).sqrt()
