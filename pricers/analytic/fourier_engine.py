@@ -16,7 +16,7 @@ from pricers.instruments import European
 from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.models.base import Characteristic, Model
-from pricers.parameters import broadcast_shape, common_dtype, converted
+from pricers.parameters import broadcast_shape, common_dtype, converted, whole
 
 __all__ = ["Fourier", "model_law"]
 
@@ -52,8 +52,8 @@ class Fourier:
     n_terms: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_terms is not None and self.n_terms < 2:
-            raise ValueError(f"`n_terms` must be 2 or more, or None for as many as are needed, got {self.n_terms}")
+        if self.n_terms is not None:
+            object.__setattr__(self, "n_terms", whole("n_terms", self.n_terms, at_least=2))  # the class is frozen
 
     def refusal(self, instrument: Instrument, model: Model, market: Market) -> str | None:
         """Why this engine cannot price the three together, or None."""

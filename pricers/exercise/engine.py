@@ -19,7 +19,7 @@ from pricers.market import Market
 from pricers.models.base import AnyScheme, Model, Scheme
 from pricers.monte_carlo.engine import batch_of
 from pricers.noise import BLOCK, address
-from pricers.parameters import choice, common_dtype, converted
+from pricers.parameters import choice, common_dtype, converted, whole, word
 from pricers.paths import merged_dates, time_grid
 
 __all__ = ["LongstaffSchwartz"]
@@ -64,8 +64,10 @@ class LongstaffSchwartz:
     def __post_init__(self) -> None:
         choice("basis", self.basis, tuple(BASES))
         for name, least in (("n_paths", 2), ("n_steps", 1), ("degree", 1), ("n_outer", 0), ("n_inner", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
+            object.__setattr__(self, name, whole(name, getattr(self, name), at_least=least))  # the class is frozen
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        if self.scheme is not None:
+            word("scheme", self.scheme)
         if self.n_outer == 1:
             raise ValueError("`n_outer` must be 0 or at least 2 (its standard error needs them), got 1")
 

@@ -21,7 +21,7 @@ from pricers.models.base import Model
 from pricers.models.black_scholes import BlackScholes
 from pricers.models.heston import Heston
 from pricers.models.local_vol import LocalVol
-from pricers.parameters import broadcast_shape
+from pricers.parameters import broadcast_shape, whole
 
 __all__ = ["FiniteDifference", "refusal"]
 
@@ -73,11 +73,9 @@ class FiniteDifference:
     n_variance: int = 80
 
     def __post_init__(self) -> None:
-        for name, count, least in (
-            ("n_space", self.n_space, 16),
-            ("n_time", self.n_time, 4),
-            ("n_variance", self.n_variance, 16),
-        ):
+        for name, least in (("n_space", 16), ("n_time", 4), ("n_variance", 16)):
+            count = whole(name, getattr(self, name))
+            object.__setattr__(self, name, count)  # the class is frozen
             if count < least or count % 2:
                 raise ValueError(f"`{name}` must be an even number of {least} or more, got {count}")
 

@@ -16,7 +16,7 @@ from pricers.models.base import Model, PathScheme
 from pricers.monte_carlo.engine import MonteCarlo, Sampler
 from pricers.monte_carlo.statistics import Moments, merged, tile_moments
 from pricers.noise import TILE, Pseudo, Stored, address
-from pricers.parameters import common_dtype
+from pricers.parameters import common_dtype, flag, number, whole, word
 
 __all__ = ["MultilevelMonteCarlo"]
 
@@ -85,12 +85,15 @@ class MultilevelMonteCarlo:
     conditional: bool | None = None
 
     def __post_init__(self) -> None:
-        if not self.accuracy > 0 or not math.isfinite(self.accuracy):
-            raise ValueError(f"`accuracy` must be above 0 (units of price), got {self.accuracy}")
-        if self.n_steps < 1 or self.max_levels < 2:
-            raise ValueError(
-                f"`n_steps` must be 1 and `max_levels` 2 or more, got {self.n_steps} and {self.max_levels}"
-            )
+        set_field = object.__setattr__  # the class is frozen
+        set_field(self, "accuracy", number("accuracy", self.accuracy, above=0.0))
+        set_field(self, "seed", whole("seed", self.seed))
+        set_field(self, "n_steps", whole("n_steps", self.n_steps, at_least=1))
+        set_field(self, "max_levels", whole("max_levels", self.max_levels, at_least=2))
+        if self.scheme is not None:
+            word("scheme", self.scheme)
+        if self.conditional is not None:
+            set_field(self, "conditional", flag("conditional", self.conditional))
 
     def _engine(self) -> MonteCarlo:
         return MonteCarlo(
