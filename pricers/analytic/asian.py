@@ -8,13 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pricers.analytic.basket import exchange_price, gauss_legendre
+from pricers.analytic.basket import exchange_price
 from pricers.estimate import Estimate
 from pricers.instruments.asian import Asian
 from pricers.market import Market, ZeroCurve
 from pricers.models.base import Model
 from pricers.models.black_scholes import BlackScholes
+from pricers.normal import deviation
 from pricers.parameters import broadcast_shape
+from pricers.quadrature import gauss_legendre
 
 __all__ = [
     "FORMULAS",
@@ -126,14 +128,16 @@ def lognormal_average_price(
     4.253374
     """
     average = (mean + 0.5 * variance).exp()
+    # no variance is left where the only fixing is today, or the expiry of a floating strike
+    least = torch.finfo(variance.dtype).eps ** 2
     if strike is not None:
         bought, sold = (average, strike) if option == "call" else (strike, average)
-        return exchange_price(bought, sold, _root(variance))
+        return exchange_price(bought, sold, deviation(variance, least))
     assert last_forward is not None
     assert last_variance is not None
     assert covariance is not None
     bought, sold = (last_forward, average) if option == "call" else (average, last_forward)
-    return exchange_price(bought, sold, _root(variance + last_variance - 2.0 * covariance))
+    return exchange_price(bought, sold, deviation(variance + last_variance - 2.0 * covariance, least))
 
 
 def mean_log_forward(market: Market, expiry: Tensor) -> Tensor:
@@ -161,11 +165,6 @@ def _mean_over_time(market: Market, expiry: Tensor, transform: Callable[[Tensor]
             time = 0.5 * (left + right) + 0.5 * (right - left) * place
             total = total + 0.5 * (right - left) * weight * transform(market.growth(time))
     return total / expiry
-
-
-def _root(variance: Tensor) -> Tensor:
-    """Square root with a finite gradient at 0, where the only fixing is the expiry of a floating strike or today."""
-    return variance.clamp(min=torch.finfo(variance.dtype).eps ** 2).sqrt()
 
 
 def model_free_refusal(instrument: Asian, model: Model, market: Market) -> str | None:

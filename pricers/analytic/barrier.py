@@ -12,8 +12,6 @@ from pricers.analytic.reflection import (
     OTHERS,
     curve_refusal,
     flat_rates,
-    mills_ratio,
-    ndtr,
     normal_option,
     weighted_ndtr,
 )
@@ -22,6 +20,7 @@ from pricers.instruments.barrier import Barrier, check_not_crossed
 from pricers.instruments.base import call_sign
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
+from pricers.normal import mills_ratio, normal_cdf
 
 __all__ = [
     "FORMULAS",
@@ -157,7 +156,7 @@ def no_hit_price(
         Reiner and Rubinstein (1991), Breaking down the barriers: term E of Haug (2007), section 4.17.1.
     """
     law = _Law(spot, barrier, vol * expiry.sqrt(), (rate - dividend_yield) * expiry, 1.0 if down else -1.0)
-    beyond = ndtr(law.side * (law.upper(barrier) - law.root))
+    beyond = normal_cdf(law.side * (law.upper(barrier) - law.root))
     return torch.exp(-rate * expiry) * (beyond - law.reflected_ndtr(barrier, law.growth - 0.5 * law.root**2))
 
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from pricers.analytic.reflection import ndtr
 from pricers.black.price import black_call_put
 from pricers.estimate import Estimate
 from pricers.instruments.base import call_sign
 from pricers.instruments.basket import Basket
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
+from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape
+from pricers.quadrature import gauss_legendre
 
 __all__ = [
     "FORMULAS",
     "best_of_two_price",
     "bivariate_normal_cdf",
     "exchange_price",
-    "gauss_legendre",
     "geometric_basket_price",
 ]
 
-_eigh = cast(Callable[[Tensor], tuple[Tensor, Tensor]], torch.linalg.eigh)  # torch states no type
 HIGH_CORRELATION = 0.925  # from here on Genz expands around correlation 1
 N_NODES = 20  # Gauss-Legendre; enough for 1e-15 up to HIGH_CORRELATION
 
@@ -93,7 +90,7 @@ def _by_arcsine(x: Tensor, y: Tensor, correlation: Tensor) -> Tensor:
     squares, product = 0.5 * (x**2 + y**2), x * y
     exponent = (sine * product.unsqueeze(-1) - squares.unsqueeze(-1)) / (1.0 - sine**2)
     integral = half * (exponent.exp() * weights).sum(-1)
-    return integral / (2.0 * math.pi) + ndtr(x) * ndtr(y)
+    return integral / (2.0 * math.pi) + normal_cdf(x) * normal_cdf(y)
 
 
 def _around_one(x: Tensor, y: Tensor, correlation: Tensor) -> Tensor:
@@ -107,7 +104,7 @@ def _around_one(x: Tensor, y: Tensor, correlation: Tensor) -> Tensor:
     c, d = (4.0 - product) / 8.0, (12.0 - product) / 16.0
     series = 1.0 - c * (gap2 - square) * (1.0 - d * gap2 / 5.0) / 3.0 + c * d * square**2 / 5.0
     leading = a * _bounded_exp(-0.5 * (gap2 / square + product)) * series
-    tail = math.sqrt(2.0 * math.pi) * ndtr(-gap / a) * gap
+    tail = math.sqrt(2.0 * math.pi) * normal_cdf(-gap / a) * gap
     leading = leading - _bounded_exp(-0.5 * product) * tail * (1.0 - c * gap2 * (1.0 - d * gap2 / 5.0) / 3.0)
     nodes, weights = gauss_legendre(N_NODES, x)
     half = 0.5 * a.unsqueeze(-1)
@@ -120,8 +117,8 @@ def _around_one(x: Tensor, y: Tensor, correlation: Tensor) -> Tensor:
     whole = _bounded_exp(first - product * (1.0 - root) / (2.0 * (1.0 + root))) / root
     rest = (weights * half * (whole - _bounded_exp(first) * (1.0 + c * x2 * (1.0 + d * x2)))).sum(-1)
     distance = -(leading + rest) / (2.0 * math.pi)
-    same_sign = distance + ndtr(-torch.maximum(h, k))
-    opposite = -distance + (ndtr(k) - ndtr(h)).clamp(min=0.0)
+    same_sign = distance + normal_cdf(-torch.maximum(h, k))
+    opposite = -distance + (normal_cdf(k) - normal_cdf(h)).clamp(min=0.0)
     return torch.where(positive, same_sign, opposite)
 
 
@@ -129,23 +126,6 @@ def _bounded_exp(exponent: Tensor) -> Tensor:
     """exp, 0 with a gradient of 0 where it would vanish or, beside a factor that vanishes faster, overflow."""
     usable = (exponent > -100.0) & (exponent < 100.0)
     return torch.where(usable, torch.where(usable, exponent, 0.0).exp(), 0.0)
-
-
-def gauss_legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre on [-1, 1], in the dtype and on the device of `like`.
-
-    References:
-        Golub and Welsch (1969), Calculation of Gauss quadrature rules.
-
-    >>> nodes, weights = gauss_legendre(2, torch.zeros((), dtype=torch.float64))
-    >>> nodes
-    tensor([-0.5774,  0.5774], dtype=torch.float64)
-    """
-    k = torch.arange(1, n, dtype=torch.float64)
-    off_diagonal = k / (4.0 * k**2 - 1.0).sqrt()
-    jacobi = torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
-    nodes, vectors = _eigh(jacobi)
-    return nodes.to(like), (2.0 * vectors[0] ** 2).to(like)
 
 
 def best_of_two_price(

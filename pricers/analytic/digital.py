@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pricers.analytic.reflection import OTHERS, ndtr
+from pricers.analytic.reflection import OTHERS
 from pricers.estimate import Estimate
 from pricers.instruments.base import call_sign
 from pricers.instruments.digital import Digital
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
+from pricers.normal import normal_cdf
 
 __all__ = ["FORMULAS", "REFUSALS", "digital_formula", "digital_price", "digital_refusal"]
 
@@ -48,8 +49,8 @@ def digital_price(
     center = torch.log(forward / strike) / root
     sign = call_sign(option)
     if pays == "cash":
-        return discount * ndtr(sign * (center - 0.5 * root))
-    return discount * forward * ndtr(sign * (center + 0.5 * root))
+        return discount * normal_cdf(sign * (center - 0.5 * root))
+    return discount * forward * normal_cdf(sign * (center + 0.5 * root))
 
 
 def digital_refusal(instrument: Digital, model: BlackScholes, market: Market) -> str | None:

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from pricers.analytic.reflection import curve_refusal, flat_rates, mills_ratio, ndtr, normal_option, weighted_ndtr
+from pricers.analytic.reflection import curve_refusal, flat_rates, normal_option, weighted_ndtr
 from pricers.estimate import Estimate
 from pricers.instruments.base import call_sign
 from pricers.instruments.lookback import Lookback, check_running_extremum
 from pricers.market import Market
 from pricers.models.black_scholes import BlackScholes
+from pricers.normal import mills_ratio, normal_cdf
 
 __all__ = ["FORMULAS", "REFUSALS", "lookback_formula", "lookback_price", "lookback_refusal", "strike_bonus"]
 
@@ -112,7 +113,7 @@ def strike_bonus(
     safe = torch.where(small, 1.0, y)
     weight = log_ratio * (1.0 - 2.0 * y / root)
     first = weighted_ndtr(sign * (z + y), weight, -half_square)
-    closed = sign * 0.5 * root / safe * (first - torch.exp(log_ratio + growth) * ndtr(sign * (z - y)))
+    closed = sign * 0.5 * root / safe * (first - torch.exp(log_ratio + growth) * normal_cdf(sign * (z - y)))
 
     even = _divided_difference(torch.where(small, sign * z, 0.0), torch.where(small, y, 0.0))
     series = root * torch.exp(-half_square) * even

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from pricers.market import Market, ZeroCurve
+from pricers.normal import SQRT_2PI, mills_ratio, normal_cdf
 
-__all__ = ["OTHERS", "curve_refusal", "flat_rates", "mills_ratio", "ndtr", "normal_option", "weighted_ndtr"]
+__all__ = ["OTHERS", "curve_refusal", "flat_rates", "normal_option", "weighted_ndtr"]
 
 OTHERS = "use FiniteDifference or MonteCarlo"  # the way out where a closed form does not hold
-SQRT_HALF = math.sqrt(0.5)
-ndtr = cast(Callable[[Tensor], Tensor], torch.special.ndtr)  # torch states no type
-_erfcx = cast(Callable[[Tensor], Tensor], torch.special.erfcx)
-
-
-def mills_ratio(x: Tensor) -> Tensor:
-    r"""$N(-x) / n(x) = \sqrt{\pi/2}\ \mathrm{erfcx}(x / \sqrt 2)$.
-
-    >>> mills_ratio(torch.tensor([0.0, 100.0], dtype=torch.float64))
-    tensor([1.2533, 0.0100], dtype=torch.float64)
-    """
-    return math.sqrt(0.5 * math.pi) * _erfcx(x * SQRT_HALF)
 
 
 def weighted_ndtr(x: Tensor, log_weight: Tensor, log_density: Tensor) -> Tensor:
@@ -48,9 +33,9 @@ def weighted_ndtr(x: Tensor, log_weight: Tensor, log_density: Tensor) -> Tensor:
     tensor([0.0100, 0.8413], dtype=torch.float64)
     """
     right = x >= 0
-    direct = torch.exp(torch.where(right, log_weight, 0.0)) * ndtr(x)
-    # N(x) = exp(-x^2/2) erfcx(-x / sqrt 2) / 2
-    tail = 0.5 * torch.exp(log_density) * _erfcx(torch.where(right, 0.0, -x) * SQRT_HALF)
+    direct = torch.exp(torch.where(right, log_weight, 0.0)) * normal_cdf(x)
+    # N(x) = n(x) R(-x), R of Mills
+    tail = torch.exp(log_density) / SQRT_2PI * mills_ratio(torch.where(right, 0.0, -x))
     return torch.where(right, direct, tail)
 
 
@@ -64,7 +49,7 @@ def normal_option(sign: float, asset: Tensor, cash: Tensor, upper: Tensor, root:
         upper: $d$, distance to the level in standard deviations under the asset's own measure.
         root: $\sqrt{w}$, standard deviation of the log price.
     """
-    return sign * (asset * ndtr(sign * upper) - cash * ndtr(sign * (upper - root)))
+    return sign * (asset * normal_cdf(sign * upper) - cash * normal_cdf(sign * (upper - root)))
 
 
 def curve_refusal(market: Market) -> str | None:

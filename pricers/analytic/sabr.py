@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from pricers.instruments.digital import Digital
 from pricers.instruments.european import European
 from pricers.market import Market
 from pricers.models.sabr import SABR
+from pricers.normal import normal_cdf, normal_density
 
 __all__ = [
     "FORMULAS",
@@ -233,8 +233,8 @@ def digital_sabr(instrument: Digital, model: SABR, market: Market) -> Estimate:
     root = torch.sqrt(instrument.expiry)
     d1, d2 = black_d1_d2(forward, strike, vol * root)
     sign = call_sign(instrument.option)
-    vega = forward * root * torch.exp(-0.5 * d1**2) / math.sqrt(2.0 * math.pi)
-    value = 0.5 * torch.erfc(-sign * math.sqrt(0.5) * d2) - sign * vega * slope
+    vega = forward * root * normal_density(d1)
+    value = normal_cdf(sign * d2) - sign * vega * slope
     if instrument.pays == "asset":
         value = instrument.strike * value + sign * _option(forward, strike, vol, instrument)
     return _estimate(instrument, market, value)

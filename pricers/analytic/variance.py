@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pricers.analytic.basket import gauss_legendre
 from pricers.black.price import black_call_put
 from pricers.characteristic import mean_variance
 from pricers.estimate import Estimate
@@ -21,6 +20,7 @@ from pricers.models.bates import Bates, Merton
 from pricers.models.black_scholes import BlackScholes
 from pricers.models.heston import Heston
 from pricers.parameters import broadcast_shape, within
+from pricers.quadrature import gauss_legendre
 
 __all__ = ["FORMULAS", "variance_swap_by_replication"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pricers.black.normalised import normal_cdf, normal_density
 from pricers.black.price import OPTIONS, bachelier_call_put, black_call_put, black_d1_d2
+from pricers.normal import normal_cdf, normal_density
 from pricers.parameters import broadcast_shape, choice, real, within
 
 __all__ = ["ForwardGreeks", "SpotGreeks", "bachelier_greeks", "black_greeks", "black_scholes_greeks"]

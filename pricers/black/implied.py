@@ -15,14 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pricers.black.normalised import (
-    SQRT_2PI,
-    log_ratio,
-    mills,
-    mills_difference,
-    normal_density,
-    normal_tail_mean,
-)
+from pricers.black.normalised import log_ratio, mills_difference, normal_tail_mean
+from pricers.normal import SQRT_2PI, mills_ratio, normal_density
 
 __all__ = ["bachelier_total_vol", "black_total_vol"]
 
@@ -73,7 +67,7 @@ def _black_root(price: Tensor, low: Tensor, high: Tensor) -> Tensor:
     root = _solve_black(price.detach(), low.detach(), at)
     middle = at / root
     # c(x, root) as a series in x, over c_s: c_x = phi(d1) R(-d2) = exp(-x) Phi(d2), c_xx = phi(d1) / s - c_x
-    by_x = mills(0.5 * root - middle)
+    by_x = mills_ratio(0.5 * root - middle)
     by_x2 = 1.0 / root - by_x
     by_x3 = -by_x2 - (middle + 0.5 * root) / (root * root)
     shift = _zero(x)

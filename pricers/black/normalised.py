@@ -16,45 +16,24 @@ validated.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pricers.normal import mills_ratio, normal_density
+
 __all__ = [
     "log_ratio",
-    "mills",
     "mills_difference",
-    "normal_cdf",
-    "normal_density",
     "normal_tail_mean",
     "normalised_call",
     "positive_total_vol",
 ]
 
-_special: Any = torch.special  # has no type stubs
-SQRT_2PI = math.sqrt(2.0 * math.pi)
-_SQRT_HALF_PI = math.sqrt(0.5 * math.pi)
-_SQRT_HALF = math.sqrt(0.5)
 _SERIES_BELOW = 0.06  # total vol under which the difference of Mills' ratios is summed as a series
 _SERIES_TERMS = 10  # the first one left out is under 1e-16 of the sum
 _FRACTION_ABOVE = 7.0  # argument from which the continued fraction of Mills' ratio is used
 _FRACTION_LEVELS = 24
-
-
-def mills(z: Tensor) -> Tensor:
-    """Mills' ratio of the normal law, upper tail over density."""
-    return _SQRT_HALF_PI * _special.erfcx(z * _SQRT_HALF)
-
-
-def normal_cdf(z: Tensor) -> Tensor:
-    """Distribution function of the standard normal law, to full relative accuracy in the lower tail."""
-    return 0.5 * torch.erfc(-_SQRT_HALF * z)  # torch.special.ndtr has absolute accuracy only
-
-
-def normal_density(z: Tensor) -> Tensor:
-    """Density of the standard normal law."""
-    return torch.exp(-0.5 * z * z) / SQRT_2PI
 
 
 def log_ratio(low: Tensor, high: Tensor) -> Tensor:
@@ -75,8 +54,8 @@ def mills_difference(low: Tensor, high: Tensor, total_vol: Tensor, sign: Tensor)
 
     A sign of -1 belongs to a total vol above `_SERIES_BELOW`.
     """
-    at_high = mills(high)
-    plain = mills(low * sign) - sign * at_high
+    at_high = mills_ratio(high)
+    plain = mills_ratio(low * sign) - sign * at_high
     # Taylor around `high`: f_k = (-s)^k R^(k), where R' = z R - 1 and R^(k) = (k - 1) R^(k-2) + z R^(k-1)
     square, product = total_vol * total_vol, -total_vol * high
     before, here = at_high, torch.addcmul(total_vol, product, at_high)
@@ -114,5 +93,5 @@ def normal_tail_mean(a: Tensor) -> Tensor:
     for level in range(_FRACTION_LEVELS, 1, -1):
         tail = z + level / tail
     near = a.clamp(max=_FRACTION_ABOVE)
-    factor = torch.where(a < _FRACTION_ABOVE, 1.0 - near * mills(near), 1.0 / (z * tail + 1.0))
+    factor = torch.where(a < _FRACTION_ABOVE, 1.0 - near * mills_ratio(near), 1.0 / (z * tail + 1.0))
     return normal_density(a) * factor

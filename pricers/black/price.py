@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pricers.black.normalised import log_ratio, normal_cdf, normal_tail_mean, normalised_call, positive_total_vol
+from pricers.black.normalised import log_ratio, normal_tail_mean, normalised_call, positive_total_vol
+from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, choice, real, within
 
 __all__ = [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
+
+from pricers.quadrature import gauss_legendre
 
 __all__ = ["lewis_european"]
 
@@ -59,7 +60,7 @@ def _lewis(
     log_characteristic: Callable[[Tensor, float], tuple[Tensor, Tensor]], log_strike: Tensor, edges: list[float]
 ) -> Tensor:
     """One quadrature with 16 nodes on each panel."""
-    nodes, weights = _legendre(16, log_strike)
+    nodes, weights = gauss_legendre(16, log_strike)
     low = torch.tensor(edges[:-1], dtype=log_strike.dtype, device=log_strike.device)[:, None]
     half = 0.5 * (torch.tensor(edges[1:], dtype=log_strike.dtype, device=log_strike.device)[:, None] - low)
     u = (low + half * (1.0 + nodes)).flatten()
@@ -69,12 +70,3 @@ def _lewis(
     integral = (factor * torch.cos(angle - u * log_strike.unsqueeze(-1))).sum(dim=-1)
     out_of_money = torch.exp(log_strike.clamp(max=0.0))  # the lesser of 1 and K / F
     return out_of_money - torch.exp(0.5 * log_strike) * integral
-
-
-def _legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss and Legendre on [-1, 1]: eigenvalues of the Jacobi matrix (Golub and Welsch, 1969)."""
-    k = torch.arange(1, n, dtype=torch.float64)
-    off = k / torch.sqrt(4.0 * k * k - 1.0)
-    eigen = cast("Callable[[Tensor], tuple[Tensor, Tensor]]", torch.linalg.eigh)
-    nodes, vectors = eigen(torch.diag(off, 1) + torch.diag(off, -1))
-    return nodes.to(like), (2.0 * vectors[0] ** 2).to(like)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from pricers.instruments.base import OPTIONS, Discount, Instrument, call_sign, exercised
 from pricers.instruments.forward_start import dates_after
 from pricers.instruments.variance import steps_before
+from pricers.normal import deviation, normal_cdf, normal_density
 from pricers.parameters import broadcast_shape, choice, copied, dates, within
 from pricers.paths import Paths
 
@@ -207,10 +207,10 @@ class Asian(Instrument):
         if self.average == "arithmetic":
             middle = (start * end).clamp(min=torch.finfo(start.dtype).tiny).sqrt() * (variance / 8.0).exp()
             mean = self._with_past((share * (start + 4.0 * middle + end) / 6.0).sum(-1), start[..., 0])
-            spread = freedom * _root((share**2 * middle**2 * variance / 12.0).sum(-1))
+            spread = freedom * deviation((share**2 * middle**2 * variance / 12.0).sum(-1))
             return _normal_option(mean, other, spread, sign)
         mean = self._with_past((share * 0.5 * (_log(start) + _log(end))).sum(-1), start[..., 0])
-        spread = freedom * _root((share**2 * variance / 12.0).sum(-1))
+        spread = freedom * deviation((share**2 * variance / 12.0).sum(-1))
         return _lognormal_option((mean + 0.5 * spread**2).exp(), other, spread, sign)
 
 
@@ -219,24 +219,14 @@ def _log(spot: Tensor) -> Tensor:
     return spot.clamp(min=torch.finfo(spot.dtype).tiny).log()
 
 
-def _root(variance: Tensor) -> Tensor:
-    """Square root with a finite gradient at 0."""
-    return variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
-
-
-def _ndtr(x: Tensor) -> Tensor:
-    """Distribution function of the standard normal law."""
-    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
-
-
 def _normal_option(mean: Tensor, strike: Tensor, std: Tensor, sign: float) -> Tensor:
     """$E(\\pm(X - K))^+$ of a normal $X$ (Bachelier)."""
     distance = sign * (mean - strike)
     d = distance / std
-    return distance * _ndtr(d) + std * (-0.5 * d**2).exp() / math.sqrt(2.0 * math.pi)
+    return distance * normal_cdf(d) + std * normal_density(d)
 
 
 def _lognormal_option(forward: Tensor, strike: Tensor, std: Tensor, sign: float) -> Tensor:
     """$E(\\pm(X - K))^+$ of a lognormal $X$ (Black)."""
     d1 = (_log(forward) - _log(strike)) / std + 0.5 * std
-    return sign * (forward * _ndtr(sign * d1) - strike * _ndtr(sign * (d1 - std)))
+    return sign * (forward * normal_cdf(sign * d1) - strike * normal_cdf(sign * (d1 - std)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument, exercised
+from pricers.normal import mills_ratio
 from pricers.parameters import broadcast_shape, choice, dates, within
 from pricers.paths import SAME_DATE, Paths
 
@@ -17,7 +17,6 @@ __all__ = ["Barrier", "check_not_crossed", "mean_hit_share", "step_survival"]
 
 BarrierKind = Literal["down-out", "up-out", "down-in", "up-in"]
 KINDS: tuple[str, ...] = ("down-out", "up-out", "down-in", "up-in")
-_erfcx = cast(Callable[[Tensor], Tensor], torch.special.erfcx)  # torch states no type
 CERTAIN = 80.0  # a bridge crosses with probability exp(-80) or less: not at all
 
 
@@ -231,9 +230,7 @@ def mean_hit_share(start: Tensor, end: Tensor, variance: Tensor) -> Tensor:
     moving = variance > 0
     root = torch.where(moving, variance, 1.0).sqrt()
     alpha = start.clamp(min=0.0) / root
-    # erfcx is Mills' ratio: m(x) = sqrt(pi / 2) erfcx(x / sqrt 2)
-    mills = (0.5 * torch.pi) ** 0.5 * _erfcx((alpha + end.abs() / root) * 0.5**0.5)
-    return torch.where(moving, alpha * mills, 0.5)
+    return torch.where(moving, alpha * mills_ratio(alpha + end.abs() / root), 0.5)
 
 
 def check_not_crossed(instrument: Barrier, spot: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
+from pricers.normal import normal_cdf
 
 __all__ = ["WithJumps"]
 
@@ -88,7 +89,7 @@ def n_jumps(tails: Tensor, normal: Tensor) -> Tensor:
         tails: from `poisson_tails`.
         normal: shape `paths`.
     """
-    survival = torch.special.ndtr(-normal)
+    survival = normal_cdf(-normal)
     count = torch.zeros_like(survival)
     for tail in tails.unbind(-1):
         count = count + (survival < tail.unsqueeze(-1))

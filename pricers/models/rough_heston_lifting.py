@@ -16,10 +16,10 @@ from torch import Tensor
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
 from pricers.models.rough_heston_riccati import mean_variance
+from pricers.normal import normal_cdf
 
 __all__ = ["LiftedQuadraticExponential", "exponential_sum", "resolvent_integrals"]
 
-SQRT_HALF = math.sqrt(0.5)
 SERIES_TERMS = 120
 LONGEST_STEP = 4.0  # of kappa dt^alpha: up to here the series keep 9 digits
 LEAST_RATIO = 1e-10  # of a variance and the square of its mean: below it a quadratic would lose all digits
@@ -160,7 +160,7 @@ class LiftedQuadraticExponential(Scheme):
         root = torch.sqrt(b_squared) + normal
         alive = 2.0 / (psi.clamp(min=self.switch) + 1.0)  # 1 - p, eq. 29
         beta = alive / mean
-        survival = (0.5 * torch.erfc(SQRT_HALF * normal)).clamp(min=tiny)
+        survival = normal_cdf(-normal).clamp(min=tiny)
         exponential = torch.log(alive / survival).clamp(min=0.0) / beta  # eq. 25
         # eqs. 37 and 38
         tail = (1.0 - 2.0 * growth * a).clamp(min=0.01)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pricers.market import Market
 from pricers.models.base import AnyScheme, DirectScheme, Model, Scheme, State, Step
+from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, within
 
 __all__ = ["SABR", "absorbed_martingale_step", "geometric_variance"]
@@ -50,7 +51,7 @@ def absorbed_martingale_step(ratio: Tensor, relative_variance: Tensor, normal: T
     b_squared = twice - 1.0 + torch.sqrt(twice * (twice - 1.0))  # Andersen (2008), eq. 27
     quadratic = ratio / (1.0 + b_squared) * (torch.sqrt(b_squared) + normal) ** 2  # eq. 23 and 28
     half = 0.5 * (1.0 + torch.where(inner, SWITCH, relative_variance))  # 1 / (1 - p), eq. 29
-    upper_tail = 0.5 * torch.erfc(math.sqrt(0.5) * normal)  # a uniform that falls as the normal grows
+    upper_tail = normal_cdf(-normal)  # a uniform that falls as the normal grows
     exponential = ratio * half * (-torch.log(upper_tail * half)).clamp(min=0.0)  # eq. 25
     return torch.where(inner, quadratic, exponential)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from pricers.models.smile import density_parts, natural_spline, refined, spline_curvature
+from pricers.normal import mills_ratio
 
 __all__ = ["knots_around", "nearest_vols"]
 
@@ -350,7 +351,7 @@ def _edge_bounds(knots: Tensor, level: Tensor) -> Bounds:
     def function(k: Tensor, value: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
         root = torch.sqrt(value)
         outward = sign * (k / root + 0.5 * root)
-        ratio = math.sqrt(0.5 * math.pi) * torch.special.erfcx(math.sqrt(0.5) * outward)  # of Mills, N / n
+        ratio = mills_ratio(outward)  # N / n
         return (1.0 - 0.5 * sign * slope / (root * ratio)).unsqueeze(0)
 
     return Bounds(function, points, _maps(knots, points, level))

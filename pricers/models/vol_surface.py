@@ -12,6 +12,7 @@ from torch import Tensor
 from pricers.market import Market
 from pricers.models.smile import density_parts, dupire_local_variance, natural_spline
 from pricers.models.surface_fit import knots_around, nearest_vols
+from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, dates, real, within
 
 __all__ = ["SurfaceFit", "VolSurface"]
@@ -374,7 +375,7 @@ def _check_butterfly(surface: VolSurface) -> None:
     k = surface.log_moneyness
     root = surface.vols * torch.sqrt(surface.expiries).unsqueeze(-1)
     d_plus = -k / root + 0.5 * root
-    cdf = [0.5 * torch.erfc(-math.sqrt(0.5) * d) for d in (d_plus, d_plus - root)]
+    cdf = [normal_cdf(d) for d in (d_plus, d_plus - root)]
     strikes = torch.exp(k)
     calls = cdf[0] - strikes * cdf[1]
     width = strikes.diff(dim=-1)

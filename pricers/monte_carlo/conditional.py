@@ -14,6 +14,7 @@ from pricers.instruments.base import Instrument, call_sign
 from pricers.instruments.digital import Digital
 from pricers.instruments.european import European
 from pricers.market import Market
+from pricers.normal import deviation, normal_cdf
 from pricers.paths import SAME_DATE
 
 __all__ = ["CONDITIONAL", "ConditionalLaw", "Mixing"]
@@ -74,9 +75,9 @@ def _forward_and_tails(instrument: European | Digital, law: ConditionalLaw, mark
     mean, variance = law.at(instrument.expiry)
     forward = market.forward(instrument.expiry).unsqueeze(-1)
     sign = call_sign(instrument.option)
-    deviation = _root(variance)
-    d2 = (torch.log(forward / instrument.strike.unsqueeze(-1)) + mean) / deviation
-    by_asset, by_cash = (torch.special.ndtr(sign * d) for d in (d2 + deviation, d2))
+    spread = deviation(variance)
+    d2 = (torch.log(forward / instrument.strike.unsqueeze(-1)) + mean) / spread
+    by_asset, by_cash = (normal_cdf(sign * d) for d in (d2 + spread, d2))
     return forward * torch.exp(mean + 0.5 * variance), by_asset, by_cash
 
 
@@ -118,12 +119,12 @@ def asian(instrument: Asian, law: ConditionalLaw, market: Market) -> Tensor:
     shape = torch.broadcast_shapes(batch, *(tensor.shape for row in laws for tensor in row))
     level = torch.stack([(forward.log() + mean).expand(shape) for forward, mean, _ in laws])
     total = torch.stack([variance.expand(shape) for _, _, variance in laws])
-    deviation = _root(total.diff(dim=0, prepend=torch.zeros_like(total[:1])))  # of each increment, dates first
+    spreads = deviation(total.diff(dim=0, prepend=torch.zeros_like(total[:1])))  # of each increment, dates first
     n = len(laws)
     later = torch.arange(n, 0, -1, dtype=total.dtype, device=total.device).reshape(-1, *[1] * (total.ndim - 1))
-    direction = deviation * later  # how much the sum of the logs moves with each increment
-    direction = direction / _root(direction.square().sum(0))
-    slope = (deviation * direction).cumsum(0)
+    direction = spreads * later  # how much the sum of the logs moves with each increment
+    direction = direction / deviation(direction.square().sum(0))
+    slope = (spreads * direction).cumsum(0)
     weight = (1.0 - instrument.past_weight.unsqueeze(-1)) / n
     strike = instrument.strike.unsqueeze(-1)
     sign = call_sign(instrument.option)
@@ -131,18 +132,18 @@ def asian(instrument: Asian, law: ConditionalLaw, market: Market) -> Tensor:
     if instrument.average == "geometric":
         spot = market.spot if instrument.running_average is None else instrument.running_average
         centre = weight * level.sum(0) + instrument.past_weight.unsqueeze(-1) * spot.unsqueeze(-1).log()
-        spread = _root((weight * slope.sum(0)).square())
+        spread = deviation((weight * slope.sum(0)).square())
         d = (centre - strike.log()) / spread
-        upper = torch.exp(centre + 0.5 * spread**2) * torch.special.ndtr(sign * (d + spread))
-        return sign * (upper - strike * torch.special.ndtr(sign * d)) * discount
+        upper = torch.exp(centre + 0.5 * spread**2) * normal_cdf(sign * (d + spread))
+        return sign * (upper - strike * normal_cdf(sign * d)) * discount
     noise = law.normals.reshape(n, *[1] * (total.ndim - 2), -1)
     rest = noise - direction * (direction * noise).sum(0)
-    level = level + (deviation * rest).cumsum(0) + weight.log()
+    level = level + (spreads * rest).cumsum(0) + weight.log()
     if instrument.running_average is not None:
         strike = strike - instrument.past_weight.unsqueeze(-1) * instrument.running_average.unsqueeze(-1)
     place = _crossing(level, slope, strike)
-    bought = (torch.exp(level + 0.5 * slope**2) * torch.special.ndtr(sign * (slope - place))).sum(0)
-    return sign * (bought - strike * torch.special.ndtr(-sign * place)) * discount
+    bought = (torch.exp(level + 0.5 * slope**2) * normal_cdf(sign * (slope - place))).sum(0)
+    return sign * (bought - strike * normal_cdf(-sign * place)) * discount
 
 
 def _crossing(level: Tensor, slope: Tensor, strike: Tensor) -> Tensor:
@@ -159,11 +160,6 @@ def _crossing(level: Tensor, slope: Tensor, strike: Tensor) -> Tensor:
         gap = torch.log(total) - aim
         place = (place - gap * total / (slope * terms).sum(0)).clamp(-FARTHEST, FARTHEST)
     return place
-
-
-def _root(variance: Tensor) -> Tensor:
-    """Square root with a finite gradient at 0."""
-    return variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
 
 
 CONDITIONAL: dict[type[Instrument], Mixing] = {
