@@ -15,12 +15,13 @@ from torch import Tensor
 from pricers.estimate import Estimate
 from pricers.models.base import AnyScheme, Model, PathScheme
 from pricers.noise import address
+from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, dates, real, within
 from pricers.paths import time_grid
 
 __all__ = ["ForwardVarianceCurve", "HybridScheme", "RoughBergomi", "turbocharged_price", "volterra_weights"]
 
-CHUNK = 2**21  # path-steps held at once by `turbocharged_price`, or more: the weights are made anew for each chunk
+BLOCK = 4096  # paths of one generator in `turbocharged_price`, simulated at once: the weights are made anew for each
 LEAST_VARIANCE = 1e-12  # of the log price to expiry; below it a Black price has no usable derivative
 
 
@@ -139,7 +140,11 @@ class HybridScheme(PathScheme):
         dtype, n_axes = normals.dtype, len(model.batch_shape)
         weights, fresh = volterra_weights(_with_axes(model.hurst, n_axes), grid)
         spread = (weights.square().sum(-1) + fresh.square()).movedim(-1, 0).unsqueeze(-1)
-        volterra = weights.to(dtype) @ normals[:, 0] + fresh.unsqueeze(-1).to(dtype) * normals[:, 1]
+        brownian = normals[:, 0].contiguous()
+        # model by model: one product of all may round otherwise than that of a model alone
+        matrices = weights.to(dtype).reshape(-1, *weights.shape[-2:]).unbind()
+        older = torch.stack([matrix @ brownian for matrix in matrices]).reshape(*weights.shape[:-1], -1)
+        volterra = older + fresh.unsqueeze(-1).to(dtype) * normals[:, 1]
         eta = model.eta.unsqueeze(-1)
         log_martingale = eta.to(dtype) * volterra.movedim(-2, 0) - (0.5 * eta**2 * spread).to(dtype)
         start = torch.zeros_like(log_martingale[:1])  # today's variance is known
@@ -234,7 +239,7 @@ def turbocharged_price(
         n_paths: number of paths, even.
         n_steps: steps to the last expiry. Convergence in it is slow: at H = 0.07 and three months the right wing moves
             by a fifth of a volatility point between 300 and 1,000 steps.
-        seed: any integer; the same seed gives the same paths.
+        seed: any integer; the result depends on it and on `n_paths`, not on what else is in the batch.
 
     Returns:
         Undiscounted prices per unit of forward, shape `*batch n_expiries n_strikes`; `std_error` is that of the pairs.
@@ -270,13 +275,14 @@ def _conditional_paths(
 ) -> tuple[Tensor, Tensor]:
     r"""$\log m^1$ and $\int V dt$ at the ends of steps `nodes`, shape `n_nodes *batch pairs 2`."""
     scheme, rho, n_steps = HybridScheme(), model.rho.unsqueeze(-1), grid.shape[0] - 1
-    chunk = max(4096, CHUNK // (2 * n_steps * model.batch_shape.numel()) * 2)
     forwards: list[Tensor] = []
     variances: list[Tensor] = []
-    for start in range(0, n_paths, chunk):
-        generator = torch.Generator(device=grid.device).manual_seed(address("turbocharged", seed, start))
-        shape = (n_steps, scheme.n_normals, min(chunk, n_paths - start) // 2)
+    for start in range(0, n_paths, BLOCK):
+        generator = torch.Generator(device=grid.device).manual_seed(address("turbocharged", seed, start // BLOCK))
+        # a whole block is drawn, even of a short last one: a path does not depend on how many come after it
+        shape = (n_steps, scheme.n_normals, BLOCK // 2)
         normals = torch.randn(shape, generator=generator, dtype=grid.dtype, device=grid.device)
+        normals = normals[..., : (n_paths - start) // 2]
         drift, _, variance = scheme.increments(model, grid, torch.cat([normals, -normals], dim=-1))
         drift = drift + 0.5 * (1.0 - rho**2) * variance
         forwards.append(_pairs(drift.cumsum(0)[nodes]))
@@ -297,11 +303,19 @@ def _mixed_estimate(rho: Tensor, log_forward: Tensor, variance: Tensor, log_mone
     payoff = _otm_price(log_forward.unsqueeze(-3), log_strike, ((1.0 - squared) * variance).unsqueeze(-3)).mean(-1)
     control = _otm_price(log_forward.unsqueeze(-3), log_strike, (squared * (most - variance)).unsqueeze(-3)).mean(-1)
     expected = _otm_price(torch.zeros_like(log_strike), log_strike, (squared * most).unsqueeze(-3)).mean(-1)
-    centred = (control - control.mean(-1, keepdim=True)).detach()
-    spread = centred.square().sum(-1)
-    share = (centred * payoff.detach()).sum(-1) / torch.where(spread > 0.0, spread, 1.0)
+    n_pairs = payoff.shape[-1]
+    centred = (control - (_sum(control) / n_pairs).unsqueeze(-1)).detach()
+    spread = _sum(centred.square())
+    share = _sum(centred * payoff.detach()) / torch.where(spread > 0.0, spread, 1.0)
     samples = payoff - share.unsqueeze(-1) * (control - expected)
-    return samples.mean(-1), samples.std(-1) / samples.shape[-1] ** 0.5
+    mean = _sum(samples) / n_pairs
+    sample_variance = _sum((samples - mean.unsqueeze(-1)).square()) / (n_pairs - 1)
+    return mean, (sample_variance / n_pairs).sqrt()
+
+
+def _sum(samples: Tensor) -> Tensor:
+    """Sum over the last axis, block by block: torch splits a long sum otherwise when it is the only one."""
+    return torch.stack([block.sum(-1) for block in samples.split(BLOCK, -1)], dim=-1).sum(-1)
 
 
 def _otm_price(log_forward: Tensor, log_strike: Tensor, variance: Tensor) -> Tensor:
@@ -310,12 +324,8 @@ def _otm_price(log_forward: Tensor, log_strike: Tensor, variance: Tensor) -> Ten
     sign = torch.where(log_strike < 0.0, -1.0, 1.0).to(log_strike.dtype)
     upper = (log_forward - log_strike) / deviation + 0.5 * deviation
     return sign * (
-        log_forward.exp() * _normal_cdf(sign * upper) - log_strike.exp() * _normal_cdf(sign * (upper - deviation))
+        log_forward.exp() * normal_cdf(sign * upper) - log_strike.exp() * normal_cdf(sign * (upper - deviation))
     )
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(-(0.5**0.5) * x)
 
 
 def _strikes(log_moneyness: Any, expiry: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from pricers.models.rough_bergomi import (
+    BLOCK,
     ForwardVarianceCurve,
     HybridScheme,
     RoughBergomi,
+    _conditional_paths,
     turbocharged_price,
     volterra_weights,
 )
@@ -248,6 +250,32 @@ def test_price_repeats_with_its_seed_and_differentiates():
     assert not torch.equal(one.value, other.value)
     gradients = torch.autograd.grad(one.value.sum(), parameters)
     assert all(bool(gradient.isfinite()) and gradient != 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("n_paths", [256, 2 * BLOCK + 100])
+@pytest.mark.parametrize("strikes", [[0.05], [-0.2, 0.0, 0.1]])
+def test_price_of_a_model_does_not_depend_on_what_else_is_in_the_batch(n_paths, strikes):
+    arguments = {"n_paths": n_paths, "n_steps": 20, "seed": 4}
+    near = torch.linspace(0.0, 0.3, 16, dtype=torch.float64)
+    xi, eta, hurst, rho = 0.04 + near, 1.9 - near, 0.07 + near, near - 0.9
+    for others in ((xi, 1.9, 0.07, -0.9), (xi, eta, hurst, rho)):
+        batch = turbocharged_price(RoughBergomi(*others), strikes, [0.2, 0.5], **arguments)
+        for row in (0, 15):
+            alone = [other if isinstance(other, float) else other[row] for other in others]
+            one = turbocharged_price(RoughBergomi(*alone), strikes, [0.2, 0.5], **arguments)
+            assert torch.equal(one.value, batch.value[row])
+            assert torch.equal(one.std_error, batch.std_error[row])
+
+
+def test_paths_of_a_short_run_are_the_first_of_a_longer_one():
+    model, grid, nodes = RoughBergomi(**PAPER), torch.linspace(0.0, 0.5, 9, dtype=torch.float64), torch.tensor([3, 7])
+    long = _conditional_paths(model, grid, nodes, 3 * BLOCK, seed=2)
+    for n_paths in (100, BLOCK, 2 * BLOCK + 100):
+        short = _conditional_paths(model, grid, nodes, n_paths, seed=2)
+        for one, whole in zip(short, long, strict=True):
+            torch.testing.assert_close(one, whole[..., : n_paths // 2, :], rtol=1e-12, atol=1e-14)
+    first, second = long[1][..., : BLOCK // 2, :], long[1][..., BLOCK // 2 : BLOCK, :]
+    assert not torch.isclose(first, second).any()
 
 
 @pytest.mark.parametrize(
