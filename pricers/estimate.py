@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pricers.parameters import number, whole
+
 __all__ = ["Estimate"]
 
 
@@ -63,8 +65,7 @@ class Estimate:
         value = _real("value", value, like=None)
         std_error = _error("std_error", std_error, value)
         error_bound = _error("error_bound", error_bound, value)
-        if n_paths < 0:
-            raise ValueError(f"`n_paths` must be 0 or more, got {n_paths}")
+        n_paths = whole("n_paths", n_paths, at_least=0)
         if n_paths < 2 and bool((std_error > 0).any()):
             raise ValueError(f"a `std_error` above 0 needs at least 2 simulated paths, got `n_paths` = {n_paths}")
         set_field = object.__setattr__  # the class is frozen
@@ -90,8 +91,7 @@ class Estimate:
         >>> [end.item() for end in Estimate(1.0, std_error=0.0, error_bound=0.25).confidence_interval(0.99)]
         [0.75, 1.25]
         """
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"`level` must lie in (0, 1), got {level}")
+        level = number("level", level, above=0.0, below=1.0)
         quantile = NormalDist().inv_cdf(0.5 + 0.5 * level)
         half_width = quantile * self.std_error + self.error_bound
         return self.value - half_width, self.value + half_width
@@ -100,9 +100,13 @@ class Estimate:
 def _real(name: str, number: Tensor | float, like: Tensor | None) -> Tensor:
     """A floating point tensor: Python numbers become float64, or what `like` is; tensors keep their dtype."""
     if not isinstance(number, Tensor):
-        if like is None:
-            return torch.tensor(number, dtype=torch.float64)
-        return torch.tensor(number, dtype=like.dtype, device=like.device)
+        if isinstance(number, bool):
+            raise ValueError(f"`{name}` must be a real number, got {number!r}")
+        dtype, device = (torch.float64, None) if like is None else (like.dtype, like.device)
+        try:
+            return torch.tensor(number, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`{name}` must be a real number or a tensor of them, got {number!r}") from error
     if not number.is_floating_point():
         raise ValueError(f"`{name}` must hold real floating point numbers, got {number.dtype}; convert it first")
     return number

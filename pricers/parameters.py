@@ -172,7 +172,7 @@ def number(name: str, value: Any, *, above: float | None = None, below: float | 
     found = float(value)
     if not isfinite(found) or (above is not None and found <= above) or (below is not None and found >= below):
         rule = "be finite" if above is None and below is None else _rule(above, None, below, None)
-        raise ValueError(f"`{name}` must {rule}, got {found:g}")
+        raise ValueError(f"`{name}` must {rule}, got {found}")
     return found
 
 

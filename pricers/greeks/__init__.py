@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from pricers.estimate import Estimate
 from pricers.exercise import LongstaffSchwartz
@@ -14,7 +15,7 @@ from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.models.base import Model
 from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
-from pricers.parameters import choice
+from pricers.parameters import choice, number
 from pricers.pricing import Engine, chosen_engine
 
 __all__ = ["greeks"]
@@ -80,9 +81,9 @@ def greeks(
     """
     if isinstance(wrt, str):
         raise ValueError(f"`wrt` must be a sequence of names, got the text {wrt!r}; write ({wrt!r},)")
+    _check_names(wrt)
     choice("method", method, METHODS)
-    if not bump > 0:
-        raise ValueError(f"`bump` must be above 0, got {bump}")
+    bump = number("bump", bump, above=0.0)
     triple = (instrument, model, market)
     engine = chosen_engine(*triple, engine)
     groups = {name: tasks_of(name, triple) for name in wrt}
@@ -100,3 +101,13 @@ def greeks(
             for name, group in groups.items()
         }
     return {name: without_noise(group, triple, engine, method, bump) for name, group in groups.items()}
+
+
+def _check_names(wrt: object) -> None:
+    """Refuse what is no sequence of names and tuples of names: they are the keys of the result."""
+    if not isinstance(wrt, Sequence):
+        raise ValueError(f"`wrt` must be a sequence of names, got {wrt!r}; write ('spot',)")
+    for name in cast("Sequence[object]", wrt):
+        pair = cast("tuple[object, ...]", name) if isinstance(name, tuple) else (name,)
+        if not all(isinstance(part, str) for part in pair):
+            raise ValueError(f"`wrt` must hold names and pairs of them, got {name!r}; write 'spot' or ('spot', 'vol')")
