@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pricers.parameters import broadcast_shape, dates, real, within
+from pricers.parameters import broadcast_shape, dates, plausible, real, time_of, within
 
 __all__ = ["CashDividends", "Market", "ZeroCurve"]
+
+MOST_RATE = 10.0  # a factor of 22,000 a year: what is beyond was meant in percent
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class ZeroCurve:
 
     Args:
         times: maturities in years, ascending, the first may be 0; shape `(n_nodes,)`.
-        rates: zero rates per year, decimal; shape `*batch n_nodes`.
+        rates: zero rates per year, decimal, in [-10, 10]; shape `*batch n_nodes`.
 
     Raises:
         ValueError: a time is negative or out of order, or the two do not match.
@@ -35,7 +37,7 @@ class ZeroCurve:
     rates: Tensor
 
     def __init__(self, times: Any, rates: Any) -> None:
-        times, rates = dates("times", times, at_least=0.0), real("rates", rates)
+        times, rates = dates("times", times, at_least=0.0), _rate("rates", rates)
         if times.ndim != 1:
             raise ValueError(f"`times` of a curve must have one axis, got shape {tuple(times.shape)}")
         if rates.ndim == 0 or rates.shape[-1] != times.shape[0]:
@@ -51,8 +53,9 @@ class ZeroCurve:
         """Shape of the batch of curves."""
         return self.rates.shape[:-1]
 
-    def zero_rate(self, time: Tensor) -> Tensor:
+    def zero_rate(self, time: Tensor | float) -> Tensor:
         """Zero rate to `time`, years; the batch axes of the curve broadcast with those of `time`."""
+        time = time_of(time)
         if self.times.shape[0] == 1:
             return self.rates[..., 0] + 0.0 * time
         # all in the type of the curve and time together: searchsorted and lerp do not promote
@@ -70,8 +73,9 @@ class ZeroCurve:
             high = values.gather(-1, right.expand(shape).unsqueeze(-1)).squeeze(-1)
         return torch.lerp(low, high, share.expand_as(low))
 
-    def integral(self, time: Tensor) -> Tensor:
+    def integral(self, time: Tensor | float) -> Tensor:
         """Minus the logarithm of the discount factor to `time`."""
+        time = time_of(time)
         return self.zero_rate(time) * time
 
 
@@ -108,9 +112,9 @@ class Market:
     Args:
         spot: today's price of the asset, above 0; shape `*batch`, and one more axis of length `n_assets` under a model
             of several assets. Whether the shapes broadcast is seen with the model, by `batch_shape`.
-        rate: continuous rate per year, decimal, or a `ZeroCurve`.
-        dividend_yield: continuous yield per year, decimal, or a `ZeroCurve`; for several assets a last axis of
-            `n_assets` or 1 when it has axes at all.
+        rate: continuous rate per year, decimal, in [-10, 10], or a `ZeroCurve`.
+        dividend_yield: continuous yield per year, in the same bounds, or a `ZeroCurve`; for several assets a last
+            axis of `n_assets` or 1 when it has axes at all.
         dividends: cash amounts (`CashDividends`), for `BlackScholes`.
 
     Raises:
@@ -143,7 +147,7 @@ class Market:
         for name, value in (("rate", rate), ("dividend_yield", dividend_yield)):
             if isinstance(value, int | float) and value == 0.0:  # the default: it must not turn float32 into float64
                 value = spot.new_zeros(())
-            object.__setattr__(self, name, value if isinstance(value, ZeroCurve) else real(name, value))
+            object.__setattr__(self, name, value if isinstance(value, ZeroCurve) else _rate(name, value))
         object.__setattr__(self, "dividends", dividends)
 
     def batch_shape(self, n_assets: int = 1) -> torch.Size:
@@ -166,19 +170,21 @@ class Market:
             spot, income = spot[:-1], income[:-1]
         return broadcast_shape(spot=spot, rate=_shape(self.rate), dividend_yield=income)
 
-    def discount(self, time: Tensor) -> Tensor:
+    def discount(self, time: Tensor | float) -> Tensor:
         """Today's value of one unit of cash at `time`, years; broadcasts with the batch."""
-        return torch.exp(-_integral(self.rate, time))
+        return torch.exp(-_integral(self.rate, time_of(time)))
 
-    def growth(self, time: Tensor) -> Tensor:
+    def growth(self, time: Tensor | float) -> Tensor:
         """Forward to `time` over spot, without cash dividends; broadcasts with the batch."""
+        time = time_of(time)
         return torch.exp(_integral(self.rate, time) - _integral(self.dividend_yield, time))
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, time: Tensor | float) -> Tensor:
         """Forward price for delivery at `time`, years; cash dividends that go ex by then are taken off.
 
         With cash dividends this is the forward by arbitrage; it ignores that a spot near 0 cannot pay a dividend.
         """
+        time = time_of(time)
         forward = self.spot * self.growth(time)
         if self.dividends is not None:
             for ex_time, amount in zip(self.dividends.times, self.dividends.amounts, strict=True):
@@ -206,6 +212,10 @@ class Market:
         )
 
 
+def _rate(name: str, value: Any) -> Tensor:
+    return plausible(name, real(name, value), MOST_RATE, "is it in percent? 3 % is 0.03")
+
+
 def _shape(rate: Tensor | ZeroCurve) -> torch.Size:
     return rate.batch_shape if isinstance(rate, ZeroCurve) else rate.shape
 
@@ -231,11 +241,12 @@ class _RolledCurve(ZeroCurve):
         super().__init__(times, rates)
         object.__setattr__(self, "elapsed", elapsed)
 
-    def zero_rate(self, time: Tensor) -> Tensor:
+    def zero_rate(self, time: Tensor | float) -> Tensor:
         """As of a `ZeroCurve`, for times after the present one."""
+        time = time_of(time)
         return self.integral(time) / time
 
-    def integral(self, time: Tensor) -> Tensor:
+    def integral(self, time: Tensor | float) -> Tensor:
         """Minus the logarithm of the discount factor from `elapsed` to `time` years after it."""
-        later = time + self.elapsed
+        later = time_of(time) + self.elapsed
         return super().zero_rate(later) * later - super().zero_rate(self.elapsed) * self.elapsed

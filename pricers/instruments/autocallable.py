@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import Discount, Instrument
-from pricers.parameters import broadcast_shape, dates, within
+from pricers.parameters import broadcast_shape, dates, flag, plausible, within
 from pricers.paths import Paths
 
 __all__ = ["Autocallable"]
+
+MOST_COUPON = 1.0  # of the notional on one date: more was meant in percent
+MOST_FRACTION = 10.0  # of the reference: a higher barrier was meant as a price or in percent
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -29,11 +32,11 @@ class Autocallable(Instrument):
     Args:
         times: observation and payment dates in years, above 0; shape `*batch n_dates`.
         reference: $S_{ref}$, the spot that performance is measured from, above 0; shape `*batch`.
-        autocall_barrier: as a fraction of the reference, above 0; a number for all dates, or shape `*batch n_dates`.
-        coupon: fraction of the notional for each date, 0 or more; a number for all dates, or shape `*batch n_dates`.
-        protection_barrier: as a fraction of the reference, above 0; shape `*batch`.
-        coupon_barrier: as a fraction of the reference, above 0, like `autocall_barrier`; None: the autocall barrier, so
-            that coupons come only with the call.
+        autocall_barrier: as a fraction of the reference, in (0, 10]; a number for all dates, or shape `*batch n_dates`.
+        coupon: fraction of the notional for each date, in [0, 1]; a number for all dates, or shape `*batch n_dates`.
+        protection_barrier: as a fraction of the reference, in (0, 10]; shape `*batch`.
+        coupon_barrier: as a fraction of the reference, in (0, 10], like `autocall_barrier`; None: the autocall barrier,
+            so that coupons come only with the call.
         memory: whether a coupon that was missed is paid with the next one.
 
     Raises:
@@ -66,17 +69,18 @@ class Autocallable(Instrument):
         coupon: Any,
         protection_barrier: Any,
         coupon_barrier: Any = None,
-        memory: bool = False,
+        memory: Any = False,
     ) -> None:
         object.__setattr__(self, "times", dates("times", times))
         object.__setattr__(self, "reference", within("reference", reference, above=0.0))
-        object.__setattr__(self, "autocall_barrier", within("autocall_barrier", autocall_barrier, above=0.0))
-        object.__setattr__(self, "coupon", within("coupon", coupon, at_least=0.0))
-        object.__setattr__(self, "protection_barrier", within("protection_barrier", protection_barrier, above=0.0))
+        object.__setattr__(self, "autocall_barrier", _fraction("autocall_barrier", autocall_barrier))
+        coupon = plausible("coupon", within("coupon", coupon, at_least=0.0), MOST_COUPON, "5 % of the notional is 0.05")
+        object.__setattr__(self, "coupon", coupon)
+        object.__setattr__(self, "protection_barrier", _fraction("protection_barrier", protection_barrier))
         if coupon_barrier is not None:
-            coupon_barrier = within("coupon_barrier", coupon_barrier, above=0.0)
+            coupon_barrier = _fraction("coupon_barrier", coupon_barrier)
         object.__setattr__(self, "coupon_barrier", coupon_barrier)
-        object.__setattr__(self, "memory", memory)
+        object.__setattr__(self, "memory", flag("memory", memory))
         for name, level in self._levels().items():
             if level.ndim and level.shape[-1] not in (1, self.times.shape[-1]):
                 raise ValueError(
@@ -127,6 +131,11 @@ class Autocallable(Instrument):
         last = performance[..., -1]
         redemption = torch.where(last >= self.protection_barrier.unsqueeze(-1), torch.ones_like(last), last)
         return value + alive * redemption * discount(self.horizon).unsqueeze(-1)
+
+
+def _fraction(name: str, level: Any) -> Tensor:
+    hint = "is it a price? divide by the reference; 70 % of it is 0.7"
+    return plausible(name, within(name, level, above=0.0), MOST_FRACTION, hint)
 
 
 def _beside_paths(level: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from pricers.models.base import AnyScheme, Model
 from pricers.models.black_scholes import ExactLognormal
 from pricers.models.heston_schemes import HESTON_SCHEMES
 from pricers.models.jumps import WithJumps
-from pricers.parameters import broadcast_shape, within
+from pricers.parameters import broadcast_shape, volatility, within
 
 __all__ = ["Bates", "Merton"]
 
@@ -35,7 +35,7 @@ class Merton(Model):
     $\bar k = E J - 1$.
 
     Args:
-        vol: annual volatility between jumps, above 0; shape `*batch`, as all of them.
+        vol: annual volatility between jumps, in (0, 10]; shape `*batch`, as all of them.
         intensity: jumps a year, 0 or more.
         jump_mean: mean of the log jump.
         jump_std: standard deviation of the log jump, 0 or more.
@@ -58,7 +58,7 @@ class Merton(Model):
     jump_std: Tensor
 
     def __init__(self, vol: Any, intensity: Any, jump_mean: Any, jump_std: Any) -> None:
-        object.__setattr__(self, "vol", within("vol", vol, above=0.0))
+        object.__setattr__(self, "vol", volatility("vol", vol))
         object.__setattr__(self, "intensity", within("intensity", intensity, at_least=0.0))
         object.__setattr__(self, "jump_mean", within("jump_mean", jump_mean))
         object.__setattr__(self, "jump_std", within("jump_std", jump_std, at_least=0.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pricers.market import Market
 from pricers.models.base import AnyScheme, Model, Scheme, State, Step
-from pricers.parameters import real, within
+from pricers.parameters import real, volatility
 
 __all__ = ["BlackScholes"]
 
@@ -38,12 +38,12 @@ class BlackScholes(Model):
     r"""Black and Scholes: $dS_i = (r - q_i) S_i\,dt + \mathrm{vol}_i S_i\,dW_i$, $dW_i\,dW_j = \mathrm{corr}_{ij}\,dt$.
 
     Args:
-        vol: annual volatility, above 0; shape `*batch`, with `correlation` `*batch n_assets`.
+        vol: annual volatility, in (0, 10]; shape `*batch`, with `correlation` `*batch n_assets`.
         correlation: None for one asset, else a symmetric positive definite matrix with unit diagonal, shape
             `*batch n_assets n_assets`.
 
     Raises:
-        ValueError: a volatility that is not above 0, or a matrix that is no correlation.
+        ValueError: a volatility out of bounds, or a matrix that is no correlation.
 
     References:
         Black and Scholes (1973), The pricing of options and corporate liabilities.
@@ -58,7 +58,7 @@ class BlackScholes(Model):
     correlation: Tensor | None
 
     def __init__(self, vol: Any, correlation: Any = None) -> None:
-        vol = within("vol", vol, above=0.0)
+        vol = volatility("vol", vol)
         if correlation is not None:
             correlation = real("correlation", correlation)
             _check_correlation(vol, correlation)

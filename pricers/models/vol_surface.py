@@ -13,11 +13,12 @@ from pricers.market import Market
 from pricers.models.smile import density_parts, dupire_local_variance, natural_spline
 from pricers.models.surface_fit import knots_around, nearest_vols
 from pricers.normal import normal_cdf
-from pricers.parameters import broadcast_shape, dates, real, within
+from pricers.parameters import broadcast_shape, dates, number, plausible, real, time_of, volatility, whole, within
 
 __all__ = ["SurfaceFit", "VolSurface"]
 
 N_CHECKS = 16  # parts of each interval between expiries on which the density is bounded from below
+MOST_LOG_MONEYNESS = 20.0, "are these strikes? use VolSurface.from_strikes"  # e^20: no strike is so far out
 WAY_OUT = "or fit a surface to them all: VolSurface.fitted(log_moneyness, expiries, vols).surface"
 FIT_POINTS = (256, 1024)  # at which arbitrage is excluded from a fit, and again if that was not enough
 LEAST_RISE = 1e-9  # of the total variance between two expiries: a local volatility of 0 has no gradient
@@ -59,8 +60,8 @@ class VolSurface:
     vols: Tensor
 
     def __init__(self, log_moneyness: Any, expiries: Any, vols: Any) -> None:
-        expiries, vols = dates("expiries", expiries), within("vols", vols, above=0.0)
-        log_moneyness = real("log_moneyness", log_moneyness)
+        expiries, vols = dates("expiries", expiries), volatility("vols", vols)
+        log_moneyness = plausible("log_moneyness", real("log_moneyness", log_moneyness), *MOST_LOG_MONEYNESS)
         _check_shapes(log_moneyness, expiries, vols)
         object.__setattr__(self, "log_moneyness", log_moneyness)
         object.__setattr__(self, "expiries", expiries)
@@ -86,6 +87,8 @@ class VolSurface:
         torch.Size([2, 2])
         """
         strikes, expiries = within("strikes", strikes, above=0.0), dates("expiries", expiries)
+        if not isinstance(market, Market):
+            raise ValueError(f"`market` must be a Market, for the forwards, got {market!r}; write Market(spot, rate)")
         if market.batch_shape():
             raise ValueError(
                 f"`market` of a surface must have no batch axes, got {tuple(market.batch_shape())}; "
@@ -143,15 +146,12 @@ class VolSurface:
         all            3       16.06       23.28
         """
         expiries, log_moneyness = dates("expiries", expiries), real("log_moneyness", log_moneyness)
+        log_moneyness = plausible("log_moneyness", log_moneyness, *MOST_LOG_MONEYNESS)
         vols, weights = _quotes(vols), within("weights", weights, at_least=0.0)
         _check_shapes(log_moneyness, expiries, vols)
         broadcast_shape(vols=vols, weights=weights)
-        if not smoothing > 0.0:
-            raise ValueError(f"`smoothing` must be above 0, got {smoothing}; 1e-6 smooths next to nothing")
-        if knots_per_quote < 1:
-            raise ValueError(f"`knots_per_quote` must be 1 or more, got {knots_per_quote}")
-        if not reach > 0.0:
-            raise ValueError(f"`reach` must be above 0, got {reach}; 4 standard deviations are usual")
+        smoothing, reach = number("smoothing", smoothing, above=0.0), number("reach", reach, above=0.0)
+        knots_per_quote = whole("knots_per_quote", knots_per_quote, at_least=1)
         quoted = torch.where(vols.detach().isnan(), 0.0, weights.detach().to(vols)).expand(vols.shape)
         _check_enough(quoted, expiries)
         grid = knots_per_quote, reach
@@ -168,7 +168,7 @@ class VolSurface:
         """The lowest and the highest log-moneyness that all expiries quote."""
         return self.log_moneyness[..., 0].max(), self.log_moneyness[..., -1].min()
 
-    def vol(self, log_moneyness: Tensor, time: Tensor) -> Tensor:
+    def vol(self, log_moneyness: Any, time: Any) -> Tensor:
         """Implied volatility between the quotes.
 
         Args:
@@ -181,6 +181,7 @@ class VolSurface:
         Raises:
             ValueError: a point outside the quotes that all expiries share, or after the last expiry.
         """
+        log_moneyness, time = real("log_moneyness", log_moneyness), real("time", time)
         low, high = self.edges
         points, times = log_moneyness.detach(), time.detach()
         if bool(((points < low.detach()) | (points > high.detach())).any()):
@@ -190,7 +191,7 @@ class VolSurface:
         variance, _, _, _ = self.total_variance(log_moneyness, time)
         return torch.sqrt(variance / time.unsqueeze(-1))
 
-    def local_variance(self, log_moneyness: Tensor, time: Tensor) -> Tensor:
+    def local_variance(self, log_moneyness: Any, time: Any) -> Tensor:
         """Dupire's local variance; constant beyond the edges of the quotes and after the last expiry.
 
         At an expiry it is that of the interval which ends there.
@@ -202,11 +203,12 @@ class VolSurface:
         Returns:
             Squared local volatility, annual, shape `*batch n`.
         """
+        log_moneyness, time = _point(log_moneyness, time)
         low, high = self.edges
         log_moneyness = torch.minimum(torch.maximum(log_moneyness, low), high)
         return dupire_local_variance(log_moneyness, *self.total_variance(log_moneyness, time))
 
-    def total_variance(self, log_moneyness: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def total_variance(self, log_moneyness: Any, time: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Total variance, its slope and curvature in log-moneyness and its derivative in time.
 
         Args:
@@ -216,6 +218,7 @@ class VolSurface:
         Returns:
             Four tensors of shape `*batch n`.
         """
+        log_moneyness, time = _point(log_moneyness, time)
         nodes = torch.cat([self.expiries.new_zeros(1), self.expiries])
         time = torch.minimum(torch.maximum(time, FIRST_TIME * nodes[1]), nodes[-1])
         right = torch.searchsorted(nodes.detach(), time.detach().contiguous()).clamp(1, nodes.shape[0] - 1)
@@ -276,6 +279,15 @@ class SurfaceFit:
         return "\n".join(lines)
 
 
+def _point(log_moneyness: Any, time: Any) -> tuple[Tensor, Tensor]:
+    """Tensors as they are, numbers as tensors, and at least one axis of log-moneyness."""
+    if not isinstance(log_moneyness, Tensor):
+        log_moneyness = real("log_moneyness", log_moneyness)
+    if log_moneyness.ndim == 0:
+        raise ValueError("`log_moneyness` must have a last axis of points, got one number; write [k]")
+    return log_moneyness, time_of(time)
+
+
 def _quotes(vols: Any) -> Tensor:
     """Volatilities with NaN for what is missing."""
     try:
@@ -284,7 +296,7 @@ def _quotes(vols: Any) -> Tensor:
         raise ValueError(
             f"`vols` must be an array of real numbers, or NaN where there is no quote, got {vols!r}"
         ) from error
-    within("vols", torch.where(tensor.detach().isnan(), 1.0, tensor.detach()), above=0.0)
+    volatility("vols", torch.where(tensor.detach().isnan(), 1.0, tensor.detach()))
     return tensor
 
 
