@@ -12,7 +12,7 @@ from pricers.instruments.base import OPTIONS, Discount, Instrument, call_sign, e
 from pricers.instruments.forward_start import dates_after
 from pricers.instruments.variance import steps_before
 from pricers.normal import deviation, normal_cdf, normal_density
-from pricers.parameters import broadcast_shape, choice, copied, dates, within
+from pricers.parameters import broadcast_shape, choice, copied, dates, flag, whole, within
 from pricers.paths import Paths
 
 __all__ = ["Asian"]
@@ -76,12 +76,13 @@ class Asian(Instrument):
         times: Any,
         option: str = "call",
         average: str = "arithmetic",
-        floating: bool = False,
+        floating: Any = False,
         running_average: Any = None,
-        n_past: int = 0,
+        n_past: Any = 0,
         expiry: Any = None,
         elapsed: Any = 0.0,
     ) -> None:
+        floating, n_past = flag("floating", floating), whole("n_past", n_past, at_least=0)
         if floating != (strike is None):
             raise ValueError(
                 "`strike` must be None for a floating strike, for the average takes its place"
@@ -119,8 +120,6 @@ class Asian(Instrument):
         if isinstance(self.times, Tensor):
             if bool((self.elapsed.detach() > 0).any()):
                 raise ValueError("`elapsed` is for times='continuous'; past fixings are counted by `n_past`")
-            if self.n_past < 0:
-                raise ValueError(f"`n_past` must be 0 or more, got {self.n_past}")
             if known != (self.n_past > 0):
                 raise ValueError(
                     f"`n_past` = {self.n_past} fixings of the past need their `running_average`"

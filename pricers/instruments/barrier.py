@@ -82,7 +82,8 @@ class Barrier(Instrument):
         monitoring: Any = "continuous",
     ) -> None:
         if isinstance(monitoring, str):
-            choice("monitoring", monitoring, ("continuous", "an array of times"))
+            if monitoring != "continuous":
+                raise ValueError(f"`monitoring` must be 'continuous' or an array of times in years, got {monitoring!r}")
         else:
             monitoring = dates("monitoring", monitoring)
         set_field = object.__setattr__  # the class is frozen

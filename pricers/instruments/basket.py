@@ -59,7 +59,7 @@ class Basket(Instrument):
                     "an option on one asset is a European"
                 )
         else:
-            on = choice("on", str(on), ("max", "min", "spread"))
+            on = choice("on", on, ("max", "min", "spread"))
         positive = on in ("max", "min") or (weights is not None and bool((weights.detach() >= 0).all()))
         strike = within("strike", strike, above=0.0) if positive else real("strike", strike)
         object.__setattr__(self, "strike", strike)
