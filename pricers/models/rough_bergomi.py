@@ -16,7 +16,7 @@ from pricers.estimate import Estimate
 from pricers.models.base import AnyScheme, Model, PathScheme
 from pricers.noise import address
 from pricers.normal import normal_cdf
-from pricers.parameters import broadcast_shape, dates, real, within
+from pricers.parameters import broadcast_shape, dates, plausible, real, whole, within
 from pricers.paths import time_grid
 
 __all__ = ["ForwardVarianceCurve", "HybridScheme", "RoughBergomi", "turbocharged_price", "volterra_weights"]
@@ -255,8 +255,12 @@ def turbocharged_price(
     >>> price.value.shape, bool((price.std_error < 1e-3).all())
     (torch.Size([2, 3]), True)
     """
+    if not isinstance(model, RoughBergomi):
+        raise ValueError(f"`model` must be a RoughBergomi, got {type(model).__name__}; price others by MonteCarlo")
     expiry = dates("expiry", expiry)
     log_moneyness = _strikes(log_moneyness, expiry)
+    n_paths, n_steps = whole("n_paths", n_paths), whole("n_steps", n_steps, at_least=1)
+    seed = whole("seed", seed)
     if n_paths < 4 or n_paths % 2:
         raise ValueError(f"`n_paths` must be even and 4 or more, got {n_paths}")
     grid = time_grid(expiry, n_steps)
@@ -330,7 +334,9 @@ def _otm_price(log_forward: Tensor, log_strike: Tensor, variance: Tensor) -> Ten
 
 def _strikes(log_moneyness: Any, expiry: Tensor) -> Tensor:
     """Log-moneyness as `n_expiries n_strikes`."""
-    log_moneyness = real("log_moneyness", log_moneyness)
+    log_moneyness = plausible(
+        "log_moneyness", real("log_moneyness", log_moneyness), 20.0, "are these strikes? give log(strike / forward)"
+    )
     if expiry.ndim != 1:
         raise ValueError(f"`expiry` must have one axis, got shape {tuple(expiry.shape)}")
     if log_moneyness.ndim not in (1, 2) or (log_moneyness.ndim == 2 and log_moneyness.shape[0] != expiry.shape[0]):
