@@ -38,10 +38,10 @@ class VolSurface:
     it keeps its value at the edge.
 
     Args:
-        log_moneyness: log(strike / forward) of the quotes, ascending, at least two; shape `(n_quotes,)`, or
-            `(n_expiries, n_quotes)` where it differs by expiry.
+        log_moneyness: log(strike / forward) of the quotes, in [-20, 20], ascending, at least two; shape `(n_quotes,)`,
+            or `(n_expiries, n_quotes)` where it differs by expiry.
         expiries: years, ascending; shape `(n_expiries,)`.
-        vols: annual Black volatilities; shape `*batch n_expiries n_quotes`.
+        vols: annual Black volatilities, in (0, 10]; shape `*batch n_expiries n_quotes`.
 
     Raises:
         ValueError: numbers out of order or out of range, shapes that do not fit, quotes with calendar or butterfly
