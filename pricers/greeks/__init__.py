@@ -53,7 +53,7 @@ def greeks(
     "auto" takes the first that holds. All three have standard errors from the paths (or repeats) themselves. The
     number of jumps along a path is always weighted with its score. Andersen's QE switches between two distributions,
     which derivatives along the path do not see; with the rest of its bias this stays below 0.3 % of a Greek at 100
-    steps a year and below 2 % at 25, on the market of Lewis.
+    steps a year and below 3 % at 16, on the market of Lewis.
 
     Args:
         instrument: what is paid.
