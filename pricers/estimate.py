@@ -96,6 +96,14 @@ class Estimate:
         half_width = quantile * self.std_error + self.error_bound
         return self.value - half_width, self.value + half_width
 
+    def with_note(self, note: str) -> Estimate:
+        """The same number with another note.
+
+        >>> Estimate(1.0, std_error=0.0, engine="analytic").with_note("an approximation").note
+        'an approximation'
+        """
+        return Estimate(self.value, self.std_error, self.error_bound, self.n_paths, self.engine, note)
+
 
 def _real(name: str, number: Tensor | float, like: Tensor | None) -> Tensor:
     """A floating point tensor: Python numbers become float64, or what `like` is; tensors keep their dtype."""

@@ -169,7 +169,7 @@ class MonteCarlo:
                 reached = "at" if worst <= target else "above"
                 note = f"the standard error {worst:.3g} is {reached} the target {target:.3g} after all {n_paths} paths"
                 note = "; ".join(filter(None, (note, estimate.note)))
-                return replace_note(estimate, note)
+                return estimate.with_note(note)
             n_paths = min(self.n_paths, 2 * n_paths)
 
     def _scheme(self, model: Model) -> AnyScheme:
@@ -417,8 +417,3 @@ def batch_of(instrument: Instrument, model: Model, market: Market) -> torch.Size
     """
     shapes = {"instrument": instrument.batch_shape, "model": model.batch_shape}
     return broadcast_shape(**shapes, market=market.batch_shape(model.n_assets))
-
-
-def replace_note(estimate: Estimate, note: str) -> Estimate:
-    """The same estimate with another note."""
-    return Estimate(estimate.value, estimate.std_error, estimate.error_bound, estimate.n_paths, estimate.engine, note)

@@ -98,3 +98,14 @@ def test_the_value_stays_differentiable():
 def test_fields_cannot_be_reassigned():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Estimate(1.0, std_error=0.0).value = torch.tensor(2.0)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_another_note_leaves_the_rest():
+    value, std_error = torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2])
+    estimate = Estimate(value, std_error, error_bound=0.05, n_paths=8, engine="monte carlo", note="old")
+    noted = estimate.with_note("new")
+    assert (noted.note, noted.engine, noted.n_paths) == ("new", "monte carlo", 8)
+    assert torch.equal(noted.value, value)
+    assert torch.equal(noted.std_error, std_error)
+    assert torch.equal(noted.error_bound, torch.full((2,), 0.05))
+    assert estimate.note == "old"
