@@ -149,8 +149,8 @@ class _Mirrored(Normals):
     def step(self, index: int) -> Tensor:
         normals = self._drawn.step(index)
         n_normals = normals.shape[0]
-        tiles = normals[:, : self._whole].reshape(n_normals, -1, TILE // 2)
-        mirrored = torch.cat([tiles, -tiles], dim=-1).reshape(n_normals, -1)
+        tiles = normals[:, : self._whole].reshape(n_normals, self._whole // (TILE // 2), TILE // 2)
+        mirrored = torch.cat([tiles, -tiles], dim=-1).flatten(1)
         last = normals[:, self._whole :]
         return torch.cat([mirrored, last, -last], dim=-1) if last.shape[1] else mirrored
 
