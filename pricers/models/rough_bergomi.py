@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pricers.estimate import Estimate
 from pricers.models.base import AnyScheme, Model, PathScheme
+from pricers.models.tiled_product import tiled_product
 from pricers.noise import address
 from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, dates, plausible, real, whole, within
@@ -143,7 +144,7 @@ class HybridScheme(PathScheme):
         brownian = normals[:, 0].contiguous()
         # model by model: one product of all may round otherwise than that of a model alone
         matrices = weights.to(dtype).reshape(-1, *weights.shape[-2:]).unbind()
-        older = torch.stack([matrix @ brownian for matrix in matrices]).reshape(*weights.shape[:-1], -1)
+        older = torch.stack([tiled_product(matrix, brownian) for matrix in matrices]).reshape(*weights.shape[:-1], -1)
         volterra = older + fresh.unsqueeze(-1).to(dtype) * normals[:, 1]
         eta = model.eta.unsqueeze(-1)
         log_martingale = eta.to(dtype) * volterra.movedim(-2, 0) - (0.5 * eta**2 * spread).to(dtype)

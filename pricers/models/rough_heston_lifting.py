@@ -16,6 +16,7 @@ from torch import Tensor
 from pricers.market import Market
 from pricers.models.base import Scheme, State, Step
 from pricers.models.rough_heston_riccati import mean_variance
+from pricers.models.tiled_product import tiled_product
 from pricers.normal import normal_cdf
 
 __all__ = ["LiftedQuadraticExponential", "exponential_sum", "resolvent_integrals"]
@@ -124,16 +125,17 @@ class LiftedQuadraticExponential(Scheme):
         rest = sigma**2 * (second - first**2 / step).clamp(min=0.0)  # 0 at H = 1/2, but for rounding
         leverage = rho / (sigma * share)
         columns = (mean, 2.0 * model.hurst.double(), 1.0 / share, spread, rest, leverage, rho, step)
-        matrices = (transition.expand(*batch, -1, -1), response.expand(*batch, -1).unsqueeze(-1), readout)
+        readout_and_transition = torch.cat([readout, transition.expand(*batch, -1, -1)], dim=-2)
+        matrices = (readout_and_transition, response.expand(*batch, -1).unsqueeze(-1))
         return tuple(part.to(dtype) for part in (*matrices, *(column.unsqueeze(-1) for column in columns)))
 
     def advance(self, coefficients: State, log_ratio: Tensor, state: State, normals: Tensor) -> Step:
         """One step; the first normal drives the noise that the asset shares."""
-        transition, response, readout, mean, roughness, scale, spread, rest, leverage, rho, dt = coefficients
+        readout_and_transition, response, mean, roughness, scale, spread, rest, leverage, rho, dt = coefficients
         factors, before = state
-        rows = factors.movedim(0, -2)
+        rows = tiled_product(readout_and_transition, factors.movedim(0, -2))
         # of a variance that is conditionally 0 nothing is left to draw: the floor only keeps its square above 0
-        expected = (mean + (readout @ rows).squeeze(-2)).clamp(min=1e-9)
+        expected = (mean + rows[..., 0, :]).clamp(min=1e-9)
         half = 0.5 * expected
         # conditional mean of the variance within the step (Gatheral, section 5)
         average = (expected + roughness * before) / (1.0 + roughness)
@@ -142,7 +144,7 @@ class LiftedQuadraticExponential(Scheme):
         other, other_moment = self._draw(half, rest * average, normals[1], -quarter)
         innovation = noise - half
         after = noise + other
-        rows = transition @ rows + response * (scale * innovation).unsqueeze(-2)
+        rows = rows[..., 1:, :] + response * (scale * innovation).unsqueeze(-2)
         integrated = 0.5 * dt * (before + after) + torch.finfo(after.dtype).tiny
         correction = leverage * half + quarter * before - noise_moment - other_moment
         drift = leverage * innovation - 0.5 * integrated + correction
