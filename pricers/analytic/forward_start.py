@@ -1,16 +1,20 @@
-"""Closed forms of forward starts and of cliquets without a global bound, under Black-Scholes."""
+"""Closed forms of forward starts, under Black-Scholes and Merton, and of cliquets without a global bound."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pricers.analytic.basket import exchange_price
+from pricers.analytic.merton import merton_call_put
 from pricers.estimate import Estimate
 from pricers.instruments.forward_start import Cliquet, ForwardStart
 from pricers.market import Market
+from pricers.models.bates import Merton
 from pricers.models.black_scholes import BlackScholes
 from pricers.parameters import broadcast_shape
 
@@ -94,6 +98,26 @@ def forward_start_formula(instrument: ForwardStart, model: BlackScholes, market:
     return Estimate(value * market.discount(expiry), std_error=0.0, engine="analytic")
 
 
+def forward_start_merton(instrument: ForwardStart, model: Merton, market: Market) -> Estimate:
+    """Merton's series over the time after the reset: the growth until then is independent of the one thereafter.
+
+    Raises:
+        ValueError: there is no closed form.
+    """
+    if market.dividends is not None:
+        raise ValueError(CASH_DIVIDENDS)
+    shape = broadcast_shape(instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape())
+    reset, expiry = instrument.reset, instrument.expiry
+    forward, strike = market.forward(expiry), instrument.moneyness * market.forward(reset)
+    law = (model.vol, model.intensity, model.jump_mean, model.jump_std)
+    call, put = merton_call_put(forward, strike, expiry - reset, *law)
+    discount = market.discount(expiry)
+    value = discount * (call if instrument.option == "call" else put)
+    largest = torch.maximum(*torch.broadcast_tensors(forward, strike)).detach()
+    bound = 32.0 * torch.finfo(value.dtype).eps * discount.detach() * largest
+    return Estimate(value.expand(shape), 0.0, bound, engine="analytic")
+
+
 def _cliquet_refusal(instrument: Cliquet, model: BlackScholes, market: Market) -> str | None:
     """Why there is no closed form, or None."""
     if instrument.global_floor is not None or instrument.global_cap is not None:
@@ -121,5 +145,9 @@ def cliquet_formula(instrument: Cliquet, model: BlackScholes, market: Market) ->
     return Estimate((total * discount).expand(shape), std_error=0.0, engine="analytic")
 
 
-FORMULAS = {(ForwardStart, BlackScholes): forward_start_formula, (Cliquet, BlackScholes): cliquet_formula}
+FORMULAS: dict[tuple[type[Any], type[Any]], Callable[..., Estimate]] = {
+    (ForwardStart, BlackScholes): forward_start_formula,
+    (ForwardStart, Merton): forward_start_merton,
+    (Cliquet, BlackScholes): cliquet_formula,
+}
 REFUSALS = {(Cliquet, BlackScholes): _cliquet_refusal}

@@ -19,6 +19,9 @@ from pricers.models.base import Model
 from pricers.models.bates import Bates, Merton
 from pricers.models.black_scholes import BlackScholes
 from pricers.models.heston import Heston
+from pricers.models.rough_bergomi import ForwardVarianceCurve, RoughBergomi
+from pricers.models.rough_heston import RoughHeston
+from pricers.models.rough_heston_riccati import log_moments
 from pricers.parameters import broadcast_shape, within
 from pricers.quadrature import gauss_legendre
 
@@ -171,6 +174,42 @@ def _bates_variance(model: Bates, expiry: Tensor) -> Tensor:
     return mean_variance(expiry, model.v0, model.kappa, model.theta) + _jump_variance(model)
 
 
+def _rough_heston_variance(model: RoughHeston, expiry: Tensor) -> Tensor:
+    r"""Of the mean of the log price, $E X = -\tfrac12 \int_0^T E V_t\,dt$: the path is continuous."""
+    (first,) = log_moments(1, expiry, model.v0, model.kappa, model.theta, model.sigma, model.rho, model.hurst)
+    return (-2.0 * first / expiry).to(torch.promote_types(model.v0.dtype, expiry.dtype))
+
+
+def _rough_bergomi_variance(model: RoughBergomi, expiry: Tensor) -> Tensor:
+    if isinstance(model.xi, ForwardVarianceCurve):
+        return mean_of_curve(model.xi, expiry)
+    return model.xi + torch.zeros_like(expiry)
+
+
+def mean_of_curve(curve: ForwardVarianceCurve, expiry: Tensor) -> Tensor:
+    r"""Mean forward variance until `expiry`, $\frac1T \int_0^T \xi(t)\,dt$, exactly.
+
+    Args:
+        curve: linear between its nodes and flat outside; batch `*batch`.
+        expiry: years, above 0; shape `*batch`.
+
+    Returns:
+        The broadcast shape of both.
+
+    >>> curve = ForwardVarianceCurve(times=[0.0, 1.0], variances=[0.04, 0.08])
+    >>> mean_of_curve(curve, torch.tensor([0.5, 2.0], dtype=torch.float64))
+    tensor([0.0500, 0.0700], dtype=torch.float64)
+    """
+    times, variances, end = curve.times, curve.variances, expiry.unsqueeze(-1)
+    width, rise = times.diff(), variances.diff(dim=-1)
+    # of each interval, before the expiry; at a node the derivative is that of one side, not of half of either
+    inside = torch.where(end > times[1:], width, torch.where(end > times[:-1], end - times[:-1], 0.0))
+    between = (inside * (variances[..., :-1] + 0.5 * rise * inside / width)).sum(-1)
+    before = torch.where(expiry > times[0], times[0], expiry)
+    after = torch.where(expiry > times[-1], expiry - times[-1], 0.0)
+    return (before * variances[..., 0] + between + after * variances[..., -1]) / expiry
+
+
 def _jump_variance(model: Merton | Bates) -> Tensor:
     """Mean squared log jump, a year."""
     return model.intensity * (model.jump_mean**2 + model.jump_std**2)
@@ -181,5 +220,7 @@ FORMULAS = {
     (VarianceSwap, Merton): swap_formula(_merton_variance),
     (VarianceSwap, Heston): swap_formula(_heston_variance),
     (VarianceSwap, Bates): swap_formula(_bates_variance),
+    (VarianceSwap, RoughHeston): swap_formula(_rough_heston_variance),
+    (VarianceSwap, RoughBergomi): swap_formula(_rough_bergomi_variance),
     (VarianceOption, BlackScholes): black_scholes_option,
 }
