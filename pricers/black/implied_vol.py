@@ -182,6 +182,11 @@ def _reason(
         rule = f"`price` must lie below discount * {what}, the price at infinite vol"
         return f"{rule}, got {price:.17g} against {bound:.17g}"
     intrinsic = discount * max(forward - strike if is_call else strike - forward, 0.0)
+    if price > intrinsic:
+        return (
+            "`price` must exceed the discounted intrinsic value by enough to tell its vol from 0, "
+            f"got {price:.17g} against {intrinsic:.17g}"
+        )
     return (
         "`price` must exceed the discounted intrinsic value, for without time value no vol is identified, "
         f"got {price:.17g} against {intrinsic:.17g}"

@@ -82,3 +82,10 @@ def test_axes_broadcast() -> None:
     price = black_price(100.0, strike, expiry, 0.25)
     vols = implied_vol(price, 100.0, strike, expiry)
     torch.testing.assert_close(vols, torch.full((3, 2), 0.25, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_a_price_just_above_intrinsic_is_not_told_that_it_is_below() -> None:
+    with pytest.raises(ValueError, match=r"by enough to tell its vol from 0, got 1e-300 against 0;"):
+        implied_vol(1e-300, 100.0, 100.0, 1.0)
+    with pytest.raises(ValueError, match=r"for without time value no vol is identified, got 0 against 0;"):
+        implied_vol(0.0, 100.0, 100.0, 1.0)
