@@ -33,9 +33,14 @@ def from_paths(tasks: list[Task], triple: Triple, engine: MonteCarlo, method: st
     """An estimate for each task; all share the noise.
 
     Raises:
-        ValueError: a method that model or engine do not allow.
+        ValueError: a method that model or engine do not allow, or an engine that aims at an error of the price.
     """
-    engine = replace(engine, target_std_error=None, compile=False)
+    if engine.target_std_error is not None:
+        raise ValueError(
+            "`target_std_error` is an error of the price, Greeks are simulated with all `n_paths`, got "
+            f"{engine.target_std_error:g}; leave it out, and raise `n_paths` until each `std_error` is small enough"
+        )
+    engine = replace(engine, compile=False)
     base = engine.sampler(*triple)
     methods = [_fitting(task, base, triple) if method == "auto" else method for task in tasks]
     _check(methods, tasks, base, triple)

@@ -197,3 +197,9 @@ def test_single_precision():
     exact = pr.greeks(*triple, ("spot", "vol"))
     assert found["spot"].value.dtype == torch.float32
     agree(found, exact, bias=1e-5)
+
+
+def test_a_target_of_the_price_is_refused_for_greeks():
+    engine = pr.MonteCarlo(n_paths=4096, seed=0, target_std_error=0.5)
+    with pytest.raises(ValueError, match=r"`target_std_error` is an error of the price.* got 0.5; leave it out"):
+        pr.greeks(pr.European(100.0, 1.0), LEWIS, MARKET, ("spot",), engine)
