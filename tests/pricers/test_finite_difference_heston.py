@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from references_pricing import UP_OUT_CALL, UP_OUT_HESTON
 
 from pricers.analytic.fourier_engine import Fourier
 from pricers.finite_difference import FiniteDifference
@@ -97,14 +98,13 @@ def test_american_put_ikonen_toivanen(engine, tolerance):
 
 @pytest.mark.slow
 def test_up_and_out_call():
-    """Refined finite differences: price 9.156 +- .004, delta .521, gamma -.0375."""
-    call, model, market = Barrier(100.0, 1.0, 135.0, "up-out"), Heston(0.04, 2.5, 0.04, 0.66, -0.8), Market(100.0, 0.05)
+    call, model, market = Barrier(100.0, 1.0, 135.0, "up-out"), Heston(*UP_OUT_HESTON), Market(100.0, 0.05)
     estimate = ENGINE.price(call, model, market)
     assert estimate.value.item() == pytest.approx(9.1535, abs=5e-3)
     assert abs(estimate.value.item() - 9.154) <= estimate.error_bound.item()
     delta, gamma = ENGINE.delta_gamma(call, model, market)
-    assert delta.value.item() == pytest.approx(0.521, abs=3e-3)
-    assert gamma.value.item() == pytest.approx(-0.0375, abs=3e-4)
+    assert delta.value.item() == pytest.approx(UP_OUT_CALL["delta"], abs=1e-3)
+    assert gamma.value.item() == pytest.approx(UP_OUT_CALL["gamma"], abs=3e-4)
 
 
 @pytest.mark.slow
