@@ -318,7 +318,7 @@ def test_class_is_registered_by_its_name_and_contracts_know_their_kind():
             "`kind` must be one of 'down-out', 'up-out', 'down-in', 'up-in', got 'down-and-out'",
         ),
         ({"option": "straddle"}, "`option` must be one of"),
-        ({"monitoring": "daily"}, "`monitoring` must be one of 'continuous', 'an array of times', got 'daily'"),
+        ({"monitoring": "daily"}, "`monitoring` must be 'continuous' or an array of times in years, got 'daily'"),
         ({"monitoring": [0.5, 0.25]}, "`monitoring` must ascend strictly"),
         ({"monitoring": [0.5, 0.5]}, "`monitoring` must ascend strictly"),
         ({"monitoring": [-0.5, 0.5]}, "`monitoring` must be above 0, got -0.5"),
