@@ -261,5 +261,5 @@ def test_payoffs_have_finite_derivatives(kind, contract):
     spot = paths.spot.clone().requires_grad_()
     value = dataclasses.replace(contract, **leaves).payoff(dataclasses.replace(paths, spot=spot), MARKET.discount)
     found = torch.autograd.grad(value.sum(), [spot, *leaves.values()], allow_unused=True)
-    assert found[0] is not None
+    assert any(slope is not None for slope in found)
     assert all(slope is None or slope.isfinite().all() for slope in found)
