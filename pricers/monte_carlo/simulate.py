@@ -19,6 +19,9 @@ from pricers.paths import SAME_DATE, Paths
 
 __all__ = ["Plan", "Recorded", "assemble", "asset_normals", "prepared", "record", "record_conditional"]
 
+# on a CPU blocks run side by side, each on one thread; the wrapper in C++ lets go of Python's lock in the kernel
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"cpp.threads": 1, "cpp_wrapper": True}}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,6 +48,11 @@ class Plan:
     horizon: Tensor
     compiled: bool = False
     prepared: tuple[tuple[Tensor, ...], ...] | None = None
+
+    @property
+    def compiler(self) -> str | None:
+        """Kind of device to compile for, if the step is compiled at all."""
+        return self.grid.device.type if self.compiled else None
 
     @property
     def dt(self) -> Tensor:
@@ -111,7 +119,7 @@ def record_conditional(plan: Plan, normals: Normals, columns: slice) -> tuple[Te
         kept = torch.tensor(plan.kept, device=noise.device)
         return _from_zero(drift.cumsum(0)[kept]), _from_zero(residual.cumsum(0)[kept])
     assert isinstance(plan.scheme, Scheme)
-    advance = _conditional_step(plan.scheme, plan.compiled)
+    advance = _conditional_step(plan.scheme, plan.compiler)
     state = plan.scheme.start(plan.model)
     mean = total = plan.grid.new_zeros(*plan.model.batch_shape, columns.stop - columns.start)
     means, totals = [mean], [total]
@@ -188,7 +196,7 @@ def _coefficients(plan: Plan, step: int) -> tuple[Tensor, ...]:
 def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) -> Recorded:
     model = plan.model
     root = getattr(model, "correlation_root", None)
-    advance = _full_step(scheme, plan.continuous, plan.compiled)
+    advance = _full_step(scheme, plan.continuous, plan.compiler)
     width = columns.stop - columns.start
     assets = () if root is None else (model.n_assets,)
     log_ratio = plan.grid.new_zeros(*model.batch_shape, *assets, width)
@@ -223,7 +231,7 @@ def _record_whole(plan: Plan, scheme: PathScheme, normals: Normals, columns: sli
 
 
 def _record_direct(plan: Plan, scheme: DirectScheme, normals: Normals, columns: slice) -> Recorded:
-    advance = _direct_step(scheme, plan.compiled)
+    advance = _direct_step(scheme, plan.compiler)
     state = scheme.start(plan.model, plan.market, plan.horizon)
     state = tuple(part.expand(*part.shape[:-1], columns.stop - columns.start) for part in state)
     points = [scheme.ratio(state)]
@@ -239,7 +247,7 @@ def _from_zero(tensor: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _full_step(scheme: Scheme, continuous: bool, compiled: bool) -> Callable[..., Any]:
+def _full_step(scheme: Scheme, continuous: bool, compiler: str | None) -> Callable[..., Any]:
     n_normals = scheme.n_normals
 
     def advance(
@@ -256,28 +264,28 @@ def _full_step(scheme: Scheme, continuous: bool, compiled: bool) -> Callable[...
             return log_ratio, None, None, *step.state
         return log_ratio, step.variance, step.jumps_squared, *step.state
 
-    return _maybe_compiled(advance, compiled)
+    return _maybe_compiled(advance, compiler)
 
 
 @lru_cache(maxsize=64)
-def _conditional_step(scheme: Scheme, compiled: bool) -> Callable[..., Any]:
+def _conditional_step(scheme: Scheme, compiler: str | None) -> Callable[..., Any]:
     def advance(
         coefficients: Sequence[Tensor], mean: Tensor, total: Tensor, state: tuple[Tensor, ...], normals: Tensor
     ) -> tuple[Tensor, ...]:
         step = scheme.advance(tuple(coefficients), mean, state, normals)
         return mean + step.drift, total + step.residual_variance, *step.state
 
-    return _maybe_compiled(advance, compiled)
+    return _maybe_compiled(advance, compiler)
 
 
 @lru_cache(maxsize=64)
-def _direct_step(scheme: DirectScheme, compiled: bool) -> Callable[..., Any]:
-    return _maybe_compiled(scheme.advance, compiled)
+def _direct_step(scheme: DirectScheme, compiler: str | None) -> Callable[..., Any]:
+    return _maybe_compiled(scheme.advance, compiler)
 
 
-def _maybe_compiled(step: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+def _maybe_compiled(step: Callable[..., Any], compiler: str | None) -> Callable[..., Any]:
     """The step, compiled to one kernel if asked; where the compiler fails, the step itself, with one warning."""
-    if not compiled:
+    if compiler is None:
         return step
     lock, state = Lock(), "new"
     fast = step
@@ -288,8 +296,7 @@ def _maybe_compiled(step: Callable[..., Any], compiled: bool) -> Callable[..., A
             with lock:  # threads come here side by side, one of them compiles
                 if state == "new":
                     try:
-                        options: dict[str, Any] = {"cpp.threads": 1}  # blocks run side by side, each on one thread
-                        fast = torch.compile(step, options=options)
+                        fast = torch.compile(step, options=COMPILER_OPTIONS.get(compiler))
                         done = fast(*arguments)
                         state = "compiled"
                         return done
