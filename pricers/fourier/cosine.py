@@ -19,6 +19,7 @@ from pricers.fourier.truncation import (
     remainder,
     series_lengths,
 )
+from pricers.parallel import differentiated, side_by_side
 
 __all__ = ["cos_digital", "cos_european"]
 
@@ -192,9 +193,18 @@ def _series(side: Side, plan: Plan, n_terms: int | None) -> Tail:
     if n_terms is not None:
         wanted = torch.full_like(wanted, float(n_terms))
     lengths = cast("list[float]", wanted.tolist())
-    tails = [
-        _block(side, plan.of(order[first:last]), length) for first, last, length in _groups(lengths, plan.y.shape[-1])
-    ]
+    groups = list(_groups(lengths, plan.y.shape[-1]))
+    recording = torch.is_grad_enabled()
+
+    def block(group: tuple[int, int, int]) -> Tail:
+        first, last, length = group
+        with torch.set_grad_enabled(recording):
+            return _block(side, plan.of(order[first:last]), length)
+
+    tails = [block(groups[0])]
+    alone = differentiated(tails[0].value)
+    with side_by_side(plan.y.device, 1 if alone else len(groups) - 1) as run:
+        tails += run(block, groups[1:])
     if len(tails) == 1 and len(order) == 1:
         return tails[0]
     back = torch.argsort(order)

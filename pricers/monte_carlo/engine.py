@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -23,6 +21,7 @@ from pricers.monte_carlo.likelihood import record_weighted
 from pricers.monte_carlo.simulate import Plan, assemble, asset_normals, prepared, record, record_conditional
 from pricers.monte_carlo.statistics import LEAST_DECIDING, Moments, controlled, merged, pooled, tile_moments
 from pricers.noise import NOISES, TILE, Noise, Normals, Stored, block_size, bridge, uniforms
+from pricers.parallel import side_by_side
 from pricers.parameters import (
     broadcast_shape,
     choice,
@@ -137,9 +136,11 @@ class MonteCarlo:
         misfit = instrument.asset_refusal(model.n_assets)
         if misfit is not None:
             return misfit
-        if isinstance(self._scheme(model), DirectScheme) and (instrument.continuous or instrument.bridge_uniforms):
-            name = type(model).__name__
-            return f"{name} is simulated without the variance of each step, which a continuous contract needs"
+        scheme = self._scheme(model)
+        if isinstance(scheme, DirectScheme) and instrument.continuous:
+            misfit = scheme.between_refusal(instrument, model)
+            if misfit is not None:
+                return misfit
         if self.conditional and self._conditional(instrument, model, market) is None:
             return f"conditional simulation of {type(instrument).__name__} under {type(model).__name__} is not known"
         return None
@@ -376,7 +377,7 @@ class Sampler:
                 return tile_moments(shared.values(*chunk, stored), self.noise.pairs)
 
         repeats: list[Moments | None] = [None] * self.noise.n_repeats
-        with _side_by_side(self.plan.grid.device, 1 if recording else len(chunks)) as run:
+        with side_by_side(self.plan.grid.device, 1 if recording else len(chunks)) as run:
             for (repeat, _, _), tiles in zip(chunks, run(gather, chunks), strict=True):
                 for tile in tiles:
                     repeats[repeat] = merged(repeats[repeat], tile)
@@ -391,22 +392,6 @@ def _note_of_few(deciding: Tensor) -> str:
         return "all paths pay the same: unless that is certain, the standard error misses what rarer paths pay"
     fewest = deciding.min().item()
     return f"about {fewest:.0f} paths decide the value: the standard error is rough, and misses what rarer paths pay"
-
-
-@contextmanager
-def _side_by_side(device: torch.device, n_chunks: int) -> Iterator[Callable[..., Any]]:
-    """A `map` over chunks: one thread for each core, each working alone; in order on a GPU."""
-    n_threads = min(torch.get_num_threads(), n_chunks)
-    if device.type == "cuda" or n_threads < 2:
-        yield map
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(n_threads) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(before)
 
 
 def batch_of(instrument: Instrument, model: Model, market: Market) -> torch.Size:
