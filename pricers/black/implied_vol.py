@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pricers.black.chunks import in_chunks
 from pricers.black.implied import bachelier_total_vol, black_total_vol
 from pricers.black.price import OPTIONS
-from pricers.parameters import broadcast_shape, choice, real
+from pricers.parameters import choice, real
 
 __all__ = ["bachelier_implied_vol", "implied_vol"]
 
-_CHUNK = 16384  # elements solved together on the CPU: more, and the temporaries leave the cache and the heap
 ERRORS = ("raise", "nan")
 
 
@@ -122,28 +122,28 @@ def _implied_vol(
     is_call = choice("option", option, OPTIONS) == "call"
     choice("errors", errors, ERRORS)
     given = {name: _floating(name, value) for name, value in named.items()}
-    shape = broadcast_shape(**given)
-    flat = [value.to(torch.float64).expand(shape).reshape(-1) for value in given.values()]
-    size = _CHUNK if flat[0].device.type == "cpu" else max(flat[0].numel(), 1)
-    starts = range(0, max(flat[0].numel(), 1), size)
-    vols = torch.cat([_vols(total_vol, is_call, [value[start : start + size] for value in flat]) for start in starts])
+    wide = {name: value.to(torch.float64) for name, value in given.items()}
+    vols = in_chunks(partial(_vols, total_vol, is_call), **wide)
     if errors == "raise":
         missing = vols.detach().isnan()
         if bool(missing.any()):
-            position = int(missing.to(torch.uint8).argmax())
-            numbers = [value[position].item() for value in flat]
+            index = tuple(missing.nonzero()[0].tolist())
+            numbers = [value.expand(vols.shape)[index].item() for value in wide.values()]
             reason = _reason(total_vol is black_total_vol, is_call, *numbers)
-            raise ValueError(f'{reason}{_place(position, shape)}; pass errors="nan" to get NaN for such elements')
+            raise ValueError(f'{reason}{_place(index)}; pass errors="nan" to get NaN for such elements')
     tensors = [value.dtype for value in named.values() if isinstance(value, Tensor)]
-    return vols.reshape(shape).to(reduce(torch.promote_types, tensors) if tensors else torch.float64)
+    return vols.to(reduce(torch.promote_types, tensors) if tensors else torch.float64)
 
 
 def _vols(
     total_vol: Callable[[Tensor, Tensor, Tensor, bool], Tensor],
     is_call: bool,
-    arguments: list[Tensor],
+    price: Tensor,
+    forward: Tensor,
+    strike: Tensor,
+    expiry: Tensor,
+    discount: Tensor,
 ) -> Tensor:
-    price, forward, strike, expiry, discount = arguments
     # what may not enter is replaced first, NaN is set last: zero times NaN would reach the gradients of shared ones
     usable = price.isfinite() & (expiry > 0) & (expiry < math.inf) & (discount > 0) & (discount < math.inf)
     undiscounted = price / torch.where(usable, discount, 1.0)
@@ -193,12 +193,8 @@ def _reason(
     )
 
 
-def _place(position: int, shape: torch.Size) -> str:
+def _place(index: tuple[int, ...]) -> str:
     """Where the element stands, when there are several."""
-    if not shape:
+    if not index:
         return ""
-    index: list[int] = []
-    for length in reversed(shape):
-        position, here = divmod(position, length)
-        index.insert(0, here)
-    return f" at index {index[0] if len(index) == 1 else tuple(index)}"
+    return f" at index {index[0] if len(index) == 1 else index}"

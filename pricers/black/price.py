@@ -1,27 +1,33 @@
 """Black-76 and Bachelier prices of calls, puts and digitals as pure functions of the forward.
 
-The `..._call_put` functions take the total vol and check nothing: they are for use inside the library. The others check
-their arguments, by name. All are differentiable in every argument, forwards and backwards, as often as one likes.
+What takes the total vol checks nothing: it is for use inside the library. The others check their arguments, by name,
+and work through long tensors in chunks. All are differentiable in every argument, forwards and backwards, as often as
+one likes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pricers.black.chunks import in_chunks
 from pricers.black.normalised import log_ratio, normal_tail_mean, normalised_call, positive_total_vol
 from pricers.normal import normal_cdf
-from pricers.parameters import broadcast_shape, choice, real, within
+from pricers.parameters import choice, real, within
 
 __all__ = [
     "bachelier_call_put",
     "bachelier_digital",
+    "bachelier_option",
     "bachelier_price",
     "black_call_put",
     "black_d1_d2",
     "black_digital",
+    "black_option",
     "black_price",
     "total_vol",
 ]
@@ -43,12 +49,13 @@ def black_call_put(forward: Tensor, strike: Tensor, total_vol: Tensor) -> tuple[
     Returns:
         Call and put, in the unit of the forward, broadcast.
     """
-    call_is_out = strike >= forward
-    low, high = torch.where(call_is_out, forward, strike), torch.where(call_is_out, strike, forward)
-    out = low * normalised_call(log_ratio(low, high), positive_total_vol(total_vol))
-    out = _zero_value(out, total_vol)
-    other = out + (high - low)
-    return torch.where(call_is_out, out, other), torch.where(call_is_out, other, out)
+    out = _black_out(forward, strike, total_vol)
+    return out + _intrinsic(forward, strike, True), out + _intrinsic(forward, strike, False)
+
+
+def black_option(forward: Tensor, strike: Tensor, total_vol: Tensor, is_call: bool) -> Tensor:
+    """One of the two of `black_call_put`."""
+    return _black_out(forward, strike, total_vol) + _intrinsic(forward, strike, is_call)
 
 
 def bachelier_call_put(forward: Tensor, strike: Tensor, total_vol: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +69,13 @@ def bachelier_call_put(forward: Tensor, strike: Tensor, total_vol: Tensor) -> tu
     Returns:
         Call and put, in the unit of the forward, broadcast.
     """
-    call_is_out = strike >= forward
-    distance = torch.where(call_is_out, strike - forward, forward - strike)
-    scale = positive_total_vol(total_vol)
-    out = _zero_value(scale * normal_tail_mean(distance / scale), total_vol)
-    other = out + distance
-    return torch.where(call_is_out, out, other), torch.where(call_is_out, other, out)
+    out = _bachelier_out(forward, strike, total_vol)
+    return out + _intrinsic(forward, strike, True), out + _intrinsic(forward, strike, False)
+
+
+def bachelier_option(forward: Tensor, strike: Tensor, total_vol: Tensor, is_call: bool) -> Tensor:
+    """One of the two of `bachelier_call_put`."""
+    return _bachelier_out(forward, strike, total_vol) + _intrinsic(forward, strike, is_call)
 
 
 def black_d1_d2(forward: Tensor, strike: Tensor, total_vol: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,9 +125,9 @@ def black_price(forward: Any, strike: Any, expiry: Any, vol: Any, discount: Any 
     >>> black_price(forward=100.0, strike=[100.0, 110.0], expiry=1.0, vol=0.2, discount=0.95)
     tensor([7.567..., 4.07...], dtype=torch.float64)
     """
-    forward, strike, discount, deviation = _black_arguments(forward, strike, expiry, vol, discount)
-    call, put = black_call_put(forward, strike, deviation)
-    return discount * (call if choice("option", option, OPTIONS) == "call" else put)
+    checked = _black_arguments(forward, strike, expiry, vol, discount)
+    is_call = choice("option", option, OPTIONS) == "call"
+    return in_chunks(partial(_discounted, black_option, is_call), **checked)
 
 
 def bachelier_price(
@@ -151,9 +159,9 @@ def bachelier_price(
     >>> bachelier_price(forward=0.01, strike=0.01, expiry=1.0, vol=0.01)
     tensor(0.0040, dtype=torch.float64)
     """
-    forward, strike, discount, deviation = _bachelier_arguments(forward, strike, expiry, vol, discount)
-    call, put = bachelier_call_put(forward, strike, deviation)
-    return discount * (call if choice("option", option, OPTIONS) == "call" else put)
+    checked = _bachelier_arguments(forward, strike, expiry, vol, discount)
+    is_call = choice("option", option, OPTIONS) == "call"
+    return in_chunks(partial(_discounted, bachelier_option, is_call), **checked)
 
 
 def black_digital(
@@ -193,12 +201,10 @@ def black_digital(
     >>> black_digital(forward=100.0, strike=100.0, expiry=1.0, vol=0.2)
     tensor(0.4601..., dtype=torch.float64)
     """
-    forward, strike, discount, deviation = _black_arguments(forward, strike, expiry, vol, discount)
-    d1, d2 = black_d1_d2(forward, strike, deviation)
-    sign = 1.0 if choice("option", option, OPTIONS) == "call" else -1.0
-    if choice("pays", pays, PAYMENTS) == "cash":
-        return discount * normal_cdf(sign * d2)
-    return discount * forward * normal_cdf(sign * d1)
+    checked = _black_arguments(forward, strike, expiry, vol, discount)
+    is_call = choice("option", option, OPTIONS) == "call"
+    formula = _black_cash if choice("pays", pays, PAYMENTS) == "cash" else _black_asset
+    return in_chunks(partial(_discounted, formula, is_call), **checked)
 
 
 def bachelier_digital(
@@ -224,31 +230,77 @@ def bachelier_digital(
     >>> bachelier_digital(forward=0.01, strike=0.01, expiry=1.0, vol=0.01, discount=0.9)
     tensor(0.4500, dtype=torch.float64)
     """
-    forward, strike, discount, deviation = _bachelier_arguments(forward, strike, expiry, vol, discount)
-    sign = 1.0 if choice("option", option, OPTIONS) == "call" else -1.0
-    return discount * normal_cdf(sign * (forward - strike) / positive_total_vol(deviation))
+    checked = _bachelier_arguments(forward, strike, expiry, vol, discount)
+    is_call = choice("option", option, OPTIONS) == "call"
+    return in_chunks(partial(_discounted, _bachelier_cash, is_call), **checked)
 
 
-def _black_arguments(
-    forward: Any, strike: Any, expiry: Any, vol: Any, discount: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _arguments(within("forward", forward, above=0.0), within("strike", strike, above=0.0), expiry, vol, discount)
+def _black_out(forward: Tensor, strike: Tensor, total_vol: Tensor) -> Tensor:
+    """Whichever of call and put is out of the money."""
+    call_is_out = strike >= forward
+    low, high = torch.where(call_is_out, forward, strike), torch.where(call_is_out, strike, forward)
+    return _zero_value(low * normalised_call(log_ratio(low, high), positive_total_vol(total_vol)), total_vol)
 
 
-def _bachelier_arguments(
-    forward: Any, strike: Any, expiry: Any, vol: Any, discount: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _arguments(real("forward", forward), real("strike", strike), expiry, vol, discount)
+def _bachelier_out(forward: Tensor, strike: Tensor, total_vol: Tensor) -> Tensor:
+    """Whichever of call and put is out of the money."""
+    distance = torch.where(strike >= forward, strike - forward, forward - strike)
+    scale = positive_total_vol(total_vol)
+    return _zero_value(scale * normal_tail_mean(distance / scale), total_vol)
 
 
-def _arguments(
-    forward: Tensor, strike: Tensor, expiry: Any, vol: Any, discount: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Forward, strike, discount and total vol, checked."""
-    expiry, vol = within("expiry", expiry, at_least=0.0), within("vol", vol, at_least=0.0)
-    discount = within("discount", discount, above=0.0)
-    broadcast_shape(forward=forward, strike=strike, expiry=expiry, vol=vol, discount=discount)
-    return forward, strike, discount, total_vol(vol, expiry)
+def _intrinsic(forward: Tensor, strike: Tensor, is_call: bool) -> Tensor:
+    """Intrinsic value. At the money, where it has no slope, the call counts as out of the money, as everywhere here."""
+    call_is_out = strike >= forward
+    if is_call:
+        return torch.where(call_is_out, 0.0, forward - strike)
+    return torch.where(call_is_out, strike - forward, 0.0)
+
+
+def _black_cash(forward: Tensor, strike: Tensor, total_vol: Tensor, is_call: bool) -> Tensor:
+    d2 = black_d1_d2(forward, strike, total_vol)[1]
+    return normal_cdf(d2 if is_call else -d2)
+
+
+def _black_asset(forward: Tensor, strike: Tensor, total_vol: Tensor, is_call: bool) -> Tensor:
+    d1 = black_d1_d2(forward, strike, total_vol)[0]
+    return forward * normal_cdf(d1 if is_call else -d1)
+
+
+def _bachelier_cash(forward: Tensor, strike: Tensor, total_vol: Tensor, is_call: bool) -> Tensor:
+    return normal_cdf((forward - strike if is_call else strike - forward) / positive_total_vol(total_vol))
+
+
+def _discounted(
+    undiscounted: Callable[[Tensor, Tensor, Tensor, bool], Tensor],
+    is_call: bool,
+    forward: Tensor,
+    strike: Tensor,
+    expiry: Tensor,
+    vol: Tensor,
+    discount: Tensor,
+) -> Tensor:
+    return discount * undiscounted(forward, strike, total_vol(vol, expiry), is_call)
+
+
+def _black_arguments(forward: Any, strike: Any, expiry: Any, vol: Any, discount: Any) -> dict[str, Tensor]:
+    return {
+        "forward": within("forward", forward, above=0.0),
+        "strike": within("strike", strike, above=0.0),
+        **_arguments(expiry, vol, discount),
+    }
+
+
+def _bachelier_arguments(forward: Any, strike: Any, expiry: Any, vol: Any, discount: Any) -> dict[str, Tensor]:
+    return {"forward": real("forward", forward), "strike": real("strike", strike), **_arguments(expiry, vol, discount)}
+
+
+def _arguments(expiry: Any, vol: Any, discount: Any) -> dict[str, Tensor]:
+    return {
+        "expiry": within("expiry", expiry, at_least=0.0),
+        "vol": within("vol", vol, at_least=0.0),
+        "discount": within("discount", discount, above=0.0),
+    }
 
 
 def _zero_value(price: Tensor, total_vol: Tensor) -> Tensor:
