@@ -100,7 +100,7 @@ def greeks(
             name: stacked(group[0], [with_rule(task, triple, engine, method, bump) for task in group])
             for name, group in groups.items()
         }
-    return {name: without_noise(group, triple, engine, method, bump) for name, group in groups.items()}
+    return without_noise(groups, triple, engine, method, bump)
 
 
 def _check_names(wrt: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,82 +12,141 @@ from torch import Tensor
 
 from pricers.estimate import Estimate
 from pricers.finite_difference import FiniteDifference
-from pricers.greeks.derivatives import central_difference, forward_derivative, reverse_jacobian
-from pricers.greeks.parameters import Task, Triple, stacked
-from pricers.parameters import converted
+from pricers.greeks.derivatives import Step, central_difference, forward_derivative, reverse_derivatives
+from pricers.greeks.parameters import Name, Parameter, Task, Triple, stacked
+from pricers.models.heston import Heston
+from pricers.parameters import broadcast_shape, converted, tensors
 from pricers.pricing import Engine
 
 __all__ = ["without_noise"]
 
 REACH = 0.1  # of a parameter: as far as the numerical error of a price is taken to vary no faster than the price
-GRID_BUMP = 1e-3  # of a parameter: where a grid is differentiated twice
-REVERSE_FROM = 4  # entries of a surface for each price, from which one backward pass is cheaper than many forward
+GRID_BUMP = 1e-3  # of a parameter: where a grid is differentiated twice by forward mode
+GRAPH_BYTES = 2**31  # that the graph of a grid may hold; the graph of its derivatives holds as much again
+
+Groups = Mapping[Name, list[Task]]
 
 
-def without_noise(group: list[Task], triple: Triple, engine: Engine, method: str, bump: float) -> Estimate:
-    """One entry of `wrt`: the derivatives for all entries of its event axes.
+def without_noise(groups: Groups, triple: Triple, engine: Engine, method: str, bump: float) -> dict[Name, Estimate]:
+    """All entries of `wrt`: the derivatives for all entries of their event axes, from one price.
 
     Raises:
         ValueError: a method that needs paths.
     """
     if method == "bump":
-        return stacked(group[0], [_bumped(task, triple, engine, bump) for task in group])
+        return {
+            name: stacked(group[0], [_bumped(task, triple, engine, bump) for task in group])
+            for name, group in groups.items()
+        }
     if method not in ("auto", "pathwise"):
         raise ValueError(f"`method` {method!r} needs MonteCarlo, got {type(engine).__name__}; leave it away")
-    price = engine.price(*triple)
-    value = _derivatives(group, triple, engine).to(price.value.dtype)
-    name = f"{price.engine}, differentiated"
-    return Estimate(value, 0.0, _bound(group, triple, engine, price, value), engine=name, note=price.note)
-
-
-def _derivatives(group: list[Task], triple: Triple, engine: Engine) -> Tensor:
-    """By forward mode, entry by entry; by reverse mode where there are many entries and few prices."""
-    task = group[0]
-    shape = tuple(n for parameter in task.parameters for n in parameter.event_shape)
-    if task.order == 1 and len(group) >= REVERSE_FROM:
-        parameter = task.parameters[0]
-        batch = engine.price(*triple).value.numel()
-        if len(group) >= REVERSE_FROM * batch:
-            return reverse_jacobian(
-                lambda steps: engine.price(*parameter.shifted(triple, steps)).value, parameter.event_shape
-            )
-    columns = [_forward(task, triple, engine) for task in group]
-    if not shape:
-        return columns[0]
-    flat = torch.stack(columns, dim=-1)
-    return flat.reshape(*flat.shape[:-1], *shape)
-
-
-def _forward(task: Task, triple: Triple, engine: Engine) -> Tensor:
-    def price(*steps: Tensor) -> Tensor:
-        return engine.price(*task.moved(triple, *steps)).value
-
-    outer = next((index for index, head in enumerate(task.heads) if head != "spot"), None)
-    if task.order == 1 or outer is None or not isinstance(engine, FiniteDifference):
-        return forward_derivative(price, task.order)
-
-    # the solution on a grid is read off smoothly at any spot; in all else it is differentiated once, then differenced
-    def slope(step: Tensor) -> Tensor:
-        return forward_derivative(lambda other: price(*((step, other) if outer == 0 else (other, step))), 1)
-
-    return central_difference(slope, [GRID_BUMP * task.parameters[outer].size(triple)])
-
-
-def _bound(group: list[Task], triple: Triple, engine: Engine, price: Estimate, value: Tensor) -> Tensor:
-    r"""Numerical error of derivatives.
-
-    On a grid: the difference to the derivatives on a grid of half the resolution. Else Cauchy's estimate: an error that
-    stays below $b$ within a distance $r$ has derivatives below $n!\,b / r^n$; $r$ is a tenth of the parameter.
-    """
     if isinstance(engine, FiniteDifference):
-        return (value - _derivatives(group, triple, _coarser(engine))).abs()
-    task = group[0]
+        return _on_a_grid(groups, triple, engine)
+    price, values = _reversed(groups, triple, engine)
+    bounds = [_cauchy(group[0], triple, price, value) for group, value in zip(groups.values(), values, strict=True)]
+    return _estimates(groups, price, values, bounds)
+
+
+def _on_a_grid(groups: Groups, triple: Triple, engine: FiniteDifference) -> dict[Name, Estimate]:
+    """The error bound is the difference to the derivatives on a grid of half the resolution."""
+    coarser = _coarser(engine)
+    directly = _by_forward if _graph_bytes(groups, triple, engine, coarser) > GRAPH_BYTES else _reversed
+    price, values = directly(groups, triple, engine)
+    _, coarse = directly(groups, triple, coarser)
+    bounds = [(fine - rough).abs() for fine, rough in zip(values, coarse, strict=True)]
+    return _estimates(groups, price, values, bounds)
+
+
+def _estimates(groups: Groups, price: Estimate, values: list[Tensor], bounds: list[Tensor]) -> dict[Name, Estimate]:
+    engine, dtype = f"{price.engine}, differentiated", price.value.dtype
+    return {
+        name: Estimate(value.to(dtype), 0.0, bound.detach().to(dtype), engine=engine, note=price.note)
+        for name, value, bound in zip(groups, values, bounds, strict=True)
+    }
+
+
+def _reversed(groups: Groups, triple: Triple, engine: Engine) -> tuple[Estimate, list[Tensor]]:
+    """Price and derivatives by reverse mode, from one graph.
+
+    Forward mode is no match: torch differentiates what has no tangent by slow paths, and nested forward mode through a
+    function with its own derivative (a tridiagonal solution) takes that derivative for constant.
+    """
+    kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors(*triple))
+    wanted = [group[0].parameters for group in groups.values()]
+    parameters = list(dict.fromkeys(parameter for pair in wanted for parameter in pair))
+    with torch.enable_grad():
+        steps, moved = _stepped(parameters, triple)
+        price = engine.price(*moved)
+    keys = [tuple(parameters.index(parameter) for parameter in pair) for pair in wanted]
+    return price, reverse_derivatives(price.value, steps, keys, kept)
+
+
+def _stepped(parameters: list[Parameter], triple: Triple) -> tuple[list[Step], Triple]:
+    """A step for each parameter, or for each of its values where it has one for each price; and what they move."""
+    instrument, model, market = triple
+    batch = broadcast_shape(
+        instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape(model.n_assets)
+    )
+    steps: list[Step] = []
+    for parameter in parameters:
+        own = parameter.batch_shape if parameter.batch_shape.numel() == batch.numel() else ()
+        leaf = torch.zeros((*own, *parameter.event_shape), dtype=torch.float64, device=market.spot.device)
+        steps.append(Step(leaf.requires_grad_(), parameter.event_shape))
+    moves = zip(parameters, steps, strict=True)
+    return steps, reduce(lambda now, move: move[0].shifted(now, move[1].leaf), moves, triple)
+
+
+def _graph_bytes(groups: Groups, triple: Triple, engine: FiniteDifference, coarser: FiniteDifference) -> float:
+    """What the graph of a price holds, from that on the coarser grid."""
+    held = 0
+
+    def counted(tensor: Tensor) -> None:
+        nonlocal held
+        held += tensor.numel() * tensor.element_size()
+
+    parameters = list({parameter: None for group in groups.values() for parameter in group[0].parameters})
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(counted, lambda _: torch.empty(0)):
+        coarser.price(*_stepped(parameters, triple)[1])
+    ratio = engine.n_space * engine.n_time / (coarser.n_space * coarser.n_time)
+    return held * ratio * (engine.n_variance / coarser.n_variance if isinstance(triple[1], Heston) else 1.0)
+
+
+def _by_forward(groups: Groups, triple: Triple, engine: FiniteDifference) -> tuple[Estimate, list[Tensor]]:
+    """Price and derivatives by forward mode, slow but without a graph."""
+    price = engine.price(*triple)
+    values: list[Tensor] = []
+    for group in groups.values():
+        shape = tuple(n for parameter in group[0].parameters for n in parameter.event_shape)
+        columns = torch.stack([_forward(task, triple, engine) for task in group], dim=-1)
+        values.append(columns.reshape((*price.value.shape, *shape)))
+    return price, values
+
+
+def _forward(task: Task, triple: Triple, engine: FiniteDifference) -> Tensor:
+    # nested forward mode is wrong here (see `_reversed`): a second derivative is the difference of first ones, these by
+    # the spot if it is one of the two, for the solution is read off smoothly between its nodes
+    both = zip(task.parameters, task.entries, strict=True)
+    parameters, entries = zip(*sorted(both, key=lambda pair: pair[0].name == "spot"), strict=True)
+    spot_last = Task(parameters, entries)
+
+    def slope(*steps: Tensor) -> Tensor:
+        return forward_derivative(lambda step: engine.price(*spot_last.moved(triple, *steps, step)).value, 1)
+
+    return central_difference(slope, [GRID_BUMP * parameter.size(triple) for parameter in parameters[:-1]])
+
+
+def _cauchy(task: Task, triple: Triple, price: Estimate, value: Tensor) -> Tensor:
+    r"""Numerical error of derivatives by Cauchy's estimate.
+
+    An error that stays below $b$ within a distance $r$ has derivatives below $n!\,b / r^n$; $r$ is a tenth of the
+    parameter.
+    """
     bound = price.error_bound
     for parameter in task.parameters:
         bound = bound / (REACH * parameter.size(triple))
     if task.order == 2 and task.parameters[0] == task.parameters[1]:
         bound = 2.0 * bound
-    return bound[(..., *[None] * (value.ndim - bound.ndim))].to(value.dtype)
+    return bound[(..., *[None] * (value.ndim - bound.ndim))]
 
 
 def _coarser(engine: FiniteDifference) -> FiniteDifference:

@@ -35,12 +35,14 @@ class Parameter:
         owner: 0 for the instrument, 1 for the model, 2 for the market.
         path: names of the fields that lead to the tensor.
         event_shape: trailing axes that are no batch (assets, dates, nodes of a curve): one Greek for each entry.
+        batch_shape: axes before these, where elements of the batch have values of their own.
     """
 
     name: str
     owner: int
     path: tuple[str, ...]
     event_shape: torch.Size
+    batch_shape: torch.Size
 
     @property
     def entries(self) -> list[int | None]:
@@ -65,7 +67,7 @@ class Parameter:
         return self.shifted(triple, step * direction.reshape(self.event_shape))
 
     def shifted(self, triple: Triple, step: Tensor) -> Triple:
-        """The triple with `step`, a number or of the event shape, added to the parameter."""
+        """The triple with `step`, of the event shape (with or without the batch before it), added to the parameter."""
         if self.name == "time":
             instrument, model, market = triple
             elapsed = step.to(instrument.horizon.dtype)
@@ -149,7 +151,7 @@ def locate(name: str, triple: Triple) -> Parameter:
         ValueError: nothing in the triple is called so; the message lists what is.
     """
     if name == "time":
-        return Parameter(name, 0, (), torch.Size())
+        return Parameter(name, 0, (), torch.Size(), torch.Size())
     path = tuple(name.split("."))
     for owner in (2, 1, 0):
         parent: Any = None
@@ -157,9 +159,10 @@ def locate(name: str, triple: Triple) -> Parameter:
         for part in path:
             parent, value = value, vars(value).get(part) if is_dataclass(value) else None
         if isinstance(value, ZeroCurve):
-            return Parameter(name, owner, (*path, "rates"), torch.Size())
+            return Parameter(name, owner, (*path, "rates"), torch.Size(), torch.Size())
         if isinstance(value, Tensor):
-            return Parameter(name, owner, path, _event_shape(path, value, parent, triple[1].n_assets))
+            event = _event_shape(path, value, parent, triple[1].n_assets)
+            return Parameter(name, owner, path, event, value.shape[: value.ndim - len(event)])
     raise ValueError(
         f"`wrt` names what the price does not depend on: {name!r}; known are {', '.join([*_known(triple), 'time'])}"
     )
