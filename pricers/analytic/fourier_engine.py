@@ -1,19 +1,19 @@
-"""Prices of calls, puts and digitals under any model with a characteristic function."""
+"""Prices from a characteristic function: calls, puts, digitals, forward starts and cliquets."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from pricers.analytic.fourier_law import forward_return, model_law, per_strike
 from pricers.estimate import Estimate
-from pricers.fourier import Law, cos_digital, cos_european
-from pricers.instruments import European
-from pricers.instruments.base import Instrument
+from pricers.fourier import cos_digital, cos_european
+from pricers.instruments import Cliquet, European, ForwardStart
+from pricers.instruments.base import Instrument, call_sign
 from pricers.market import Market
 from pricers.models.base import Characteristic, Model
 from pricers.parameters import broadcast_shape, common_dtype, converted, whole
@@ -24,6 +24,10 @@ __all__ = ["Fourier", "model_law"]
 @dataclass(frozen=True)
 class Fourier:
     r"""COS series: the density of $\log S_T$ as a cosine series whose coefficients the characteristic function gives.
+
+    Calls, puts and digitals under every model with a characteristic function; forward starts, and cliquets without a
+    global floor or cap (a sum of forward starts), where that of the growth between two later dates is known:
+    `BlackScholes`, `Merton`, `Heston` and `Bates`.
 
     The range and the number of terms follow from the moments and the decay of the characteristic function, for each
     parameter set and expiry; strikes of one law share its evaluation, so let them be an axis of their own rather than
@@ -57,12 +61,19 @@ class Fourier:
 
     def refusal(self, instrument: Instrument, model: Model, market: Market) -> str | None:
         """Why this engine cannot price the three together, or None."""
-        if not isinstance(instrument, European) and instrument.kind != "digital":
-            return "Fourier prices European and Digital options only"
+        forward = isinstance(instrument, ForwardStart | Cliquet)
+        if not forward and not isinstance(instrument, European) and instrument.kind != "digital":
+            return "Fourier prices European, Digital, ForwardStart and Cliquet contracts only"
+        if isinstance(instrument, Cliquet) and not (instrument.global_floor is None is instrument.global_cap):
+            return "a cliquet with a global floor or cap is no sum of forward starts; simulate it"
         if not isinstance(model, Characteristic):
             return f"{type(model).__name__} has no characteristic function"
         if model.n_assets > 1:
             return "Fourier prices options on one asset only"
+        if forward and forward_return(model, instrument.dates[..., 0], numeraire=True) is None:
+            return (
+                f"the growth between two later dates under {type(model).__name__} has no known characteristic function"
+            )
         if market.dividends is not None:
             return "Fourier takes dividends as a yield, not as cash amounts"
         return None
@@ -83,105 +94,66 @@ class Fourier:
             value = found.value.to(dtype)
             rounding = torch.finfo(dtype).eps * value.detach().abs()
             return Estimate(value, 0.0, found.error_bound.to(dtype) + rounding, engine=found.engine)
-        option = cast("Any", instrument)  # European or Digital, as `refusal` has seen
-        strike, expiry = cast("Tensor", option.strike), cast("Tensor", option.expiry)
-        batch = model.batch_shape
-        broadcast_shape(strike=strike, expiry=expiry, model=batch, market=market.batch_shape())
+        if isinstance(instrument, Cliquet):
+            return self._cliquet(instrument, model, market)
+        option = cast("Any", instrument)  # European, ForwardStart or Digital, as `refusal` has seen
+        expiry = cast("Tensor", option.expiry)
+        terms = {name: getattr(option, name) for name in ("strike", "moneyness", "reset") if hasattr(option, name)}
+        broadcast_shape(**terms, expiry=expiry, model=model.batch_shape, market=market.batch_shape())
         forward, discount = market.forward(expiry), market.discount(expiry)
-        log_strike = torch.log(strike / forward)
+        if isinstance(instrument, ForwardStart):
+            # a call on S_T struck at m S_t is, with S as numeraire until t, F_t calls on the growth from t to T
+            reset = instrument.reset
+            strike = instrument.moneyness * market.forward(reset)
+            growth = cast("Model", forward_return(model, reset, numeraire=True))
+            return self._european(growth, expiry - reset, forward, strike, discount, instrument.option)
         if isinstance(instrument, European):
-            value, bound = _per_strike(
-                model, batch, expiry, log_strike, lambda law, x: cos_european(law, x, n_terms=self.n_terms)
-            )
-            # the same side as in the series: parity where the option is in the money
-            in_money = (log_strike.detach() <= 0.0) == (option.option == "call")
-            sign = 1.0 if option.option == "call" else -1.0
-            zero = torch.zeros((), dtype=value.dtype, device=value.device)
-            value = discount * (forward * value + torch.where(in_money, sign * (forward - strike), zero))
-            bound = forward.detach() * bound + 4.0 * torch.finfo(value.dtype).eps * strike.detach()
-            return Estimate(value, 0.0, discount.detach() * bound, engine="fourier")
+            return self._european(model, expiry, forward, instrument.strike, discount, instrument.option)
+        log_strike = torch.log(option.strike / forward)
         shift = 0.0 if option.pays == "cash" else 1.0
-        value, bound = _per_strike(
-            model, batch, expiry, log_strike, lambda law, x: cos_digital(law, x, shift, n_terms=self.n_terms)
+        value, bound = per_strike(
+            model, expiry, log_strike, lambda law, x: cos_digital(law, x, shift, n_terms=self.n_terms)
         )
         paid = discount if option.pays == "cash" else discount * forward
         in_money = (log_strike.detach() <= 0.0) == (option.option == "call")
         value = paid * torch.where(in_money, 1.0 - value, value)
         return Estimate(value, 0.0, paid.detach() * bound, engine="fourier")
 
+    def _european(
+        self, model: Model, expiry: Tensor, forward: Tensor, strike: Tensor, discount: Tensor, option: str
+    ) -> Estimate:
+        """The option on `forward` times the ratio whose law `model` has over `expiry` years."""
+        value, bound = self._undiscounted(model, expiry, forward, strike, option)
+        return Estimate(discount * value, 0.0, discount.detach() * bound, engine="fourier")
 
-def model_law(model: Model, expiry: Tensor) -> Law:
-    """The law of the log-ratio at `expiry`, years, under every parameter set of the batch, flattened to rows.
+    def _undiscounted(
+        self, model: Model, expiry: Tensor, forward: Tensor, strike: Tensor, option: str
+    ) -> tuple[Tensor, Tensor]:
+        log_strike = torch.log(strike / forward)
+        value, bound = per_strike(model, expiry, log_strike, lambda law, x: cos_european(law, x, n_terms=self.n_terms))
+        # the same side as in the series: parity where the option is in the money
+        in_money = (log_strike.detach() <= 0.0) == (option == "call")
+        zero = torch.zeros((), dtype=value.dtype, device=value.device)
+        value = forward * value + torch.where(in_money, call_sign(option) * (forward - strike), zero)
+        bound = forward.detach() * bound + 4.0 * torch.finfo(value.dtype).eps * strike.detach()
+        return value, bound
 
-    Raises:
-        ValueError: the shapes do not broadcast.
-    """
-    return _law(model, expiry, broadcast_shape(model=model.batch_shape, expiry=expiry))
-
-
-def _law(model: Model, expiry: Tensor, shape: torch.Size) -> Law:
-    flat = {name: tensor.expand(shape).reshape(-1) for name, tensor in model.parameters().items()}
-    times = expiry.expand(shape).reshape(-1)
-
-    def rows_of(rows: Tensor) -> tuple[Any, Tensor]:
-        if rows.numel() == times.numel() == 1:
-            return _with(model, flat), times
-        return _with(model, {name: tensor[rows] for name, tensor in flat.items()}), times[rows]
-
-    def log_characteristic(rows: Tensor, u: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-        part, time = rows_of(rows)
-        return part.log_characteristic(u, time, shift)
-
-    def log_moment(rows: Tensor, order: Tensor) -> Tensor:
-        part, time = rows_of(rows)
-        return part.log_moment(order, time)
-
-    whole = cast("Any", _with(model, flat))
-    with torch.no_grad():
-        if hasattr(model, "log_moment"):
-            # -w/8 under a normal law of variance w, and finite under all
-            half = whole.log_moment(times.new_full((1,), 0.5), times).detach().squeeze(-1)
-            return Law(log_characteristic, torch.sqrt(-8.0 * half), log_moment=log_moment)
-        first, second, fourth = (cumulant.detach() for cumulant in whole.cumulants(times))
-    return Law(log_characteristic, torch.sqrt(second), cumulants=(first, second, fourth))
-
-
-M = TypeVar("M", bound=Model)
-
-
-def _with(model: M, parameters: dict[str, Tensor]) -> M:
-    """The model with other values of its tensors; they come from a valid model and are not checked again."""
-    copy = object.__new__(type(model))
-    for field in fields(cast("Any", model)):
-        object.__setattr__(copy, field.name, parameters.get(field.name, getattr(model, field.name)))
-    return copy
-
-
-def _per_strike(
-    model: Model,
-    batch: torch.Size,
-    expiry: Tensor,
-    log_strike: Tensor,
-    series: Callable[[Law, Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor]:
-    """`series` with the axes that only strikes have moved behind those of the law: they share its evaluation."""
-    expiry = _unexpanded(expiry)
-    law_shape = broadcast_shape(model=batch, expiry=expiry)
-    shape = broadcast_shape(law=law_shape, strike=log_strike)
-    padded = (1,) * (len(shape) - len(law_shape)) + tuple(law_shape)
-    shared = [axis for axis, size in enumerate(shape) if padded[axis] == 1 and size > 1]
-    own = [axis for axis in range(len(shape)) if axis not in shared]
-    order = own + shared
-    table = log_strike.expand(shape).permute(order)
-    n_strikes = math.prod(shape[axis] for axis in shared)
-    value, bound = series(_law(model, expiry, law_shape), table.reshape(-1, n_strikes))
-    back = [order.index(axis) for axis in range(len(shape))]
-    return value.reshape(table.shape).permute(back), bound.reshape(table.shape).permute(back)
-
-
-def _unexpanded(tensor: Tensor) -> Tensor:
-    """Axes that only repeat one element are cut to length 1."""
-    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
+    def _cliquet(self, instrument: Cliquet, model: Model, market: Market) -> Estimate:
+        """Of each period the floor, a call on the growth struck there, and less one at the cap."""
+        broadcast_shape(instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape())
+        dates = instrument.times.unbind(-1)
+        value = bound = torch.zeros_like(dates[0])
+        for start, end in pairwise(dates):
+            growth = market.growth(end) / market.growth(start)
+            law = cast("Model", forward_return(model, start, numeraire=False))
+            lower = value.new_full((), -1.0) if instrument.local_floor is None else instrument.local_floor
+            legs = [(1.0, lower)] + ([] if instrument.local_cap is None else [(-1.0, instrument.local_cap)])
+            value = value + lower
+            for sign, level in legs:
+                strike = 1.0 + level
+                positive = strike > 0  # at a strike that is not, a call is a forward
+                call, error = self._undiscounted(law, end - start, growth, torch.where(positive, strike, 1.0), "call")
+                value = value + sign * torch.where(positive, call, growth - strike)
+                bound = bound + torch.where(positive, error, 0.0)
+        discount = market.discount(dates[-1])
+        return Estimate(discount * value, 0.0, discount.detach() * bound, engine="fourier")
