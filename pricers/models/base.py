@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pricers.instruments.base import Instrument
 from pricers.market import Market
 from pricers.parameters import broadcast_shape
 
@@ -108,6 +109,21 @@ class DirectScheme(_Discretisation):
     @abstractmethod
     def ratio(self, state: State) -> Tensor:
         """$m_t = S_t / F(0, t)$, shape `*batch paths`."""
+
+    def between_refusal(self, instrument: Instrument, model: Any) -> str | None:
+        """Why a contract that looks at the path between the steps has no price here; None if it has one."""
+        return (
+            f"this scheme of {type(model).__name__} does not give the variance of each step, which a continuous "
+            "contract needs; take another `scheme`, or dates"
+        )
+
+    def variance(self, coefficients: State, state: State, later: State) -> Tensor:
+        """Integrated variance of the log price over the step from `state` to `later`, for Brownian bridges."""
+        raise NotImplementedError
+
+    def factor(self, state: State) -> Tensor | None:
+        """What of the state the future depends on beside the asset, for regressions: `*batch paths`; None: nothing."""
+        return None
 
 
 AnyScheme = Scheme | PathScheme | DirectScheme

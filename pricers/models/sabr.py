@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pricers.instruments.base import Instrument
+from pricers.instruments.variance import VarianceOption, VarianceSwap
 from pricers.market import Market
 from pricers.models.base import AnyScheme, DirectScheme, Model, Scheme, State, Step
 from pricers.normal import normal_cdf
@@ -114,6 +116,40 @@ class Absorbed(DirectScheme):
     def ratio(self, state: State) -> Tensor:
         ratio, _, shift_share = state
         return ratio + shift_share * (ratio - 1.0)
+
+    def between_refusal(self, instrument: Instrument, model: SABR) -> str | None:
+        """A logarithm of the price is needed, and for contracts on its variance a finite one."""
+        if bool((model.shift.detach() != 0.0).any()):
+            return (
+                "under SABR with a `shift` the price may fall below 0 and has no logarithm, which contracts watched at "
+                "all times need; set `shift` to 0, or take dates"
+            )
+        if isinstance(instrument, VarianceSwap | VarianceOption) and bool((model.beta.detach() < 1.0).any()):
+            return (
+                "under SABR with `beta` below 1 the forward reaches 0 with positive probability, and the realised "
+                "variance of its logarithm is infinite then; use `beta` = 1"
+            )
+        return None
+
+    def variance(self, coefficients: State, state: State, later: State) -> Tensor:
+        r"""Integrated local variance $\int\sigma^2 X^{2\beta-2} ds$ of the log price, given both ends of the step.
+
+        $X^{1-\beta}$ has the volatility $(1-\beta)\sigma$ whatever X is. Where it runs straight from end to end, the
+        mean of $X^{2\beta-2}$ is exactly $(X_0 X_1)^{\beta-1}$. Near 0, where a bridge of the logarithm makes no sense,
+        the result $v$ is held below $1/(1-\beta)$ by $v / (1 + (1-\beta)v)$, a change of second order in the step.
+        """
+        dt, spread, _, _, exponent = coefficients
+        (start, vol, _), (end, later_vol, _) = state, later
+        alive = start > ABSORBED
+        safe = torch.where(alive, start, 1.0)
+        reached = torch.where(end > ABSORBED, end, safe)
+        local = torch.exp(0.5 * exponent * (torch.log(safe) + torch.log(reached)))
+        variance = dt * geometric_variance(vol, later_vol, spread, torch.ones_like(dt)) * local
+        return torch.where(alive, variance / (1.0 - 0.5 * exponent * variance), 0.0)
+
+    def factor(self, state: State) -> Tensor:
+        """The volatility."""
+        return state[1]
 
 
 class LognormalGivenVol(Scheme):

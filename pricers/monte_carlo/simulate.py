@@ -234,12 +234,20 @@ def _record_direct(plan: Plan, scheme: DirectScheme, normals: Normals, columns: 
     advance = _direct_step(scheme, plan.compiler)
     state = scheme.start(plan.model, plan.market, plan.horizon)
     state = tuple(part.expand(*part.shape[:-1], columns.stop - columns.start) for part in state)
-    points = [scheme.ratio(state)]
+    points, variances = [scheme.ratio(state)], []
     for step, keep in enumerate(plan.kept):
-        state = advance(_coefficients(plan, step), state, normals.step(step)[:, columns])
+        coefficients = _coefficients(plan, step)
+        later = advance(coefficients, state, normals.step(step)[:, columns])
         if keep:
-            points.append(scheme.ratio(state))
-    return Recorded(torch.stack(points))
+            points.append(scheme.ratio(later))
+            if plan.continuous:
+                variances.append(scheme.variance(coefficients, state, later))
+        state = later
+    ratio = torch.stack(points)
+    if not plan.continuous:
+        return Recorded(ratio)
+    # what looks between the steps takes logarithms: that of an asset absorbed at 0 must be finite
+    return Recorded(ratio.clamp(min=torch.finfo(ratio.dtype).tiny), torch.stack(variances))
 
 
 def _from_zero(tensor: Tensor) -> Tensor:
