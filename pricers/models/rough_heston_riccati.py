@@ -17,82 +17,28 @@ References:
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Collocation",
-    "collocation",
-    "log_characteristic",
-    "log_moment",
-    "log_moments",
-    "node_count",
-    "solve_riccati",
-]
+from pricers.models.rough_heston_collocation import (
+    LONGER,
+    chebyshev,
+    chebyshev_coefficients,
+    collocation,
+    node_count,
+    stretched,
+)
 
-MOST_NODES = 128
+__all__ = ["log_characteristic", "log_moment", "log_moments", "mean_variance", "solve_riccati"]
+
 MOMENT_NODES = 40
 ARGUMENTS = 96  # more arguments than these are interpolated
 ARGUMENTS_AT_ONCE = 16
 LARGEST_SCALE = 5_000.0  # of sigma u T^alpha: beyond it log phi is a straight line from 0
 NEWTON_STEPS = 40
-LONGER = 1.3  # growth of T^alpha from one stage to the next where the equation is unstable at 0
-
-
-class Collocation(NamedTuple):
-    """Polynomials of $t^{\\alpha / 2}$ on [0, 1], given by their values at Chebyshev nodes.
-
-    Args:
-        nodes: values of $t^\\alpha$, shape `(n,)`.
-        integral: values of $f$ to values of $I^\\alpha f$ at the nodes, shape `*batch n n`.
-        mean: values of $f$ to $\\int_0^1 f\\,dt$, shape `*batch n`.
-        end: values of $f$ to $f(1)$, shape `(n,)`.
-    """
-
-    nodes: Tensor
-    integral: Tensor
-    mean: Tensor
-    end: Tensor
-
-
-def collocation(alpha: Tensor, n_nodes: int) -> Collocation:
-    r"""Collocation of the fractional integral of order `alpha` on the unit interval.
-
-    On [0, T] the integral is $T^\alpha$ times as large.
-
-    Args:
-        alpha: order in (0, 1]; shape `*batch`.
-        n_nodes: number of Chebyshev nodes.
-
-    Returns:
-        Nodes and matrices, float64.
-
-    >>> scheme = collocation(torch.tensor(0.6, dtype=torch.float64), 8)
-    >>> one = torch.ones(8, dtype=torch.float64)  # I^a 1 = t^a / Gamma(1 + a)
-    >>> bool(torch.allclose(scheme.integral @ one, scheme.nodes / math.gamma(1.6)))
-    True
-    """
-    alpha = alpha.double().unsqueeze(-1)
-    basis = _basis(n_nodes)
-    log_y, log_rest, jacobian = (part.to(alpha.device) for part in _quadrature(n_nodes))
-    # int_0^t (t - r)^(alpha - 1) f(r) dr with r = t y^(1/alpha): f sees s y
-    log_kernel = (alpha - 1.0) * torch.log(-torch.expm1(log_y / alpha)) - torch.lgamma(alpha)
-    measure = torch.exp(log_y / alpha + log_rest) * jacobian / alpha
-    nodes, scaled, plain, end = (part.to(alpha.device) for part in basis)
-    flat = (log_kernel.exp() * measure) @ scaled
-    return Collocation(nodes, flat.reshape(*flat.shape[:-1], n_nodes, n_nodes), measure @ plain, end)
-
-
-def node_count(scale: float) -> int:
-    """Nodes for an error of $\\log\\phi$ of about 1e-10 while $|\\phi|$ is above that.
-
-    Args:
-        scale: largest product of $T^\\alpha$ and a rate of the equation, $\\sigma u$ or $\\kappa$.
-    """
-    return min(MOST_NODES, 8 * math.ceil((16.0 + 10.0 * scale**0.4) / 8.0))
+MODULUS_SLACK = 1e-9  # by which log |phi| may exceed its bound before the solution counts as wrong
 
 
 def solve_riccati(constant: Tensor, linear: Tensor, quadratic: Tensor, integral: Tensor, nodes: Tensor) -> Tensor:
@@ -109,10 +55,7 @@ def solve_riccati(constant: Tensor, linear: Tensor, quadratic: Tensor, integral:
         nodes: $t^\alpha$ at the nodes; shape `*batch n`, broadcast.
 
     Returns:
-        $h$, shape `*batch n`.
-
-    Raises:
-        ArithmeticError: Newton's method does not converge.
+        $h$, shape `*batch n`; NaN where Newton's method does not converge.
     """
     with torch.no_grad():
         fixed = (constant.detach(), linear.detach(), quadratic.detach())
@@ -124,25 +67,23 @@ def solve_riccati(constant: Tensor, linear: Tensor, quadratic: Tensor, integral:
         solution = _iterated(_between_limits(*fixed, scale * matrix, scale * nodes), *fixed, scale * matrix)
         for _ in range(n_stages):
             scale *= LONGER
-            stretched = _stretched(nodes.shape[-1]).to(solution)
-            solution = _iterated(solution @ stretched.mT, *fixed, scale * matrix)
+            guess = solution @ stretched(nodes.shape[-1]).to(solution).mT
+            solution = _iterated(guess, *fixed, scale * matrix)
     for _ in range(2):
         solution = solution - _newton_step(solution, constant, linear, quadratic, integral)
     return solution
 
 
 def _iterated(solution: Tensor, constant: Tensor, linear: Tensor, quadratic: Tensor, integral: Tensor) -> Tensor:
-    """Newton's method to six digits or so: the last steps are left to the caller."""
+    """Newton's method to six digits or so: the last steps are left to the caller. NaN where it does not converge."""
+    running = torch.ones_like(constant.real, dtype=torch.bool)
     for _ in range(NEWTON_STEPS):
         step = _newton_step(solution, constant, linear, quadratic, integral)
         solution = solution - step
-        size = 1.0 + solution.abs().amax(-1)
-        if bool((step.abs().amax(-1) < 1e-5 * size).all()):
+        running = step.abs().amax(-1) >= 1e-5 * (1.0 + solution.abs().amax(-1))  # not of NaN: there is no way back
+        if not bool(running.any()):
             return solution
-    raise ArithmeticError(
-        "Newton's method did not solve the fractional Riccati equation: with `rho` * `sigma` far above `kappa` the "
-        "moments of the asset may be too close to infinite; shorten the expiry"
-    )
+    return torch.where(running.unsqueeze(-1), math.nan, solution)
 
 
 def log_characteristic(
@@ -171,7 +112,7 @@ def log_characteristic(
         Two tensors of shape `*batch n_u`.
 
     Raises:
-        ValueError: `shift` outside [0, 1], where the moment may be infinite.
+        ValueError: `shift` outside [0, 1], where the moment may be infinite, or an equation that was not solved.
 
     References:
         El Euch and Rosenbaum (2019), eqs. 4.4-4.5, with $\lambda \nu$ = `sigma`; there the last term is
@@ -185,7 +126,25 @@ def log_characteristic(
     stretch = (wide.detach().abs() * rate / LARGEST_SCALE).clamp(min=1.0)
     wide = wide / stretch
     logarithm = stretch * (_solved(wide, shift, *law) if u.shape[-1] <= ARGUMENTS else _interpolated(wide, shift, law))
+    # |E exp(a X)| <= E exp(shift X) <= 1 for a shift in [0, 1]; NaN fails too
+    solved = (logarithm.detach().real <= MODULUS_SLACK * stretch).all(-1)
+    if not bool(solved.all()):
+        raise ValueError(_refusal(solved, *law))
     return logarithm.real.to(u.dtype), logarithm.imag.to(u.dtype)
+
+
+def _refusal(solved: Tensor, expiry: Tensor, v0: Tensor, *others: Tensor) -> str:
+    """What to say of the first element of the batch whose equation was not solved."""
+    index = tuple((~solved).nonzero()[0].tolist())
+    named = zip(("expiry", "kappa", "theta", "sigma", "rho", "hurst"), (expiry, *others), strict=True)
+    value = {name: part.detach().expand(solved.shape)[index].item() for name, part in named}
+    place = f" at index {index[0] if len(index) == 1 else index}" if index else ""
+    return (
+        f"`expiry` must be short enough to solve the fractional Riccati equation, got {value['expiry']:g}{place} with "
+        f"`kappa` {value['kappa']:g}, `sigma` {value['sigma']:g}, `rho` {value['rho']:g} and `hurst` "
+        f"{value['hurst']:g}; shorten it, or lower `sigma`: with `rho` * `sigma` far above `kappa` the moments of the "
+        "asset are close to infinite"
+    )
 
 
 def _interpolated(u: Tensor, shift: float, law: tuple[Tensor, ...]) -> Tensor:
@@ -196,8 +155,8 @@ def _interpolated(u: Tensor, shift: float, law: tuple[Tensor, ...]) -> Tensor:
     position = (degree + 0.5) * (math.pi / ARGUMENTS)
     nodes = torch.sinh(low + (high - low) * (0.5 - 0.5 * position.cos())) / 2.0
     values = _solved(nodes, shift, *law)
-    basis = _chebyshev(((angle - low) / (high - low)), degree)
-    matrix = (basis @ _coefficients(degree, position)).to(values.dtype)
+    basis = chebyshev(((angle - low) / (high - low)), degree)
+    matrix = (basis @ chebyshev_coefficients(degree, position)).to(values.dtype)
     return (matrix @ values.unsqueeze(-1)).squeeze(-1)
 
 
@@ -351,51 +310,3 @@ def _between_limits(constant: Tensor, linear: Tensor, quadratic: Tensor, integra
     early = constant.unsqueeze(-1) * at_one * nodes
     total = limit.unsqueeze(-1) + early
     return torch.where(total == 0.0, 0.0, limit.unsqueeze(-1) * early / torch.where(total == 0.0, 1.0, total))
-
-
-@lru_cache(maxsize=8)
-def _quadrature(n_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Double exponential quadrature on (0, 1), for powers of y and 1 - y as singularities at the ends.
-
-    Takahasi and Mori (1974): y = (1 + tanh(pi/2 sinh t)) / 2. Returns log y, log(1 - y) and dy / (y (1 - y)).
-    """
-    times = torch.linspace(-4.0, 4.0, 3 * n_nodes + 161, dtype=torch.float64)
-    argument = math.pi * times.sinh()
-    jacobian = (times[1] - times[0]) * math.pi * times.cosh()
-    softplus = torch.nn.functional.softplus
-    return -softplus(-argument), -softplus(argument), jacobian
-
-
-@lru_cache(maxsize=8)
-def _basis(n_nodes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Squares of Chebyshev nodes x; their cardinal polynomials at x_i y_q, times x_i^2, as `q (i j)`; at y_q; at 1."""
-    y = (0.5 * _quadrature(n_nodes)[0]).exp()
-    degree = torch.arange(n_nodes, dtype=torch.float64)
-    angle = (degree + 0.5) * (math.pi / n_nodes)
-    nodes = 0.5 - 0.5 * angle.cos()
-    coefficients = _coefficients(degree, angle)
-    points = (nodes * y[:, None]).clamp(0.0, 1.0)
-    scaled = nodes[:, None] ** 2 * (_chebyshev(points, degree) @ coefficients)
-    return nodes**2, scaled.flatten(1), _chebyshev(y, degree) @ coefficients, coefficients.sum(0)
-
-
-@lru_cache(maxsize=8)
-def _stretched(n_nodes: int) -> Tensor:
-    """Values of f to values of f at `LONGER` t^alpha, constant from the end on: a guess for a longer horizon."""
-    degree = torch.arange(n_nodes, dtype=torch.float64)
-    angle = (degree + 0.5) * (math.pi / n_nodes)
-    coefficients = _coefficients(degree, angle)
-    points = (math.sqrt(LONGER) * (0.5 - 0.5 * angle.cos())).clamp(max=1.0)
-    return _chebyshev(points, degree) @ coefficients
-
-
-def _coefficients(degree: Tensor, angle: Tensor) -> Tensor:
-    """Values at the nodes to coefficients: c_k = (2 - [k = 0]) / n sum_j f_j T_k(-cos angle_j)."""
-    coefficients = torch.cos(degree[:, None] * (math.pi - angle)) * (2.0 / degree.shape[0])
-    coefficients[0] *= 0.5
-    return coefficients
-
-
-def _chebyshev(points: Tensor, degree: Tensor) -> Tensor:
-    """Shifted Chebyshev polynomials, one more axis for `degree`."""
-    return torch.cos(degree * torch.acos(2.0 * points - 1.0).unsqueeze(-1))

@@ -1,6 +1,7 @@
 """Rough Heston: the Riccati equation against published prices, Heston, QuantLib and a fractional Adams scheme."""
 
 import math
+import re
 
 import mpmath
 import numpy as np
@@ -9,7 +10,8 @@ import QuantLib
 import torch
 
 from pricers.models.rough_heston import RoughHeston
-from pricers.models.rough_heston_riccati import collocation, log_characteristic, mean_variance
+from pricers.models.rough_heston_collocation import collocation
+from pricers.models.rough_heston_riccati import log_characteristic, mean_variance
 
 # QuantLib's test suite for rough Heston; r = 0.03, S = 100. The order of the parameters is that of RoughHeston.
 PARAMETERS = (0.04, 0.3, 0.04, 0.4, -0.7, 0.1)
@@ -247,6 +249,18 @@ def test_moments_between_zero_and_one_and_where_they_end():
 def test_shift_beyond_the_certain_moments_is_refused():
     with pytest.raises(ValueError, match=r"`shift` must lie in \[0, 1\], got 60"):
         log_characteristic(double([0.0]), 60.0, double(1.0), *map(double, PARAMETERS))
+
+
+def test_an_equation_that_is_not_solved_names_the_element_and_its_parameters():
+    # a solution is found, but of no characteristic function: its modulus exceeds 1
+    law = (double(0.04), double(1e-9), double(0.04), double([0.1, 1e3]), double(0.9999999), double(0.5))
+    values = "at index (1, 1) with `kappa` 1e-09, `sigma` 1000, `rho` 1 and `hurst` 0.5; shorten it, or lower `sigma`"
+    with pytest.raises(ValueError, match=r"`expiry` must be short .*, got 1000 " + re.escape(values)):
+        log_characteristic(double([1.0, 10.0, 1e4]), 0.0, double([[0.5], [1000.0]]), *law)
+    # Newton's method finds none
+    law = (double(0.04), double(1e4), double(0.04), double(1e6), double(0.9999999), double(0.5))
+    with pytest.raises(ValueError, match="`expiry` must be short .*, got 1000 with `kappa` 10000, `sigma` 1e[+]06"):
+        log_characteristic(double([5.1282]), 1.0, double(1000.0), *law)
 
 
 @pytest.mark.parametrize("hurst", [0.01, 0.25, 0.5])
