@@ -259,7 +259,7 @@ def test_an_equation_that_is_not_solved_names_the_element_and_its_parameters():
         log_characteristic(double([1.0, 10.0, 1e4]), 0.0, double([[0.5], [1000.0]]), *law)
     # Newton's method finds none
     law = (double(0.04), double(1e4), double(0.04), double(1e6), double(0.9999999), double(0.5))
-    with pytest.raises(ValueError, match="`expiry` must be short .*, got 1000 with `kappa` 10000, `sigma` 1e[+]06"):
+    with pytest.raises(ValueError, match=r"`expiry` must be short .*, got 1000 with `kappa` 10000, `sigma` 1e[+]06"):
         log_characteristic(double([5.1282]), 1.0, double(1000.0), *law)
 
 
