@@ -93,7 +93,8 @@ class _Graph:
         total = (self.weights * self.value).sum()
         own, shared = [k for k in keys if self.own(k)], [k for k in keys if not self.own(k)]
         found = {k: self._columns(k, g) for k, g in zip(own, self._gradients(total, own, self.kept), strict=True)}
-        if self.value.numel() > sum(self.steps[k].event_shape.numel() for k in shared):
+        entries = sum(self.steps[k].event_shape.numel() for k in shared)
+        if not 0 < self.value.numel() <= entries:
             gradients = self._gradients(total, shared, True)
             return found | {k: self._columns(k, g) for k, g in zip(shared, gradients, strict=True)}
         # fewer prices than numbers they share: a backward pass for each price

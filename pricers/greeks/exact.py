@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pricers.finite_difference import FiniteDifference
 from pricers.greeks.derivatives import Step, central_difference, forward_derivative, reverse_derivatives
 from pricers.greeks.parameters import Name, Parameter, Task, Triple, stacked
 from pricers.models.heston import Heston
-from pricers.parameters import broadcast_shape, converted, tensors
+from pricers.parameters import broadcast_shape, converted, copied, tensors
 from pricers.pricing import Engine
 
 __all__ = ["without_noise"]
@@ -25,6 +25,7 @@ GRID_BUMP = 1e-3  # of a parameter: where a grid is differentiated twice by forw
 GRAPH_BYTES = 2**31  # that the graph of a grid may hold; the graph of its derivatives holds as much again
 
 Groups = Mapping[Name, list[Task]]
+T = TypeVar("T")
 
 
 def without_noise(groups: Groups, triple: Triple, engine: Engine, method: str, bump: float) -> dict[Name, Estimate]:
@@ -40,6 +41,11 @@ def without_noise(groups: Groups, triple: Triple, engine: Engine, method: str, b
         }
     if method not in ("auto", "pathwise"):
         raise ValueError(f"`method` {method!r} needs MonteCarlo, got {type(engine).__name__}; leave it away")
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors(*triple)):
+        with torch.inference_mode(False):
+            instrument, model, market = triple
+            triple = (_recordable(instrument), _recordable(model), _recordable(market))
+            return without_noise(groups, triple, engine, method, bump)
     if isinstance(engine, FiniteDifference):
         return _on_a_grid(groups, triple, engine)
     price, values = _reversed(groups, triple, engine)
@@ -94,6 +100,17 @@ def _stepped(parameters: list[Parameter], triple: Triple) -> tuple[list[Step], T
         steps.append(Step(leaf.requires_grad_(), parameter.event_shape))
     moves = zip(parameters, steps, strict=True)
     return steps, reduce(lambda now, move: move[0].shifted(now, move[1].leaf), moves, triple)
+
+
+def _recordable(item: T) -> T:
+    """The same dataclass with tensors that a graph may hold, which those made in inference mode may not be."""
+    changes: dict[str, Any] = {}
+    for key, value in vars(item).items():
+        if isinstance(value, Tensor):
+            changes[key] = value.detach().clone()
+        elif is_dataclass(value) and not isinstance(value, type):
+            changes[key] = _recordable(value)
+    return copied(item, **changes)
 
 
 def _graph_bytes(groups: Groups, triple: Triple, engine: FiniteDifference, coarser: FiniteDifference) -> float:
