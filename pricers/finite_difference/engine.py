@@ -35,6 +35,8 @@ class FiniteDifference:
     One asset: Crank-Nicolson steps that grow quadratically after each contract date, on a grid dense at strike and
     barrier; early exercise by policy iteration, that is the exact solution of each step's complementarity problem.
     Heston: the modified Craig-Sneyd splitting on a grid in spot and variance; early exercise by operator splitting.
+    Barriers are watched at all times or on dates, after each of which the value jumps: several steps, the first of them
+    damped, lie between any two.
 
     Each price is solved for on the grid and on the grid of half its resolution in all directions, $V_h$ and $V_{2h}$.
     The value is $V_h + (V_h - V_{2h}) / 3$; `error_bound` is $|V_h - V_{2h}| / 3$, the error of $V_h$, at its largest
@@ -151,6 +153,4 @@ def refusal(instrument: Instrument, model: Model, market: Market) -> str | None:
         return f"FiniteDifference prices one asset, the model has {model.n_assets}; use MonteCarlo or LongstaffSchwartz"
     if market.dividends is not None and not isinstance(model, BlackScholes):
         return f"cash dividends are for BlackScholes, not for {type(model).__name__}; use `dividend_yield`"
-    if isinstance(model, Heston) and isinstance(instrument, Barrier) and not instrument.continuous:
-        return "FiniteDifference under Heston watches a barrier continuously, not on dates; use MonteCarlo"
     return None

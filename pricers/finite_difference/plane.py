@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pricers.finite_difference.grids import Bands, first_difference, second_difference, time_segments
-from pricers.finite_difference.line import Line, folded, on_date, steps_of, with_ends
+from pricers.finite_difference.line import JUMP_STEPS, Line, folded, on_date, steps_of, with_ends
 from pricers.finite_difference.tridiagonal import multiply, reduction, solve
 from pricers.models.heston import Heston
 
@@ -134,10 +134,10 @@ def solve_plane(
     pressure = torch.zeros_like(values[..., 1:-1])  # the multiplier of early exercise
     operators: Operators | None = None
     after_expiry = True
-    segments = time_segments(line.dates, n_steps, refinement)
+    segments = time_segments(line.dates, n_steps, refinement, 2 if line.knocked is None else JUMP_STEPS)
     for index, segment in zip(range(len(segments) - 1, -1, -1), segments):
         values = on_date(line, nodes, values, segment.end, index)
-        steps = steps_of(segment, after_expiry, most=2)
+        steps = steps_of(segment, after_expiry or line.knocked is not None, most=2)
         after_expiry = after_expiry and not steps  # no step between two dates of one day
         for later, earlier, implicitness in steps:
             length = (later - earlier).unsqueeze(-1)

@@ -207,7 +207,6 @@ MARKET = Market(100.0)
         (European(100.0, 1.0), Bates(0.04, 1.0, 0.04, 0.5, -0.5, 0.1, -0.1, 0.1), MARKET, "not Bates"),
         (European(100.0, 1.0), BlackScholes([0.2, 0.2], [[1.0, 0.5], [0.5, 1.0]]), Market([100.0, 100.0]), "one asset"),
         (European(100.0, 1.0), HESTON, Market(100.0, dividends=CashDividends([0.5], [1.0])), "dividend_yield"),
-        (Barrier(100.0, 1.0, 90.0, "down-out", "call", 0.0, [0.5, 1.0]), HESTON, MARKET, "continuously"),
     ],
 )
 def test_refusals_say_why(contract, model, market, says):
