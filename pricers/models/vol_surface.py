@@ -10,19 +10,15 @@ import torch
 from torch import Tensor
 
 from pricers.market import Market
-from pricers.models.smile import density_parts, dupire_local_variance, natural_spline
+from pricers.models.smile import dupire_local_variance, natural_spline
+from pricers.models.surface_arbitrage import FIRST_TIME, Quotes, check_arbitrage, integers, numbers, place_of
 from pricers.models.surface_fit import knots_around, nearest_vols
-from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, dates, number, plausible, real, time_of, volatility, whole, within
 
 __all__ = ["SurfaceFit", "VolSurface"]
 
-N_CHECKS = 16  # parts of each interval between expiries on which the density is bounded from below
 MOST_LOG_MONEYNESS = 20.0, "are these strikes? use VolSurface.from_strikes"  # e^20: no strike is so far out
-WAY_OUT = "or fit a surface to them all: VolSurface.fitted(log_moneyness, expiries, vols).surface"
 FIT_POINTS = (256, 1024)  # at which arbitrage is excluded from a fit, and again if that was not enough
-LEAST_RISE = 1e-9  # of the total variance between two expiries: a local volatility of 0 has no gradient
-FIRST_TIME = 1e-9  # share of the first expiry from which on the formula is read: its limit at time 0 is 0 / 0
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -66,7 +62,7 @@ class VolSurface:
         object.__setattr__(self, "log_moneyness", log_moneyness)
         object.__setattr__(self, "expiries", expiries)
         object.__setattr__(self, "vols", vols)
-        _check_arbitrage(self)
+        check_arbitrage(Quotes(log_moneyness.detach(), expiries.detach(), vols.detach()), self.nodes().detach())
 
     @classmethod
     def from_strikes(cls, strikes: Any, expiries: Any, vols: Any, market: Market) -> VolSurface:
@@ -271,7 +267,7 @@ class SurfaceFit:
         errors = 1e4 * self.errors.detach()
         lines = ["expiry    quotes   rms error   largest, bp of vol"]
         per_row = errors.movedim(-2, 0).flatten(1)
-        for expiry, row in zip([*_numbers(self.surface.expiries), None], [*per_row, per_row.flatten()], strict=True):
+        for expiry, row in zip([*numbers(self.surface.expiries), None], [*per_row, per_row.flatten()], strict=True):
             quoted = row[~row.isnan()]
             name = "all" if expiry is None else f"{expiry:.4g}"
             rms, largest = quoted.square().mean().sqrt().item(), quoted.abs().max().item()
@@ -303,10 +299,10 @@ def _quotes(vols: Any) -> Tensor:
 def _check_enough(weights: Tensor, expiries: Tensor) -> None:
     few = (weights > 0.0).sum(-1) < 2
     if bool(few.any()):
-        *batch, row = _integers(few.nonzero()[0])
+        *batch, row = integers(few.nonzero()[0])
         raise ValueError(
             "`vols` must hold two quotes or more (with weights above 0) at each expiry, got fewer at expiry "
-            f"{expiries[row].item():g}{_where(batch)}; leave that expiry out"
+            f"{expiries[row].item():g}{place_of(batch)}; leave that expiry out"
         )
 
 
@@ -352,102 +348,3 @@ def _check_shapes(log_moneyness: Tensor, expiries: Tensor, vols: Tensor) -> None
         raise ValueError("`log_moneyness` (or `strikes`) must ascend strictly along its last axis; sort the quotes")
     if bool(log_moneyness.detach()[..., 0].max() >= log_moneyness.detach()[..., -1].min()):
         raise ValueError("`log_moneyness` of all expiries must overlap, got expiries that share no range of strikes")
-
-
-def _check_arbitrage(surface: VolSurface) -> None:
-    """Refuse quotes with arbitrage, and quotes between which the interpolation would have some."""
-    with torch.no_grad():
-        k, variance = surface.log_moneyness, surface.vols**2 * surface.expiries.unsqueeze(-1)
-        if k.ndim == 1:
-            _check_calendar(surface, k, variance, "")
-        _check_butterfly(surface)
-        points = surface.nodes()
-        parts = natural_spline(k, variance, points)
-        _check_calendar(surface, points, parts[0], " (interpolated)")
-        _check_density(surface, points, parts)
-
-
-def _check_calendar(surface: VolSurface, points: Tensor, variance: Tensor, how: str) -> None:
-    """Total variance at a constant log-moneyness must rise with the expiry."""
-    failed = ~(variance.diff(dim=-2) > LEAST_RISE * variance[..., 1:, :])
-    if not bool(failed.any()):
-        return
-    *batch, row, column = _integers(failed.nonzero()[0])
-    vols = torch.sqrt(variance / surface.expiries.unsqueeze(-1))[tuple(batch)]
-    times = _numbers(surface.expiries)
-    raise ValueError(
-        f"`vols` have calendar arbitrage: at log-moneyness {points[column].item():g} the total variance does not rise "
-        f"between expiry {times[row]:g} (vol {vols[row, column].item():g}{how}) and expiry {times[row + 1]:g} "
-        f"(vol {vols[row + 1, column].item():g}{how}){_where(batch)}; correct one of the quotes, {WAY_OUT}"
-    )
-
-
-def _check_butterfly(surface: VolSurface) -> None:
-    """Calls on a forward of 1 must be convex and falling in the strike."""
-    k = surface.log_moneyness
-    root = surface.vols * torch.sqrt(surface.expiries).unsqueeze(-1)
-    d_plus = -k / root + 0.5 * root
-    cdf = [normal_cdf(d) for d in (d_plus, d_plus - root)]
-    strikes = torch.exp(k)
-    calls = cdf[0] - strikes * cdf[1]
-    width = strikes.diff(dim=-1)
-    slopes = calls.diff(dim=-1) / width
-    rounding = 8.0 * torch.finfo(calls.dtype).eps / width
-    steep, rising = slopes < -1.0 - rounding, slopes > rounding
-    concave = slopes.diff(dim=-1) < -(rounding[..., 1:] + rounding[..., :-1])
-    for failed, n_quotes, what in ((steep | rising, 2, "a vertical spread"), (concave, 3, "a butterfly")):
-        if bool(failed.any()):
-            *batch, row, column = _integers(failed.nonzero()[0])
-            quoted = _numbers((k if k.ndim == 1 else k[row])[column : column + n_quotes])
-            vols = _numbers(surface.vols[(*batch, row)][column : column + n_quotes])
-            raise ValueError(
-                f"`vols` have arbitrage by {what}: at expiry {surface.expiries[row].item():g} the quotes at "
-                f"log-moneyness {', '.join(f'{x:.6g}' for x in quoted)} (vols {', '.join(f'{x:.6g}' for x in vols)}) "
-                f"contradict each other{_where(batch)}; correct one of them, {WAY_OUT}"
-            )
-
-
-def _check_density(surface: VolSurface, points: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Bound the density between expiries from below at each point; it must stay above 0.
-
-    Between two expiries w, w', w'' are linear in time. Dupire's denominator is then a square whose root is monotone
-    plus a concave function, so on each part of the interval the sum of the two smaller ends bounds it from below.
-    """
-    share = torch.arange(N_CHECKS + 1, dtype=points.dtype, device=points.device)[:, None] / N_CHECKS
-    for row in range(surface.expiries.shape[0]):
-        later = [part[..., row, None, :] for part in parts]
-        earlier = [torch.zeros_like(part) for part in later] if row == 0 else [p[..., row - 1, None, :] for p in parts]
-        # at time 0 the ratio w' / w and the limit 0 of the rest: read a moment later
-        moved = share.clamp(min=FIRST_TIME) if row == 0 else share
-        value, slope, curvature = (a + moved * (b - a) for a, b in zip(earlier, later, strict=True))
-        root, rest = density_parts(points, value, slope, curvature)
-        crosses = root[..., :-1, :] * root[..., 1:, :] <= 0.0
-        squared = torch.where(crosses, 0.0, torch.minimum(root[..., :-1, :] ** 2, root[..., 1:, :] ** 2))
-        failed = ~(squared + torch.minimum(rest[..., :-1, :], rest[..., 1:, :]) > 0.0)
-        if bool(failed.any()):
-            *batch, _, column = _integers(failed.nonzero()[0])
-            _refuse_density(surface, row, points[column].item(), batch)
-
-
-def _refuse_density(surface: VolSurface, row: int, point: float, batch: list[int]) -> None:
-    knots = surface.log_moneyness if surface.log_moneyness.ndim == 1 else surface.log_moneyness[row]
-    right = int((knots < point).sum().clamp(1, knots.shape[0] - 1).item())
-    vols = _numbers(surface.vols[(*batch, row)][right - 1 : right + 1])
-    raise ValueError(
-        f"`vols` have butterfly arbitrage once interpolated: up to expiry {surface.expiries[row].item():g} the density "
-        f"is negative at log-moneyness {point:.4g}, between the quotes at {knots[right - 1].item():.6g} and "
-        f"{knots[right].item():.6g} (vols {vols[0]:.6g} and {vols[1]:.6g}){_where(batch)}; "
-        f"correct the quotes around it, {WAY_OUT}"
-    )
-
-
-def _where(batch: list[int]) -> str:
-    return f", surface {tuple(batch)}" if batch else ""
-
-
-def _numbers(vector: Tensor) -> list[float]:
-    return [float(number.item()) for number in vector.unbind()]
-
-
-def _integers(vector: Tensor) -> list[int]:
-    return [int(number.item()) for number in vector.unbind()]

@@ -9,7 +9,8 @@ import scipy.stats
 import torch
 
 import pricers as pr
-from pricers.models.heston_exact import Exact, bicubic, distribution, integral_quantiles, variance_quantiles
+from pricers.models.heston_exact import Exact, bicubic
+from pricers.models.heston_exact_law import distribution, integral_quantiles, variance_quantiles
 from pricers.models.heston_schemes import HESTON_SCHEMES, QuadraticExponential, minus_log_survival
 
 CASE_I, CASE_II = (0.04, 0.5, 0.04, 1.0, -0.9), (0.04, 0.3, 0.04, 0.9, -0.5)  # v0, kappa, theta, sigma, rho
