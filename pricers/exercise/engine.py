@@ -12,15 +12,16 @@ from torch import Tensor
 
 from pricers.estimate import Estimate
 from pricers.exercise.regression import BASES, Rule, backward_induction, design, forward_value
-from pricers.exercise.walk import Point, Walk
+from pricers.exercise.walk import DirectWalk, DividendWalk, LognormalWalk, PathWalk, Point, Walk
 from pricers.instruments.base import Instrument
 from pricers.instruments.early_exercise import American, Bermudan
 from pricers.market import Market
-from pricers.models.base import AnyScheme, Model, Scheme
+from pricers.models.base import AnyScheme, DirectScheme, Model, PathScheme, Scheme
+from pricers.models.black_scholes import BlackScholes
 from pricers.monte_carlo.engine import batch_of
 from pricers.noise import BLOCK, address
 from pricers.parameters import choice, common_dtype, converted, whole, word
-from pricers.paths import merged_dates, time_grid
+from pricers.paths import SAME_DATE, merged_dates, time_grid
 
 __all__ = ["LongstaffSchwartz"]
 
@@ -36,8 +37,8 @@ class LongstaffSchwartz:
         n_paths: paths for the fit, and as many fresh ones for the value; at least 2.
         n_steps: largest time steps to the last date; for an American option also its number of exercise dates.
         seed: any integer.
-        basis: "polynomial", "laguerre", "hermite" or "chebyshev", of spot over strike, and of the variance where the
-            model has one.
+        basis: "polynomial", "laguerre", "hermite" or "chebyshev", of spot over strike, and of the variance (of the
+            volatility under SABR) where the model has a random one.
         degree: highest order of the basis.
         n_outer: paths of the upper bound; 0 leaves it out.
         n_inner: paths of each nested simulation behind it.
@@ -80,14 +81,14 @@ class LongstaffSchwartz:
             return misfit
         if instrument.dates.ndim > 1 and merged_dates(instrument.dates).numel() != instrument.dates.shape[-1]:
             return "all contracts of a batch must share their exercise dates; price one expiry at a time"
-        if market.dividends is not None:
-            return "cash dividends are not simulated here; use FiniteDifference"
+        if market.dividends is not None and not isinstance(model, BlackScholes):
+            return f"cash dividends are for BlackScholes, not for {type(model).__name__}; use `dividend_yield`"
+        if market.dividends is not None and model.n_assets > 1:
+            return f"cash dividends are for one asset, the model has {model.n_assets}; use `dividend_yield`"
         if not model.schemes:
             return f"{type(model).__name__} has no simulation scheme"
         if self.scheme is not None and self.scheme not in model.schemes:
             return f"`scheme` must be one of {', '.join(map(repr, model.schemes))}, got {self.scheme!r}"
-        if not isinstance(self._scheme(model), Scheme):
-            return f"a path of {type(model).__name__} cannot go on from its present state alone"
         return self._scheme(model).refusal(model)
 
     def price(self, instrument: Instrument, model: Model, market: Market) -> Estimate:
@@ -98,10 +99,11 @@ class LongstaffSchwartz:
         """
         lower, upper = self.bounds(instrument, model, market)
         if upper is None:
-            note = "lower bound by a fitted rule of exercise"
+            note = f"lower bound by a fitted rule of exercise{self._blindness(model)}"
             return Estimate(lower.value, lower.std_error, 0.0, lower.n_paths, self.name, note)
         gap = (upper.value - lower.value).clamp(min=0.0)
-        note = "lower bound by a fitted rule of exercise; error_bound reaches to the dual upper bound"
+        rest = "error_bound reaches to the dual upper bound"
+        note = f"lower bound by a fitted rule of exercise{self._blindness(model)}; {rest}"
         return Estimate(lower.value, lower.std_error, gap, lower.n_paths + upper.n_paths, self.name, note)
 
     def bounds(self, instrument: Instrument, model: Model, market: Market) -> tuple[Estimate, Estimate | None]:
@@ -158,6 +160,11 @@ class LongstaffSchwartz:
         batch_of(instrument, model, market)
         return self._problem(instrument, model, market)
 
+    def _blindness(self, model: Model) -> str:
+        if not isinstance(self._scheme(model), PathScheme):
+            return ""
+        return ", which sees spot and variance of the day and not the past that the model remembers"
+
     def _scheme(self, model: Model) -> AnyScheme:
         return model.schemes[self.scheme or next(iter(model.schemes))]
 
@@ -168,18 +175,60 @@ class LongstaffSchwartz:
             converted(model, dtype, device),
             converted(market, dtype, device),
         )
-        scheme = self._scheme(model)
-        assert isinstance(scheme, Scheme)
         dates = merged_dates(instrument.dates)
         if isinstance(instrument, American):
             share = torch.arange(1, self.n_steps + 1, dtype=dates.dtype, device=device) / self.n_steps
             dates = dates[-1] * share
-        grid = time_grid(dates, None if scheme.exact else self.n_steps)
-        bounds = torch.cat([grid[:1], dates])
-        tolerance = 1e-9
-        grids = [grid[(grid >= start - tolerance) & (grid <= end + tolerance)] for start, end in pairwise(bounds)]
-        walk = Walk(model, market, scheme, grids)
+        if market.dividends is not None:
+            dates, walk = self._with_dividends(dates, isinstance(instrument, American), model, market)
+        else:
+            walk = self._walk(dates, model, market)
         return Problem(instrument, walk, dates, self.basis, self.degree)
+
+    def _walk(self, dates: Tensor, model: Model, market: Market) -> Walk:
+        scheme = self._scheme(model)
+        grid = time_grid(dates, None if scheme.exact else self.n_steps)
+        grids = [_between(grid, *ends) for ends in pairwise([grid[0], *dates])]
+        if isinstance(scheme, PathScheme):
+            return PathWalk(model, market, scheme, grids)
+        if isinstance(scheme, DirectScheme):
+            return DirectWalk(model, market, scheme, grids)
+        return LognormalWalk(model, market, scheme, grids)
+
+    def _with_dividends(self, dates: Tensor, always: bool, model: Model, market: Market) -> tuple[Tensor, DividendWalk]:
+        """Exercise dates and the walk. An exercise on an ex-date comes before the dividend.
+
+        Who may exercise `always` may do so right before and right after each dividend; a dividend on the last date
+        leaves the choice of before and after to all.
+        """
+        dividends, scheme = market.dividends, self._scheme(model)
+        assert dividends is not None
+        assert isinstance(scheme, Scheme)
+        alive = dividends.times.detach() <= dates[-1].detach() + SAME_DATE
+        ex_times, amounts = dividends.times[alive], dividends.amounts[alive]
+        last = dates[-1]
+        if always:
+            dates = merged_dates(torch.cat([dates, ex_times]))
+        twice = [time for time in ex_times if always or bool((time - last).abs() <= SAME_DATE)]
+        dates = torch.cat([dates, *(time.unsqueeze(0) for time in twice)]).sort(stable=True).values
+        grid = time_grid(torch.cat([dates, ex_times]), None)
+        grids = [_between(grid, *ends) for ends in pairwise([grid[0], *dates])]
+        paid: dict[tuple[int, int], Tensor] = {}
+        for time, amount in zip(ex_times, amounts, strict=True):
+            leaving = [
+                (interval, node)
+                for interval, nodes in enumerate(grids)
+                for node in range(max(1, nodes.shape[0] - 1))
+                if bool((nodes[node] - time).abs() <= SAME_DATE)
+            ]
+            paid[leaving[0]] = amount
+        return dates, DividendWalk(model, market, scheme, grids, paid)
+
+
+def _between(grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """The times of the grid from start to end, both included, up to rounding."""
+    same = max(SAME_DATE, 8.0 * torch.finfo(grid.dtype).eps * grid[-1].item())
+    return grid[(grid >= start - same) & (grid <= end + same)]
 
 
 @dataclass(frozen=True)
@@ -238,12 +287,8 @@ class Problem:
 
     def _waiting(self, rule: Rule, point: Point, interval: int, n_inner: int, seed: int) -> Tensor:
         """Discounted value of following the rule from the next date on, from each point; shape `*batch paths`."""
-        n_outer = point.log_ratio.shape[-1]
-        repeated = Point(
-            point.spot,
-            point.log_ratio.repeat_interleave(n_inner, dim=-1),
-            tuple(part.repeat_interleave(n_inner, dim=-1) for part in point.state),
-        )
+        n_outer = point.state[0].shape[-1]
+        repeated = Point(point.spot, tuple(part.repeat_interleave(n_inner, dim=-1) for part in point.state))
         exercise, columns = self._sampled(repeated, interval, seed)
         values = forward_value(Rule(rule.coefficients[..., interval:, :]), exercise, columns)
         return values.reshape(*values.shape[:-1], n_outer, n_inner).mean(-1)
@@ -268,6 +313,6 @@ class Problem:
         else:  # the largest first: the value does not depend on the order of alike assets
             ordered = point.spot.sort(dim=-1, descending=True).values / strike.unsqueeze(-1)
             features = list(ordered.unbind(-1))
-        if point.state and point.variance is not None:
-            features.append(point.variance)
+        if point.factor is not None:
+            features.append(point.factor)
         return design(features, self.basis, self.degree)

@@ -80,6 +80,8 @@ class Scheme(_Discretisation):
 class PathScheme(_Discretisation):
     """A discretisation that needs the noise of the whole path at once: a model without the Markov property."""
 
+    variance_known: ClassVar[bool] = False  # the variance of a step depends on the noise before it only
+
     @abstractmethod
     def increments(self, model: Any, grid: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`drift`, `residual_variance` and `variance` of each step as in `Step`, shape `n_steps *batch paths`.

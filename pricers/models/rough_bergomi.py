@@ -129,6 +129,7 @@ class HybridScheme(PathScheme):
     """
 
     n_normals: ClassVar[int] = 2
+    variance_known: ClassVar[bool] = True
 
     def variances(self, model: RoughBergomi, grid: Tensor, normals: Tensor) -> Tensor:
         """Instantaneous variance at the start of each step, shape `n_steps *batch paths`.

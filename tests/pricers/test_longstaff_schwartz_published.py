@@ -151,14 +151,21 @@ def test_a_rule_that_never_waits_stops_at_the_first_gain():
     ("triple", "message"),
     [
         ((pr.European(100.0, 1.0), pr.BlackScholes(0.2), pr.Market(100.0)), "MonteCarlo"),
-        ((pr.American(100.0, 1.0), pr.RoughBergomi(0.04, 1.9, 0.1, -0.9), pr.Market(100.0)), "present state"),
         (
             (
                 pr.American(100.0, 1.0),
-                pr.BlackScholes(0.2),
+                pr.Heston(0.04, 2.0, 0.04, 0.3, -0.5),
                 pr.Market(100.0, dividends=pr.CashDividends([0.5], [1.0])),
             ),
-            "cash dividends.*FiniteDifference",
+            "cash dividends are for BlackScholes.*Heston.*`dividend_yield`",
+        ),
+        (
+            (
+                pr.Bermudan(100.0, [0.5, 1.0], on="max"),
+                pr.BlackScholes([0.2, 0.2], [[1.0, 0.0], [0.0, 1.0]]),
+                pr.Market([100.0, 100.0], dividends=pr.CashDividends([0.5], [1.0])),
+            ),
+            "cash dividends are for one asset.*`dividend_yield`",
         ),
         ((pr.American(100.0, [1.0, 2.0]), pr.BlackScholes(0.2), pr.Market(100.0)), "one expiry at a time"),
     ],
