@@ -9,6 +9,7 @@ from pricers.estimate import Estimate
 from pricers.exercise import LongstaffSchwartz
 from pricers.greeks.early_exercise import with_rule
 from pricers.greeks.exact import without_noise
+from pricers.greeks.levels import from_levels
 from pricers.greeks.parameters import Name, stacked, tasks_of
 from pricers.greeks.simulated import from_paths
 from pricers.instruments.base import Instrument
@@ -50,10 +51,10 @@ def greeks(
     - "bump": central differences on common random numbers, of relative size `bump` (ten times that for second order):
       the check of the others.
 
-    "auto" takes the first that holds. All three have standard errors from the paths (or repeats) themselves. The
-    number of jumps along a path is always weighted with its score. Andersen's QE switches between two distributions,
-    which derivatives along the path do not see; with the rest of its bias this stays below 0.3 % of a Greek at 100
-    steps a year and below 3 % at 16, on the market of Lewis.
+    "auto" takes the first that holds; `MultilevelMonteCarlo` knows the first alone. All three have standard errors from
+    the paths (or repeats) themselves. The number of jumps along a path is always weighted with its score. Andersen's QE
+    switches between two distributions, which derivatives along the path do not see; with the rest of its bias this
+    stays below 0.3 % of a Greek at 100 steps a year and below 3 % at 16, on the market of Lewis.
 
     Args:
         instrument: what is paid.
@@ -88,9 +89,10 @@ def greeks(
     engine = chosen_engine(*triple, engine)
     groups = {name: tasks_of(name, triple) for name in wrt}
     if isinstance(engine, MultilevelMonteCarlo):
-        raise ValueError(
-            "MultilevelMonteCarlo gives no Greeks: how many paths it takes depends on the parameters; use MonteCarlo"
-        )
+        return {
+            name: stacked(group[0], [from_levels(task, triple, engine, method) for task in group])
+            for name, group in groups.items()
+        }
     if isinstance(engine, MonteCarlo):
         every = [task for group in groups.values() for task in group]
         found = iter(from_paths(every, triple, engine, method, bump))

@@ -139,9 +139,10 @@ def stacked(task: Task, estimates: list[Estimate]) -> Estimate:
         flat = torch.stack([getattr(estimate, part) for estimate in estimates], dim=-1)
         return flat.reshape(*flat.shape[:-1], *shape)
 
-    first = estimates[0]
+    first, n_paths = estimates[0], min(estimate.n_paths for estimate in estimates)
     parts = (columns(part) for part in ("value", "std_error", "error_bound"))
-    return Estimate(*parts, n_paths=first.n_paths, engine=first.engine, note=first.note)
+    note = "; ".join(dict.fromkeys(estimate.note for estimate in estimates if estimate.note))
+    return Estimate(*parts, n_paths=n_paths, engine=first.engine, note=note)
 
 
 def locate(name: str, triple: Triple) -> Parameter:

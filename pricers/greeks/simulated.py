@@ -12,13 +12,13 @@ from torch import Tensor
 from pricers.estimate import Estimate
 from pricers.greeks.derivatives import central_difference, forward_derivative
 from pricers.greeks.parameters import Task, Triple
-from pricers.monte_carlo import MonteCarlo, Sampler
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo, Sampler
 from pricers.monte_carlo.likelihood import jump_density
 from pricers.monte_carlo.statistics import Moments, controlled, merged, tile_moments
 from pricers.noise import TILE, Normals, Pseudo, Stored
 from pricers.parameters import common_dtype
 
-__all__ = ["from_paths"]
+__all__ = ["fitting", "from_paths", "has_jumps", "moves_counts"]
 
 STORED_BYTES = 2**27  # normals of a chunk, held while its derivatives are taken
 DATES = ("expiry", "times", "reset", "monitoring")
@@ -42,7 +42,7 @@ def from_paths(tasks: list[Task], triple: Triple, engine: MonteCarlo, method: st
         )
     engine = replace(engine, compile=False)
     base = engine.sampler(*triple)
-    methods = [_fitting(task, base, triple) if method == "auto" else method for task in tasks]
+    methods = [fitting(task, base, triple) if method == "auto" else method for task in tasks]
     _check(methods, tasks, base, triple)
     gathered = [Gathered([None] * base.noise.n_repeats, None) for _ in tasks]
     with torch.no_grad():
@@ -113,7 +113,7 @@ def _derived(
     """Derivatives of payoffs and controls along the paths of a chunk, and of the known expectations."""
     address = (chunk.repeats[0], chunk.start, chunk.width * len(chunk.repeats))
     # the number of jumps does not move with the paths: the derivative of its law is a weight
-    counts = method != "bump" and _has_jumps(triple, engine) and _moves_counts(task)
+    counts = method != "bump" and has_jumps(triple, engine) and moves_counts(task)
 
     def along(*steps: Tensor) -> tuple[Tensor, ...]:
         moved = task.bumped(triple, *steps) if method == "bump" else task.moved(triple, *steps)
@@ -148,18 +148,18 @@ def _without_rounding(derivative: Tensor, noise: Tensor) -> Tensor:
     return torch.where(derivative.abs() <= noise, 0.0, derivative)
 
 
-def _has_jumps(triple: Triple, engine: MonteCarlo) -> bool:
+def has_jumps(triple: Triple, engine: MonteCarlo | MultilevelMonteCarlo) -> bool:
     """Whether the paths jump."""
     model = triple[1]
     return model.schemes[engine.scheme or next(iter(model.schemes))].has_jumps
 
 
-def _moves_counts(task: Task) -> bool:
+def moves_counts(task: Task) -> bool:
     """Whether the law of the number of jumps depends on a parameter: the intensity, or any date."""
     return any(p.name in ("intensity", "time") or p.owner == 0 for p in task.parameters)
 
 
-def _fitting(task: Task, sampler: Sampler, triple: Triple) -> str:
+def fitting(task: Task, sampler: Sampler, triple: Triple) -> str:
     """The method that holds, the least noisy first."""
     square_root = "v0" in vars(triple[1])
     if task.order == 2 and square_root and not any(head in SMOOTH for head in task.heads):

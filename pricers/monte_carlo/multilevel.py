@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from pricers.monte_carlo.statistics import Moments, merged, tile_moments
 from pricers.noise import TILE, Pseudo, Stored, address
 from pricers.parameters import common_dtype, flag, number, whole, word
 
-__all__ = ["MultilevelMonteCarlo"]
+__all__ = ["Level", "MultilevelMonteCarlo"]
 
 PILOT = 16 * TILE  # paths of each level before its variance is trusted
 CHUNK_NUMBERS = 2**24  # normals held at once
@@ -53,6 +54,10 @@ class Level:
         return self.moments.scatter[..., 0, 0] / (self.moments.n - 1)
 
 
+Triple = tuple[Instrument, Model, Market]
+Corrections = Callable[[Level, int, int], Tensor]  # of paths from the first one, so many: shape `*batch 1 width`
+
+
 @dataclass(frozen=True)
 class MultilevelMonteCarlo:
     r"""Giles' estimator $\sum_l E[P_l - P_{l-1}]$, levels of $2^l$ steps, to a target root mean square error.
@@ -62,7 +67,8 @@ class MultilevelMonteCarlo:
     statistical half at the least cost.
 
     Args:
-        accuracy: root mean square error, in units of price (for a batch: of its worst element), above 0.
+        accuracy: root mean square error, in units of price (for a batch: of its worst element), above 0; of a Greek:
+            of its product with the size of its parameter, so that a delta is found to `accuracy` over spot.
         seed: any integer.
         n_steps: steps of the coarsest level (largest steps to the last date).
         max_levels: finest level that may be used.
@@ -129,12 +135,22 @@ class MultilevelMonteCarlo:
         reason = self.refusal(instrument, model, market)
         if reason is not None:
             raise ValueError(f"MultilevelMonteCarlo cannot price {type(instrument).__name__}: {reason}")
-        sampler = self._engine().sampler(instrument, model, market)
-        levels = [Level(0, sampler, None)]
-        target = self.accuracy / math.sqrt(2.0)
+        return self.summed((instrument, model, market), self._corrections, self.accuracy)
+
+    def level(self, index: int, instrument: Instrument, model: Model, market: Market) -> Level:
+        """The correction from $2^{l-1}$ to $2^l$ times the steps of the coarsest level; that itself at index 0."""
+        coarse, fine = None, self._engine().sampler(instrument, model, market)
+        for _ in range(index):
+            coarse, fine = fine, _halved(fine)
+        return Level(index, fine, coarse)
+
+    def summed(self, triple: Triple, corrections: Corrections, accuracy: float) -> Estimate:
+        """Sum of the means of the corrections on all levels, as many as `accuracy` takes."""
+        levels = [self.level(0, *triple)]
+        target = accuracy / math.sqrt(2.0)
         note = ""
         while True:
-            self._draw(levels)
+            self._draw(levels, corrections)
             finished = self._allocate(levels, target)
             if not finished:
                 continue
@@ -148,35 +164,43 @@ class MultilevelMonteCarlo:
         value = torch.stack([level.mean for level in levels]).sum(0)
         error = torch.stack([level.variance / level.moments.n for level in levels if level.moments]).sum(0).sqrt()
         n_paths = sum(level.moments.n for level in levels if level.moments)
-        dtype = common_dtype(instrument, model, market)
+        dtype = common_dtype(*triple)
         return Estimate(value.to(dtype), error.to(dtype), bias.to(dtype), n_paths, self.name, note)
 
-    def _draw(self, levels: list[Level]) -> None:
+    def _draw(self, levels: list[Level], corrections: Corrections | None = None) -> None:
         """Bring each level to the number of paths that it wants."""
+        corrections = corrections or self._corrections
         for level in levels:
             start = level.moments.n if level.moments else 0
             width = _chunk_width(level)
             while start < level.wanted:
                 chunk = min(width, level.wanted - start)
                 with torch.no_grad():
-                    values = self._corrections(level, start, chunk)
+                    values = corrections(level, start, chunk)
                 for tile in tile_moments(values, pairs=False):
                     level.moments = merged(level.moments, tile)
                 start += chunk
 
+    def normals(self, level: Level, start: int, width: int) -> Tensor:
+        """The noise of some fine paths of a level, shape `n_steps n_normals width`."""
+        sampler = replace(level.fine, noise=self._noise(level))
+        return sampler.normals(0, start, width).whole(level.fine.plan.dt.shape[0])
+
     def _corrections(self, level: Level, start: int, width: int) -> Tensor:
+        return self.corrections(level, start, width, self.normals(level, start, width))
+
+    def corrections(self, level: Level, start: int, width: int, normals: Tensor) -> Tensor:
         """Differences of the payoffs on fine and coarse paths, shape `*batch 1 width`."""
-        plan = level.fine.plan
-        noise = Pseudo(address("multilevel", self.seed, level.index))
-        fine_sampler = replace(level.fine, noise=noise)
-        drawn = fine_sampler.normals(0, start, width)
-        normals = drawn.whole(plan.dt.shape[0])
-        fine = fine_sampler.values(0, start, width, Stored(normals))
+        noise = self._noise(level)
+        fine = replace(level.fine, noise=noise).values(0, start, width, Stored(normals))
         if level.coarse is None:
             return fine
         # the Brownian increment of a coarse step is the sum of its two halves
         coarse = (normals[0::2] + normals[1::2]) * math.sqrt(0.5)
         return fine - replace(level.coarse, noise=noise).values(0, start, width, Stored(coarse))
+
+    def _noise(self, level: Level) -> Pseudo:
+        return Pseudo(address("multilevel", self.seed, level.index))
 
     def _allocate(self, levels: list[Level], target: float) -> bool:
         """Giles (2008), eq. 12; True when every level has its paths."""
