@@ -65,6 +65,7 @@ REFUSALS: dict[Pair, Callable[..., str | None]] = {
     **asian.REFUSALS,
     **basket.REFUSALS,
     **forward_start.REFUSALS,
+    **sabr.REFUSALS,
     **heston_geometric_asian.REFUSALS,
 }
 

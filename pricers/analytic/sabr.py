@@ -13,17 +13,21 @@ from pricers.estimate import Estimate
 from pricers.instruments.base import call_sign
 from pricers.instruments.digital import Digital
 from pricers.instruments.european import European
+from pricers.instruments.variance import VarianceSwap
 from pricers.market import Market
-from pricers.models.sabr import SABR
+from pricers.models.sabr import SABR, expm1_ratio, unfit_for_variance
 from pricers.normal import normal_cdf, normal_density
+from pricers.parameters import broadcast_shape
 
 __all__ = [
     "FORMULAS",
+    "REFUSALS",
     "digital_sabr",
     "european_sabr",
     "hagan_lognormal_smile",
     "hagan_lognormal_vol",
     "hagan_normal_vol",
+    "variance_swap_sabr",
 ]
 
 NOTE = "Hagan's expansion for a short expiry: an approximation of the SABR model, simulate to see its error"
@@ -240,6 +244,25 @@ def digital_sabr(instrument: Digital, model: SABR, market: Market) -> Estimate:
     return _estimate(instrument, market, value)
 
 
+def variance_swap_sabr(instrument: VarianceSwap, model: SABR, market: Market) -> Estimate:
+    r"""At beta = 1 the mean of a lognormal: $\frac1T\int E\sigma_t^2 dt = \alpha^2 (e^{\nu^2 T} - 1) / (\nu^2 T)$.
+
+    >>> swap = VarianceSwap(strike=0.04, expiry=1.0)
+    >>> variance_swap_sabr(swap, SABR(alpha=0.2, beta=1.0, rho=-0.3, nu=0.5), Market(spot=100.0)).value
+    tensor(0.0054, dtype=torch.float64)
+    """
+    expiry = instrument.expiry
+    mean = model.alpha**2 * expm1_ratio(model.nu**2 * expiry)
+    shape = broadcast_shape(instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape())
+    value = (mean - instrument.strike) * market.discount(expiry)
+    return Estimate(value.expand(shape), std_error=0.0, engine="analytic")
+
+
+def refuse_variance_swap(instrument: VarianceSwap, model: SABR, market: Market) -> str | None:
+    """Why the variance of the log price has no mean; None if it has."""
+    return unfit_for_variance(model)
+
+
 def _smile(instrument: European | Digital, model: SABR, market: Market) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Shifted forward and strike, volatility and its slope in the strike; checked."""
     expiry = instrument.expiry
@@ -268,4 +291,6 @@ def _estimate(instrument: European | Digital, market: Market, undiscounted: Tens
 FORMULAS: dict[tuple[type[Any], type[Any]], Callable[..., Estimate]] = {
     (European, SABR): european_sabr,
     (Digital, SABR): digital_sabr,
+    (VarianceSwap, SABR): variance_swap_sabr,
 }
+REFUSALS: dict[tuple[type[Any], type[Any]], Callable[..., str | None]] = {(VarianceSwap, SABR): refuse_variance_swap}

@@ -17,7 +17,7 @@ from pricers.models.base import AnyScheme, DirectScheme, Model, Scheme, State, S
 from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, within
 
-__all__ = ["SABR", "absorbed_martingale_step", "geometric_variance"]
+__all__ = ["SABR", "absorbed_martingale_step", "expm1_ratio", "geometric_variance", "unfit_for_variance"]
 
 SWITCH = (
     1.5  # squared coefficient of variation at which the two branches of the step meet (Andersen, 2008, section 3.2)
@@ -56,6 +56,27 @@ def absorbed_martingale_step(ratio: Tensor, relative_variance: Tensor, normal: T
     upper_tail = normal_cdf(-normal)  # a uniform that falls as the normal grows
     exponential = ratio * half * (-torch.log(upper_tail * half)).clamp(min=0.0)  # eq. 25
     return torch.where(inner, quadratic, exponential)
+
+
+def unfit_for_variance(model: SABR) -> str | None:
+    """Why the realised variance of the log price is not finite under the model; None if it is."""
+    lowest = model.beta.detach().min().item()
+    if lowest < 1.0:
+        return (
+            f"the realised variance of the log price needs `beta` = 1, got {lowest:g}: below 1 the forward reaches 0 "
+            "with positive probability, and that variance is infinite; use `beta` = 1 or another model"
+        )
+    return _unfit_for_logarithms(model)
+
+
+def _unfit_for_logarithms(model: SABR) -> str | None:
+    largest = model.shift.detach().max().item()
+    if largest > 0.0:
+        return (
+            f"a contract watched at all times needs `shift` = 0, got {largest:g}: with a shift the price may fall "
+            "below 0, where it has no logarithm; set `shift` to 0, or take dates"
+        )
+    return None
 
 
 def geometric_variance(start: Tensor, end: Tensor, nu: Tensor, dt: Tensor) -> Tensor:
@@ -119,17 +140,9 @@ class Absorbed(DirectScheme):
 
     def between_refusal(self, instrument: Instrument, model: SABR) -> str | None:
         """A logarithm of the price is needed, and for contracts on its variance a finite one."""
-        if bool((model.shift.detach() != 0.0).any()):
-            return (
-                "under SABR with a `shift` the price may fall below 0 and has no logarithm, which contracts watched at "
-                "all times need; set `shift` to 0, or take dates"
-            )
-        if isinstance(instrument, VarianceSwap | VarianceOption) and bool((model.beta.detach() < 1.0).any()):
-            return (
-                "under SABR with `beta` below 1 the forward reaches 0 with positive probability, and the realised "
-                "variance of its logarithm is infinite then; use `beta` = 1"
-            )
-        return None
+        if isinstance(instrument, VarianceSwap | VarianceOption):
+            return unfit_for_variance(model)
+        return _unfit_for_logarithms(model)
 
     def variance(self, coefficients: State, state: State, later: State) -> Tensor:
         r"""Integrated local variance $\int\sigma^2 X^{2\beta-2} ds$ of the log price, given both ends of the step.
@@ -183,13 +196,13 @@ class LognormalGivenVol(Scheme):
         driver = torch.sqrt(dt) * normals[0] - 0.5 * nu * dt
         exponent = nu * driver  # log(sigma_1 / sigma_0)
         later = vol * torch.exp(exponent)
-        stochastic = vol * driver * _expm1_ratio(exponent)  # (sigma_1 - sigma_0) / nu, through nu = 0
+        stochastic = vol * driver * expm1_ratio(exponent)  # (sigma_1 - sigma_0) / nu, through nu = 0
         variance = geometric_variance(vol, later, nu, dt)
         drift = rho * stochastic - 0.5 * variance
         return Step((later,), drift, (1.0 - rho) * (1.0 + rho) * variance, variance)
 
 
-def _expm1_ratio(x: Tensor) -> Tensor:
+def expm1_ratio(x: Tensor) -> Tensor:
     """(exp(x) - 1) / x with correct derivatives at 0."""
     small = x.abs() < 0.02
     near, far = torch.where(small, x, 0.0), torch.where(small, 1.0, x)

@@ -199,6 +199,9 @@ def test_variance_swap_at_beta_one_is_the_mean_of_a_lognormal():
     """E (1/T) int sigma^2 = alpha^2 (exp(nu^2 T) - 1) / (nu^2 T), whichever scheme."""
     model, swap = pr.SABR(0.3, 1.0, -0.5, 0.6), pr.VarianceSwap(0.05, 1.5)
     exact = 0.09 * math.expm1(0.36 * 1.5) / (0.36 * 1.5) - 0.05
+    assert pr.price(swap, model, MARKET).value.item() == pytest.approx(exact, rel=1e-12)
+    calm = pr.price(swap, pr.SABR(0.3, 1.0, -0.5, 0.0), MARKET).value.item()
+    assert calm == pytest.approx(0.04, rel=1e-12)
     for scheme in ("absorbed", "lognormal"):
         found = pr.price(swap, model, MARKET, pr.MonteCarlo(2**16, n_steps=16, noise="sobol", seed=1, scheme=scheme))
         assert abs(found.value.item() - exact) <= 4.0 * found.std_error.item() + 1e-5
@@ -245,15 +248,17 @@ def test_multilevel_reaches_its_accuracy():
 
 @pytest.mark.parametrize("contract", [pr.VarianceSwap(0.04, 1.0), pr.VarianceOption(0.04, 1.0)])
 def test_variance_contracts_below_beta_one_have_no_price(contract):
-    with pytest.raises(ValueError, match=r"realised variance.*infinite.*use `beta` = 1"):
+    with pytest.raises(ValueError, match=r"`beta` = 1, got 0.5.*infinite; use `beta` = 1 or"):
         pr.price(contract, CEV, MARKET, pr.MonteCarlo(1024, seed=0))
+    with pytest.raises(ValueError, match="beta"):
+        pr.price(contract, CEV, MARKET)
 
 
 def test_a_shift_needs_dates():
     model, engine = pr.SABR(3.0, 0.5, 0.0, 0.3, shift=20.0), pr.MonteCarlo(1024, n_steps=4, seed=0)
     barrier = pr.Barrier(100.0, 1.0, 85.0, "down-out")
     for contract in (barrier, pr.Lookback(100.0, 1.0), pr.Asian(100.0, "continuous", expiry=1.0)):
-        with pytest.raises(ValueError, match=r"`shift`.*logarithm.*or take dates"):
+        with pytest.raises(ValueError, match=r"`shift` = 0, got 20.*logarithm.*or take dates"):
             pr.price(contract, model, MARKET, engine)
     on_dates = pr.Barrier(100.0, 1.0, 85.0, "down-out", monitoring=[0.5, 1.0])
     assert pr.price(on_dates, model, MARKET, engine).value > 0.0
