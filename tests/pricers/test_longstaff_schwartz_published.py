@@ -47,15 +47,18 @@ def test_worked_example_of_eight_paths():
     torch.testing.assert_close(stopped, value, rtol=0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("law", [(0.2, 1.0), pytest.param((0.4, 2.0), marks=pytest.mark.slow)])
-def test_table_1_is_bounded_from_below(law):
+# the payoff of the second law is more than twice as wide: four times as many paths for the same standard error
+@pytest.mark.parametrize(
+    ("law", "n_paths"), [((0.2, 1.0), 16_384), pytest.param((0.4, 2.0), 65_536, marks=pytest.mark.slow)]
+)
+def test_table_1_is_bounded_from_below(law, n_paths):
     vol, expiry = law
     market = pr.Market([36.0, 38.0, 40.0], 0.06)
-    engine = pr.LongstaffSchwartz(n_paths=16_384, n_steps=50, seed=1)
+    engine = pr.LongstaffSchwartz(n_paths=n_paths, n_steps=50, seed=1)
     found = pr.price(put_of_table_1(expiry), pr.BlackScholes(vol), market, engine)
     exact = torch.tensor(TABLE_1[law], dtype=torch.float64)
     assert (found.value <= exact + 4.0 * found.std_error + 5e-4).all()
-    # what a cubic rule from 16,384 paths loses: half a percent
+    # what a cubic rule from 16,384 paths or more loses: half a percent
     assert (found.value >= exact * 0.995 - 4.0 * found.std_error).all()
     assert (found.std_error <= 0.03).all()
 
