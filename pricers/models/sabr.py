@@ -218,7 +218,11 @@ class SABR(Model):
 
     $$dF = \sigma (F + s)^\beta\,dW,\quad d\sigma = \nu\sigma\,dZ,\quad \sigma_0 = \alpha,\quad dW\,dZ = \rho\,dt$$
 
-    The shifted forward $F + s$ is absorbed at 0. With beta = 1 and rho > 0 the forward is a local martingale only
+    The shifted forward $F + s$ is absorbed at 0. A forward or a strike below 0 fits neither `Market` nor a contract:
+    price the shifted forward itself, `strike + shift` on a `Market` whose forward is $F + s$ (where `dividend_yield` is
+    `rate` the spot is the forward) with `shift` 0, which is the same option.
+
+    With beta = 1 and rho > 0 the forward is a local martingale only
     (Jourdain, 2004), so that prices of calls depend on what is meant by them.
 
     Args:
