@@ -38,14 +38,18 @@ def test_heston_call():
 
 
 @pytest.mark.slow  # minutes: the bias of the scheme, which needs small standard errors to be seen
-@pytest.mark.parametrize(("model", "market"), [(LEWIS, MARKET), (FANG, pr.Market(100.0))])
-def test_bias_of_quadratic_exponential_steps_is_small_at_100_a_year(model, market):
+# Where Feller's condition fails and the variance starts near 0, the cross derivative is noisy: standard errors of 12 %
+# from 2^15 paths and 4 % from 2^17. Half a percent would take some 2^23.
+@pytest.mark.parametrize(("model", "market", "cross"), [(LEWIS, MARKET, 0.005), (FANG, pr.Market(100.0), 0.05)])
+def test_bias_of_quadratic_exponential_steps_is_small_at_100_a_year(model, market, cross):
     call = pr.European(100.0, 1.0)
     wrt = (*HESTON_NAMES, "time", ("v0", "v0"))
     exact = pr.greeks(call, model, market, wrt)
     found = pr.greeks(call, model, market, wrt, pr.MonteCarlo(n_paths=2**17, n_steps=100, **SOBOL))
     agree(found, exact, bias=0.003)
-    precise({name: found[name] for name in wrt[:-1]}, exact, 0.005)
+    second_in_v0 = ("spot", "v0"), ("v0", "v0")
+    precise({name: found[name] for name in wrt if name not in second_in_v0}, exact, 0.005)
+    precise({("spot", "v0"): found["spot", "v0"]}, exact, cross)
 
 
 def test_digital_call_under_heston():

@@ -191,7 +191,7 @@ def test_a_heavier_quote_is_nearer():
 
 
 @pytest.mark.slow
-@settings(max_examples=20, phases=[Phase.generate])
+@settings(max_examples=8, phases=[Phase.generate])
 @given(noise=st.lists(st.floats(-0.15, 0.15), min_size=10, max_size=10), short=st.floats(0.01, 0.3))
 def test_any_quotes_become_prices_without_arbitrage(noise, short):
     """Calls on a fine grid of strikes are convex and fall, and rise with the expiry at the same moneyness."""
