@@ -155,7 +155,7 @@ def _vols(
 
 def _floating(name: str, value: Any) -> Tensor:
     """A real floating point tensor, NaN and infinity included: they are faults of single elements."""
-    if isinstance(value, Tensor) and value.is_floating_point():
+    if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64):
         return value
     try:
         return real(name, value)

@@ -44,9 +44,9 @@ def log_ratio(low: Tensor, high: Tensor) -> Tensor:
 
 
 def positive_total_vol(total_vol: Tensor) -> Tensor:
-    """`total_vol`, and where it is zero the smallest number that formulas with x / s^2 survive; the gradient passes."""
-    smallest = 1e-30 if total_vol.dtype == torch.float64 else 1e-7
-    return total_vol + smallest * (total_vol <= 0).to(total_vol.dtype)
+    """`total_vol`, and where it is (as good as) zero a number that formulas with x / s^2 survive; gradients pass."""
+    nothing, smallest = (1e-30, 1e-30) if total_vol.dtype == torch.float64 else (1e-15, 1e-7)
+    return total_vol + smallest * (total_vol <= nothing).to(total_vol.dtype)
 
 
 def mills_difference(low: Tensor, high: Tensor, total_vol: Tensor, sign: Tensor) -> Tensor:

@@ -157,3 +157,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     good = {"forward": 100.0, "strike": 100.0, "expiry": 1.0, "vol": 0.2, "discount": 1.0, "option": "call"}
     with pytest.raises(ValueError, match=message):
         black_price(**(good | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("price", [black_price, bachelier_price])
+def test_a_vol_of_almost_nothing_leaves_the_intrinsic_value_and_a_finite_gradient(price, dtype) -> None:
+    tiny = [1e-40, 1e-35, 1e-20, 1e-16] if dtype == torch.float32 else [1e-320, 1e-300, 1e-170, 1e-100, 1e-31]
+    vol = torch.tensor(tiny, dtype=dtype, requires_grad=True)
+    for strike in (80.0, 120.0):
+        value = price(torch.tensor(100.0, dtype=dtype), strike, 1.0, vol)
+        assert value.tolist() == [max(100.0 - strike, 0.0)] * len(tiny)
+        assert torch.autograd.grad(value.sum(), vol)[0].tolist() == [0.0] * len(tiny)

@@ -45,6 +45,10 @@ GOOD: dict[str, object] = {
         ({"errors": "ignore"}, "`errors` must be one of 'raise', 'nan', got 'ignore'"),
         ({"strike": [90.0, 100.0]}, r"`price` of shape \(3,\) and `strike` of shape \(2,\) do not broadcast"),
         ({"price": torch.tensor([8, 9])}, "`price` must hold real floating point numbers, got torch.int64"),
+        (
+            {"price": torch.tensor([8.0, 9.0], dtype=torch.float16)},
+            "`price` must be float32 or float64, got torch.float16",
+        ),
         ({"price": "high"}, "`price` must be a real number"),
     ],
 )
