@@ -14,7 +14,9 @@ from pricers.estimate import Estimate
 from pricers.finite_difference import FiniteDifference
 from pricers.greeks.derivatives import Step, central_difference, forward_derivative, reverse_derivatives
 from pricers.greeks.parameters import Name, Parameter, Task, Triple, stacked
+from pricers.instruments.base import EarlyExercise
 from pricers.models.heston import Heston
+from pricers.models.local_vol import LocalVol
 from pricers.parameters import broadcast_shape, converted, copied, tensors
 from pricers.pricing import Engine
 
@@ -22,6 +24,7 @@ __all__ = ["without_noise"]
 
 REACH = 0.1  # of a parameter: as far as the numerical error of a price is taken to vary no faster than the price
 GRID_BUMP = 1e-3  # of a parameter: where a grid is differentiated twice by forward mode
+STATE = ("spot", "v0")  # where the solution is read off: the region of exercise does not depend on it
 GRAPH_BYTES = 2**31  # that the graph of a grid may hold; the graph of its derivatives holds as much again
 
 Groups = Mapping[Name, list[Task]]
@@ -32,7 +35,7 @@ def without_noise(groups: Groups, triple: Triple, engine: Engine, method: str, b
     """All entries of `wrt`: the derivatives for all entries of their event axes, from one price.
 
     Raises:
-        ValueError: a method that needs paths.
+        ValueError: a method that needs paths, a second derivative that the region of exercise would have to follow.
     """
     if method == "bump":
         return {
@@ -55,12 +58,31 @@ def without_noise(groups: Groups, triple: Triple, engine: Engine, method: str, b
 
 def _on_a_grid(groups: Groups, triple: Triple, engine: FiniteDifference) -> dict[Name, Estimate]:
     """The error bound is the difference to the derivatives on a grid of half the resolution."""
+    for group in groups.values():
+        _check_exercise(group[0], triple)
     coarser = _coarser(engine)
     directly = _by_forward if _graph_bytes(groups, triple, engine, coarser) > GRAPH_BYTES else _reversed
     price, values = directly(groups, triple, engine)
     _, coarse = directly(groups, triple, coarser)
     bounds = [(fine - rough).abs() for fine, rough in zip(values, coarse, strict=True)]
     return _estimates(groups, price, values, bounds)
+
+
+def _check_exercise(task: Task, triple: Triple) -> None:
+    """Refuse second derivatives in which the region of exercise moves: it is a set of nodes, which has no derivative.
+
+    To first order it does not matter (the value is at its best), and it depends neither on the spot today nor on `v0`;
+    but on the spot under local volatility, whose surface moves along.
+    """
+    if not isinstance(triple[0], EarlyExercise) or task.order == 1:
+        return
+    if any(head in STATE for head in task.heads) and not isinstance(triple[1], LocalVol):
+        return
+    names = ", ".join(parameter.name for parameter in task.parameters)
+    raise ValueError(
+        f"the second derivative by {names} would need the region of exercise to move, which lies on the nodes of a "
+        "grid: use method='bump' with a wide `bump` such as 0.05"
+    )
 
 
 def _estimates(groups: Groups, price: Estimate, values: list[Tensor], bounds: list[Tensor]) -> dict[Name, Estimate]:
