@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pricers as pr
-from pricers.monte_carlo.statistics import controlled, tile_moments
+from pricers.monte_carlo.statistics import controlled, student_factor, tile_moments
 
 HESTON = pr.Heston(0.0175, 1.5768, 0.0398, 0.5751, -0.5711)
 MARKET = pr.Market(100.0)
@@ -21,7 +21,7 @@ def test_error_of_repeats_is_that_of_the_mean_of_their_means():
     repeats = [moments([[0.0, 2.0]]), moments([[1.0, 3.0]]), moments([[6.0, 6.0]])]  # means 1, 2 and 6
     value, error = controlled(repeats, None)
     assert value.item() == pytest.approx(3.0, rel=1e-14)
-    assert error.item() == pytest.approx(math.sqrt((4.0 + 1.0 + 9.0) / 2.0 / 3.0), rel=1e-14)
+    assert error.item() == pytest.approx(student_factor(2) * math.sqrt((4.0 + 1.0 + 9.0) / 2.0 / 3.0), rel=1e-14)
 
 
 def test_error_of_repeats_that_a_control_explains_is_what_it_leaves():
@@ -30,7 +30,7 @@ def test_error_of_repeats_that_a_control_explains_is_what_it_leaves():
     repeats = [moments(torch.stack([shift + 1e3 * x, x]).tolist()) for shift in shifts]
     value, error = controlled(repeats, torch.zeros(1, dtype=torch.float64))
     assert value.item() == pytest.approx(3.0, rel=1e-9)
-    assert error.item() == pytest.approx(math.sqrt((4.0 + 1.0 + 9.0 + 0.0) / 3.0 / 4.0), rel=1e-9)
+    assert error.item() == pytest.approx(student_factor(3) * math.sqrt((4.0 + 1.0 + 9.0 + 0.0) / 3.0 / 4.0), rel=1e-9)
 
 
 def test_sobol_error_is_the_scatter_of_its_repeats():
@@ -40,7 +40,7 @@ def test_sobol_error_is_the_scatter_of_its_repeats():
     means = torch.stack([sampler.values(repeat, 0, 64)[0].mean() for repeat in range(5)])
     found = engine.price(contract, HESTON, MARKET)
     assert found.value.item() == pytest.approx(means.mean().item(), rel=1e-12)
-    assert found.std_error.item() == pytest.approx(math.sqrt(means.var().item() / 5.0), rel=1e-9)
+    assert found.std_error.item() == pytest.approx(student_factor(4) * math.sqrt(means.var().item() / 5.0), rel=1e-9)
 
 
 def test_a_pair_is_one_draw():
