@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ from pricers.fourier.truncation import (
     remainder,
     series_lengths,
 )
-from pricers.parallel import differentiated, side_by_side
+from pricers.parallel import one_thread
 
 __all__ = ["cos_digital", "cos_european"]
 
@@ -91,7 +92,9 @@ def _wanted(side: Side, wanted: Tensor, y: Tensor, n_terms: int | None) -> Tail:
     keep = wanted.any(dim=1 - axis).nonzero().squeeze(-1)
     rows = keep if axis == 0 else keep.new_zeros(1)
     part = torch.where(wanted, y, zeros).index_select(axis, keep)
-    tail = (_tail if side.law.log_moment is not None else _tail_by_trial)(side, rows, part, n_terms)
+    several = side.law.scale.numel() > 1  # then the work comes in blocks for the cache of one core
+    with one_thread() if several else nullcontext():
+        tail = (_tail if side.law.log_moment is not None else _tail_by_trial)(side, rows, part, n_terms)
     return Tail(*(zeros.index_copy(axis, keep, piece.expand_as(part)) for piece in tail))
 
 
@@ -193,18 +196,8 @@ def _series(side: Side, plan: Plan, n_terms: int | None) -> Tail:
     if n_terms is not None:
         wanted = torch.full_like(wanted, float(n_terms))
     lengths = cast("list[float]", wanted.tolist())
-    groups = list(_groups(lengths, plan.y.shape[-1]))
-    recording = torch.is_grad_enabled()
-
-    def block(group: tuple[int, int, int]) -> Tail:
-        first, last, length = group
-        with torch.set_grad_enabled(recording):
-            return _block(side, plan.of(order[first:last]), length)
-
-    tails = [block(groups[0])]
-    alone = differentiated(tails[0].value)
-    with side_by_side(plan.y.device, 1 if alone else len(groups) - 1) as run:
-        tails += run(block, groups[1:])
+    groups = _groups(lengths, plan.y.shape[-1])
+    tails = [_block(side, plan.of(order[first:last]), length) for first, last, length in groups]
     if len(tails) == 1 and len(order) == 1:
         return tails[0]
     back = torch.argsort(order)

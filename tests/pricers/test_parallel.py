@@ -4,10 +4,9 @@ import threading
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 import pricers as pr
-from pricers.parallel import differentiated, side_by_side
+from pricers.parallel import side_by_side
 
 STRIKES = torch.linspace(50.0, 200.0, 400, dtype=torch.float64)
 EXPIRIES = torch.linspace(0.02, 5.0, 400, dtype=torch.float64)
@@ -45,25 +44,6 @@ def test_tasks_run_on_threads_of_their_own_and_the_number_of_threads_is_restored
 def test_one_thread_runs_in_order_where_it_was_called():
     with side_by_side(torch.device("cpu"), 1) as run:
         assert list(run(lambda _: threading.get_ident(), range(3))) == [threading.get_ident()] * 3
-
-
-def test_derivatives_are_noticed_in_every_mode():
-    x = torch.ones(())
-    assert not differentiated(x)
-    assert differentiated(x.clone().requires_grad_())
-    with forward_ad.dual_level():
-        assert differentiated(forward_ad.make_dual(x, x))
-        assert not differentiated(x)
-    seen = []
-
-    def seen_by(value: torch.Tensor) -> torch.Tensor:
-        seen.append(differentiated(value))
-        return value
-
-    torch.func.jvp(seen_by, (x,), (x,))
-    torch.func.grad(seen_by)(x)
-    torch.func.jvp(lambda y: torch.func.jvp(seen_by, (y,), (y,))[1], (x,), (x,))
-    assert seen == [True, True, True]
 
 
 def test_prices_and_derivatives_do_not_depend_on_the_number_of_threads(two_threads):
