@@ -52,6 +52,8 @@ def real(name: str, value: Any) -> Tensor:
         raise ValueError(f"`{name}` must hold real floating point numbers, got {tensor.dtype}; convert it first")
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`{name}` must be float32 or float64, got {tensor.dtype}: too coarse for a price; convert it")
+    if tensor.is_meta:
+        raise ValueError(f"`{name}` must hold numbers, got a tensor on the device 'meta', which holds none; move it")
     if not bool(_extremes(tensor).isfinite().all()):
         raise ValueError(f"`{name}` must be finite, got {_first(tensor, ~tensor.detach().isfinite())}")
     return tensor

@@ -125,7 +125,15 @@ def series_lengths(side: Side, rows: Tensor, width: Tensor, y: Tensor, tolerance
     u0, u1 = u.gather(-1, above - 1), u.gather(-1, above)
     f0, f1 = excess.gather(-1, above - 1).clamp(min=0.0), excess.gather(-1, above).clamp(max=0.0)
     share = (f0 / (f0 - f1).clamp(min=1e-30)).clamp(max=1.0)
-    return torch.sqrt(torch.lerp(u0 * u0, u1 * u1, share)).squeeze(-1) * width / math.pi
+    lengths = torch.sqrt(torch.lerp(u0 * u0, u1 * u1, share)).squeeze(-1) * width / math.pi
+    if not bool((lengths.isfinite() & y.detach().isfinite().all(-1)).all()):
+        raise ValueError(
+            "`expiry` and the parameters of the model must give the log price a law that can be told in floating "
+            f"point, got a spread of {side.law.scale[rows].detach().min().item():g} to "
+            f"{side.law.scale[rows].detach().max().item():g} and log(strike / forward) of {y.detach().min().item():g} "
+            f"to {y.detach().max().item():g}; look for a variance or an expiry in the wrong units"
+        )
+    return lengths
 
 
 def remainder(u: Tensor, digital: bool) -> Tensor:

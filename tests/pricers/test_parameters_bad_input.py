@@ -34,6 +34,7 @@ def test_tensors_keep_dtype_and_graph(dtype):
         *("1.0", b"1", None, object(), ["a"], [[1.0, 2.0], [3.0]], 1j, True, [True, False], {"a": 1}),
         *(torch.tensor(1), torch.tensor(True), torch.tensor(1j), torch.tensor(1.0, dtype=torch.float16)),
         torch.tensor(1.0, dtype=torch.bfloat16),
+        torch.ones(100, dtype=torch.float64, device="meta"),
     ],
 )
 def test_what_is_no_real_number_is_refused_by_name(given):
