@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 FEW = 64  # numbers that are cheaper to check one by one
+MOST_YEARS = 200.0  # what is above was meant in days
 MOST_VOL = 10.0  # 1,000 % a year: what is above was meant in percent
 
 
@@ -85,6 +86,25 @@ def within(
     return tensor
 
 
+def years(name: str, value: Any) -> Tensor:
+    """Times from now in years: above 0, and at most 200, beyond which they are days by mistake.
+
+    >>> years("expiry", 365)
+    Traceback (most recent call last):
+        ...
+    ValueError: `expiry` must lie in (0, 200], got 365; is it in days? a year of days is 365 / 365 = 1.0
+    """
+    return _in_years(name, within(name, value, above=0.0))
+
+
+def _in_years(name: str, tensor: Tensor) -> Tensor:
+    late = tensor.detach() > MOST_YEARS
+    if bool(late.any()):
+        hint = "is it in days? a year of days is 365 / 365 = 1.0"
+        raise ValueError(f"`{name}` must lie in (0, {MOST_YEARS:g}], got {_first(tensor, late)}; {hint}")
+    return tensor
+
+
 def dates(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
     """Times in years along the last axis, positive (or `at_least`) and strictly ascending.
 
@@ -92,6 +112,7 @@ def dates(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
         ValueError: a time breaks a bound or comes before its predecessor, or there is none.
     """
     tensor = within(name, value, above=0.0) if at_least is None else within(name, value, at_least=at_least)
+    tensor = _in_years(name, tensor)
     tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
     if tensor.shape[-1] == 0:
         raise ValueError(f"`{name}` must hold at least one time, got none")
@@ -134,11 +155,11 @@ def time_of(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else within("time", value, at_least=0.0)
 
 
-def whole(name: str, value: Any, *, at_least: int | None = None) -> int:
+def whole(name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None) -> int:
     """A Python or numpy integer.
 
     Raises:
-        ValueError: a number of another type, even if it is whole, or one below `at_least`.
+        ValueError: a number of another type, even if it is whole, one below `at_least` or above `at_most`.
 
     >>> whole("n_paths", 1e5)
     Traceback (most recent call last):
@@ -147,9 +168,12 @@ def whole(name: str, value: Any, *, at_least: int | None = None) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"`{name}` must be a whole number, got {value!r}; write it as an int")
-    if at_least is not None and value < at_least:
+    count = int(value)
+    if at_least is not None and count < at_least:
         raise ValueError(f"`{name}` must be {at_least} or more, got {value}")
-    return int(value)
+    if at_most is not None and count > at_most:
+        raise ValueError(f"`{name}` must be {at_most} or less, got {value}: more than any machine can do")
+    return count
 
 
 def number(name: str, value: Any, *, above: float | None = None, below: float | None = None) -> float:

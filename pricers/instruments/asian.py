@@ -12,7 +12,16 @@ from pricers.instruments.base import OPTIONS, Discount, Instrument, call_sign, e
 from pricers.instruments.forward_start import dates_after
 from pricers.instruments.variance import steps_before
 from pricers.normal import deviation, normal_cdf, normal_density
-from pricers.parameters import broadcast_shape, choice, copied, dates, flag, whole, within
+from pricers.parameters import (
+    broadcast_shape,
+    choice,
+    copied,
+    dates,
+    flag,
+    whole,
+    within,
+    years,
+)
 from pricers.paths import Paths
 
 __all__ = ["Asian"]
@@ -103,7 +112,7 @@ class Asian(Instrument):
             if expiry is None:
                 raise ValueError("a continuous average needs its `expiry` in years")
             set_field(self, "times", times)
-            set_field(self, "expiry", within("expiry", expiry, above=0.0))
+            set_field(self, "expiry", years("expiry", expiry))
             like = self.expiry
         else:
             if expiry is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument, exercised
 from pricers.normal import mills_ratio
-from pricers.parameters import broadcast_shape, choice, dates, within
+from pricers.parameters import broadcast_shape, choice, dates, within, years
 from pricers.paths import SAME_DATE, Paths
 
 __all__ = ["Barrier", "check_not_crossed", "mean_hit_share", "step_survival"]
@@ -88,7 +88,7 @@ class Barrier(Instrument):
             monitoring = dates("monitoring", monitoring)
         set_field = object.__setattr__  # the class is frozen
         set_field(self, "strike", within("strike", strike, above=0.0))
-        set_field(self, "expiry", within("expiry", expiry, above=0.0))
+        set_field(self, "expiry", years("expiry", expiry))
         set_field(self, "barrier", within("barrier", barrier, above=0.0))
         set_field(self, "kind", choice("kind", kind, KINDS))
         set_field(self, "option", choice("option", option, OPTIONS))

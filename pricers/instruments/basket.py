@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument, exercised
-from pricers.parameters import broadcast_shape, choice, real, within
+from pricers.parameters import broadcast_shape, choice, real, within, years
 from pricers.paths import Paths
 
 __all__ = ["Basket"]
@@ -63,7 +63,7 @@ class Basket(Instrument):
         positive = on in ("max", "min") or (weights is not None and bool((weights.detach() >= 0).all()))
         strike = within("strike", strike, above=0.0) if positive else real("strike", strike)
         object.__setattr__(self, "strike", strike)
-        object.__setattr__(self, "expiry", within("expiry", expiry, above=0.0))
+        object.__setattr__(self, "expiry", years("expiry", expiry))
         object.__setattr__(self, "option", choice("option", option, OPTIONS))
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "on", on)

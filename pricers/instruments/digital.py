@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument
-from pricers.parameters import broadcast_shape, choice, within
+from pricers.parameters import broadcast_shape, choice, within, years
 from pricers.paths import Paths
 
 __all__ = ["Digital"]
@@ -46,7 +46,7 @@ class Digital(Instrument):
 
     def __init__(self, strike: Any, expiry: Any, option: str = "call", pays: str = "cash") -> None:
         object.__setattr__(self, "strike", within("strike", strike, above=0.0))
-        object.__setattr__(self, "expiry", within("expiry", expiry, above=0.0))
+        object.__setattr__(self, "expiry", years("expiry", expiry))
         object.__setattr__(self, "option", choice("option", option, OPTIONS))
         object.__setattr__(self, "pays", choice("pays", pays, ("cash", "asset")))
         broadcast_shape(strike=self.strike, expiry=self.expiry)

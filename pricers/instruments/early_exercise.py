@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, EarlyExercise, exercised
-from pricers.parameters import broadcast_shape, choice, dates, within
+from pricers.parameters import broadcast_shape, choice, dates, within, years
 from pricers.paths import Paths
 
 __all__ = ["American", "Bermudan"]
@@ -45,7 +45,7 @@ class American(EarlyExercise):
 
     def __init__(self, strike: Any, expiry: Any, option: str = "call") -> None:
         object.__setattr__(self, "strike", within("strike", strike, above=0.0))
-        object.__setattr__(self, "expiry", within("expiry", expiry, above=0.0))
+        object.__setattr__(self, "expiry", years("expiry", expiry))
         object.__setattr__(self, "option", choice("option", option, OPTIONS))
         broadcast_shape(strike=self.strike, expiry=self.expiry)
 

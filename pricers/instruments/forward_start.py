@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument, exercised
-from pricers.parameters import broadcast_shape, choice, dates, real, within
+from pricers.parameters import broadcast_shape, choice, dates, real, within, years
 from pricers.paths import Paths
 
 __all__ = ["Cliquet", "ForwardStart", "dates_after"]
@@ -50,7 +50,7 @@ class ForwardStart(Instrument):
     def __init__(self, moneyness: Any, reset: Any, expiry: Any, option: str = "call") -> None:
         object.__setattr__(self, "moneyness", within("moneyness", moneyness, above=0.0))
         object.__setattr__(self, "reset", within("reset", reset, at_least=0.0))
-        object.__setattr__(self, "expiry", within("expiry", expiry, above=0.0))
+        object.__setattr__(self, "expiry", years("expiry", expiry))
         object.__setattr__(self, "option", choice("option", option, OPTIONS))
         _ = self.batch_shape
         _check_order("expiry", self.expiry, "reset", self.reset)

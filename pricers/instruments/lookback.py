@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pricers.instruments.base import OPTIONS, Discount, Instrument, call_sign, exercised
-from pricers.parameters import broadcast_shape, choice, within
+from pricers.parameters import broadcast_shape, choice, within, years
 from pricers.paths import SAME_DATE, Paths
 
 __all__ = ["Lookback", "bridge_extremum", "check_running_extremum"]
@@ -54,7 +54,7 @@ class Lookback(Instrument):
     def __init__(self, strike: Any, expiry: Any, option: str = "call", running_extremum: Any = None) -> None:
         set_field = object.__setattr__  # the class is frozen
         set_field(self, "strike", None if strike is None else within("strike", strike, above=0.0))
-        set_field(self, "expiry", within("expiry", expiry, above=0.0))
+        set_field(self, "expiry", years("expiry", expiry))
         set_field(self, "option", choice("option", option, OPTIONS))
         before = running_extremum
         set_field(self, "running_extremum", None if before is None else within("running_extremum", before, above=0.0))

@@ -42,6 +42,7 @@ CHUNK_BYTES = 2**26  # what one chunk of paths may hold on a CPU core
 CUDA_CHUNK_BYTES = 2**32
 COMPILE_FROM = 2_000_000_000  # path-steps from which compiling (some ten seconds) pays
 DEFAULT_STEPS = 100
+MOST_PATHS, MOST_STEPS = 2**40, 2**24
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,12 @@ class MonteCarlo:
     def __post_init__(self) -> None:
         choice("noise", self.noise, tuple(NOISES))
         set_field = object.__setattr__  # the class is frozen
-        set_field(self, "n_paths", whole("n_paths", self.n_paths, at_least=2))
+        set_field(self, "n_paths", whole("n_paths", self.n_paths, at_least=2, at_most=MOST_PATHS))
         set_field(self, "seed", whole("seed", self.seed))
         set_field(self, "repeats", whole("repeats", self.repeats, at_least=2))  # a standard error needs them
         set_field(self, "controls", flag("controls", self.controls))
         optional: dict[str, Callable[[str, Any], Any]] = {
-            "n_steps": partial(whole, at_least=1),
+            "n_steps": partial(whole, at_least=1, at_most=MOST_STEPS),
             "scheme": word,
             "conditional": flag,
             "target_std_error": partial(number, above=0.0),

@@ -231,12 +231,12 @@ def test_what_fourier_cannot_price_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("model", "expiry", "message"),
+    ("model", "rate", "expiry", "message"),
     [
-        (Heston(1e-300, 2.0, 1e-300, 1e-3, -0.5), 1.0, "got a spread of 9.99965e-151"),
-        (Heston(0.04, 2.0, 0.05, 0.5, -0.6), 1e6, r"log\(strike / forward\) of -inf"),
+        (Heston(1e-300, 2.0, 1e-300, 1e-3, -0.5), 0.03, 1.0, "got a spread of 9.99965e-151"),
+        (Heston(0.04, 2.0, 0.05, 0.5, -0.6), 10.0, 200.0, r"log\(strike / forward\) of -inf"),
     ],
 )
-def test_a_law_without_a_spread_or_a_forward_is_refused_and_no_nan(model, expiry, message):
+def test_a_law_without_a_spread_or_a_forward_is_refused_and_no_nan(model, rate, expiry, message):
     with pytest.raises(ValueError, match=rf"`expiry` and the parameters of the model must .*{message}.* wrong units"):
-        Fourier().price(European(100.0, expiry), model, MARKET)
+        Fourier().price(European(100.0, expiry), model, Market(100.0, rate))
