@@ -316,7 +316,7 @@ def test_checks_refuse_what_is_out_of_bounds(function: Callable[..., Any], value
 def test_times_that_must_be_days_and_counts_beyond_any_machine_are_refused():
     with pytest.raises(ValueError, match=r"`expiry` must lie in \(0, 200\], got 365; is it in days"):
         pr.European(100.0, 365)
-    with pytest.raises(ValueError, match=r"`times` must lie in \(0, 200\], got 250; is it in days"):
+    with pytest.raises(ValueError, match=r"`times` must lie in \(0, 200\], got 250 at index 1; is it in days"):
         pr.Asian(100.0, [1.0, 250.0])
     with pytest.raises(ValueError, match="`n_paths` must be 1099511627776 or less"):
         pr.MonteCarlo(2**70, seed=1)
