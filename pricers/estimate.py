@@ -96,6 +96,17 @@ class Estimate:
         half_width = quantile * self.std_error + self.error_bound
         return self.value - half_width, self.value + half_width
 
+    def expanded(self, shape: torch.Size) -> Estimate:
+        """The same numbers for a whole batch, where some of its axes do not move them.
+
+        >>> Estimate(1.0, std_error=0.0).expanded(torch.Size([2])).value.tolist()
+        [1.0, 1.0]
+        """
+        if self.value.shape == shape:
+            return self
+        value, *errors = (part.expand(shape) for part in (self.value, self.std_error, self.error_bound))
+        return Estimate(value, *errors, n_paths=self.n_paths, engine=self.engine, note=self.note)
+
     def with_note(self, note: str) -> Estimate:
         """The same number with another note.
 

@@ -123,7 +123,7 @@ def price(instrument: Instrument, model: Model, market: Market, engine: Engine |
     )
     if shape.numel() == 0:  # no contracts, no prices
         return Estimate(market.spot.new_zeros(shape), 0.0, note="an empty batch")
-    return engine.price(instrument, model, market)
+    return engine.price(instrument, model, market).expanded(shape)
 
 
 def _check_kinds(instrument: object, model: object, market: object) -> None:

@@ -104,21 +104,30 @@ def _reversed(groups: Groups, triple: Triple, engine: Engine) -> tuple[Estimate,
     parameters = list(dict.fromkeys(parameter for pair in wanted for parameter in pair))
     with torch.enable_grad():
         steps, moved = _stepped(parameters, triple)
-        price = engine.price(*moved)
+        price = _priced(moved, engine)
     keys = [tuple(parameters.index(parameter) for parameter in pair) for pair in wanted]
     return price, reverse_derivatives(price.value, steps, keys, kept)
 
 
-def _stepped(parameters: list[Parameter], triple: Triple) -> tuple[list[Step], Triple]:
-    """A step for each parameter, or for each of its values where it has one for each price; and what they move."""
+def _batch(triple: Triple) -> torch.Size:
     instrument, model, market = triple
-    batch = broadcast_shape(
+    return broadcast_shape(
         instrument=instrument.batch_shape, model=model.batch_shape, market=market.batch_shape(model.n_assets)
     )
+
+
+def _priced(triple: Triple, engine: Engine) -> Estimate:
+    """The price of the whole batch, also where some of its axes do not move it."""
+    return engine.price(*triple).expanded(_batch(triple))
+
+
+def _stepped(parameters: list[Parameter], triple: Triple) -> tuple[list[Step], Triple]:
+    """A step for each parameter, or for each of its values where it has one for each price; and what they move."""
+    batch, device = _batch(triple), triple[2].spot.device
     steps: list[Step] = []
     for parameter in parameters:
         own = parameter.batch_shape if parameter.batch_shape.numel() == batch.numel() else ()
-        leaf = torch.zeros((*own, *parameter.event_shape), dtype=torch.float64, device=market.spot.device)
+        leaf = torch.zeros((*own, *parameter.event_shape), dtype=torch.float64, device=device)
         steps.append(Step(leaf.requires_grad_(), parameter.event_shape))
     moves = zip(parameters, steps, strict=True)
     return steps, reduce(lambda now, move: move[0].shifted(now, move[1].leaf), moves, triple)
@@ -152,7 +161,7 @@ def _graph_bytes(groups: Groups, triple: Triple, engine: FiniteDifference, coars
 
 def _by_forward(groups: Groups, triple: Triple, engine: FiniteDifference) -> tuple[Estimate, list[Tensor]]:
     """Price and derivatives by forward mode, slow but without a graph."""
-    price = engine.price(*triple)
+    price = _priced(triple, engine)
     values: list[Tensor] = []
     for group in groups.values():
         shape = tuple(n for parameter in group[0].parameters for n in parameter.event_shape)
@@ -169,7 +178,7 @@ def _forward(task: Task, triple: Triple, engine: FiniteDifference) -> Tensor:
     spot_last = Task(parameters, entries)
 
     def slope(*steps: Tensor) -> Tensor:
-        return forward_derivative(lambda step: engine.price(*spot_last.moved(triple, *steps, step)).value, 1)
+        return forward_derivative(lambda step: _priced(spot_last.moved(triple, *steps, step), engine).value, 1)
 
     return central_difference(slope, [GRID_BUMP * parameter.size(triple) for parameter in parameters[:-1]])
 
@@ -200,11 +209,11 @@ def _bumped(task: Task, triple: Triple, engine: Engine, bump: float) -> Estimate
     """Central differences in double precision; the error bound from those with twice the step."""
     items: list[Any] = [converted(item, torch.float64, triple[2].spot.device) for item in triple]
     doubles: Triple = (items[0], items[1], items[2])
-    price = engine.price(*triple)
+    price = _priced(triple, engine)
 
     def difference(scale: float) -> Tensor:
         sizes = [scale * bump * parameter.size(triple) for parameter in task.parameters]
-        return central_difference(lambda *steps: engine.price(*task.bumped(doubles, *steps)).value, sizes)
+        return central_difference(lambda *steps: _priced(task.bumped(doubles, *steps), engine).value, sizes)
 
     fine, coarse = difference(1.0), difference(2.0)
     dtype = price.value.dtype
