@@ -16,6 +16,7 @@ from pricers.parameters import common_dtype
 __all__ = ["with_rule"]
 
 CURVATURE_BUMP = 10.0  # bumps of second order are that much wider
+DATES = ("time", "expiry", "times", "dividends.times")  # an ex-date and an exercise date may meet or part
 STATE = ("spot", "v0")  # where the paths start: the best rule of exercise does not depend on it
 
 
@@ -32,7 +33,8 @@ def with_rule(task: Task, triple: Triple, engine: LongstaffSchwartz, method: str
         section 7.2.
 
     Raises:
-        ValueError: another method, or a second derivative that the rule would have to follow.
+        ValueError: another method, a second derivative that the rule would have to follow, or a derivative by dates
+            under cash dividends.
     """
     if method == "likelihood_ratio":
         raise ValueError("LongstaffSchwartz has no scores: use method='pathwise' or 'bump'")
@@ -41,6 +43,12 @@ def with_rule(task: Task, triple: Triple, engine: LongstaffSchwartz, method: str
         raise ValueError(
             f"the second derivative by {names} would need the rule of exercise to move, LongstaffSchwartz holds it: "
             "use FiniteDifference, or a pair with `spot` or `v0`"
+        )
+    dated = [parameter.name for parameter in task.parameters if parameter.name in DATES]
+    if dated and triple[2].dividends is not None:
+        raise ValueError(
+            f"the derivative by {dated[0]} moves exercise dates against the dates of cash dividends, on which "
+            "LongstaffSchwartz holds its rule: use FiniteDifference"
         )
     values = engine.followed(*triple)
     sizes = [bump * (CURVATURE_BUMP if task.order == 2 else 1.0) * p.size(triple) for p in task.parameters]

@@ -73,3 +73,12 @@ def test_several_assets_have_one_greek_each():
 def test_refusals(wrt, method, message):
     with pytest.raises(ValueError, match=message):
         pr.greeks(*TRIPLE, wrt, ENGINE, method)
+
+
+@pytest.mark.parametrize("name", ["time", "expiry", "dividends.times"])
+@pytest.mark.parametrize("method", ["auto", "bump"])
+def test_dates_under_cash_dividends_are_refused(name, method):
+    market = pr.Market(100.0, 0.05, dividends=pr.CashDividends([0.3, 0.8], [4.0, 4.0]))
+    engine = pr.LongstaffSchwartz(2**9, n_steps=20, seed=1)
+    with pytest.raises(ValueError, match=f"derivative by {name} moves exercise dates .* use FiniteDifference"):
+        pr.greeks(pr.American(100.0, 1.0, "put"), pr.BlackScholes(0.25), market, (name,), engine=engine, method=method)
