@@ -115,7 +115,7 @@ def test_qe_m_reaches_the_published_price(name):
 def test_weak_order_against_the_exact_price(scheme, order, counts):
     price, errors = 5.785155434376, []
     for n_steps in counts:
-        engine = pr.MonteCarlo(2**19, n_steps=n_steps, noise="sobol", seed=5, scheme=scheme, controls=False)
+        engine = pr.MonteCarlo(2**20, n_steps=n_steps, noise="sobol", seed=5, scheme=scheme, controls=False)
         found = engine.price(pr.European(100.0, 1.0), pr.Heston(*FANG_OOSTERLEE), pr.Market(100.0))
         errors.append(abs(found.value.item() - price))
         assert found.std_error < 0.2 * errors[-1]  # moves the slope by 0.15 at most
