@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -241,8 +242,14 @@ def uniforms(seed: int, repeat: int, start: int, width: int, n_rows: int, like: 
 @lru_cache(maxsize=256)
 def _scramble(n_dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
     """Scrambled direction numbers `n_dimensions bits`, and the digital shift of each dimension."""
-    engine = torch.quasirandom.SobolEngine(n_dimensions, scramble=True, seed=seed)
-    return engine.sobolstate.to(torch.int32), engine.shift.to(torch.int32)
+
+    def scrambled() -> tuple[Tensor, Tensor]:
+        engine = torch.quasirandom.SobolEngine(n_dimensions, scramble=True, seed=seed)
+        return engine.sobolstate.to(torch.int32), engine.shift.to(torch.int32)
+
+    # a thread is outside of the transforms of torch.func, under which torch cannot build its engine
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(scrambled).result()
 
 
 def sobol_integers(seed: int, start: int, width: int, dimensions: slice) -> tuple[Tensor, Tensor]:

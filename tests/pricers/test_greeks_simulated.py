@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import pricers as pr
+from pricers import noise
+from pricers.models import heston_exact
 
 LEWIS = pr.Heston(v0=0.04, kappa=4.0, theta=0.25, sigma=1.0, rho=-0.5)
 FANG = pr.Heston(v0=0.0175, kappa=1.5768, theta=0.0398, sigma=0.5751, rho=-0.5711)
@@ -207,3 +209,20 @@ def test_a_target_of_the_price_is_refused_for_greeks():
     engine = pr.MonteCarlo(n_paths=4096, seed=0, target_std_error=0.5)
     with pytest.raises(ValueError, match=r"`target_std_error` is an error of the price.* got 0.5; leave it out"):
         pr.greeks(pr.European(100.0, 1.0), LEWIS, MARKET, ("spot",), engine)
+
+
+@pytest.mark.parametrize("model", [pr.BlackScholes(0.2), pr.Heston(0.04, 2.0, 0.05, 0.5, -0.6)], ids=["flat", "heston"])
+@pytest.mark.parametrize("scheme", [None, "exact"])
+def test_greeks_on_sobol_points_need_no_price_before_them(model, scheme):
+    """What a simulation keeps for later is made by Greeks as well, whatever is differentiated."""
+    if scheme is not None and scheme not in model.schemes:
+        scheme = None
+    asian = pr.Asian(100.0, [0.25, 0.5, 0.75, 1.0])
+    engine = pr.MonteCarlo(2**10, n_steps=16, noise="sobol", seed=9, scheme=scheme)
+    pr.price(asian, model, pr.Market(100.0, 0.03), engine)
+    after = pr.greeks(asian, model, pr.Market(100.0, 0.03), ("spot", ("spot", "spot")), engine=engine)
+    noise._scramble.cache_clear()
+    heston_exact.tables.cache_clear()
+    fresh = pr.greeks(asian, model, pr.Market(100.0, 0.03), ("spot", ("spot", "spot")), engine=engine)
+    for key, estimate in after.items():
+        assert torch.equal(estimate.value, fresh[key].value)
