@@ -201,9 +201,11 @@ def main() -> None:
         rows, results = measure.race(racing, options.repeats)
         for name, found in judged(results, truth, chosen).items():
             rows[name] |= found
+        for name, contender in racing.items():
+            rows[name]["peak_memory_mib"] = round(measure.peak_growth(contender.run) / 2**20, 2)
         work = next(iter(racing.values())).work
         record["cases"][case] = {"options": work, "contenders": rows, "truth": f"{judge}, {len(chosen)} options"}
-        measure.show(f"{case}: {judge}", rows, "max_relative_error")
+        measure.show(f"{case}: {judge}", rows, "max_relative_error", "peak_memory_mib")
 
     builders: dict[str, Callable[[int], Calls]] = {"one model": one_model, "a model for each call": many_models}
     for case, build in builders.items():

@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import measure
 import QuantLib as ql  # noqa: N813  # as its own documentation calls it
 import torch
 
@@ -142,6 +142,11 @@ def accurate(kind: str, case: str, n_paths: int, seed: int) -> dict[str, float]:
     return {"price": found.value.item(), "std_error": found.std_error.item(), "seconds": seconds}
 
 
+def grown(run: Callable[[], Any]) -> float:
+    """MiB by which the process grows at most while `run` works."""
+    return round(measure.peak_growth(run) / 2**20, 2)
+
+
 def rates() -> dict[str, Any]:
     contenders: dict[str, Callable[[], float]] = {
         "qfml, compiled": lambda: ours(arguments.paths, True),
@@ -159,7 +164,8 @@ def rates() -> dict[str, Any]:
     best = {name: max(rate) for name, rate in found.items()}
     return {
         "path_steps_per_second": {
-            name: {"max": max(rate), "median": statistics.median(rate)} for name, rate in found.items()
+            name: {"max": max(rate), "median": statistics.median(rate), "peak_memory_mib": grown(contenders[name])}
+            for name, rate in found.items()
         },
         "compiled_over_quantlib": best["qfml, compiled"] / best["QuantLib QE-M"],
         "compiled_over_drawing": best["qfml, compiled"] / best["torch draws the normals alone"],
@@ -189,6 +195,8 @@ def accuracy(kind: str, case: str) -> dict[str, Any]:
         "quantlib_seconds_to_1e-4_min": min(extrapolated),
         "quantlib_seconds_to_1e-4_median": statistics.median(extrapolated),
         "quantlib_relative_bias_of_mean": statistics.mean(run["price"] for run in theirs) / truth - 1.0,
+        "peak_memory_mib": grown(lambda: accurate(kind, case, n_paths, 0)),
+        "quantlib_peak_memory_mib": grown(lambda: quantlib_price(kind, case, N_SAMPLES, 50, True, 1)),
         "times_faster_median": statistics.median(extrapolated) / statistics.median(seconds),
     }
 
@@ -202,10 +210,8 @@ def main() -> None:
         f"--threads {arguments.threads} --paths {arguments.paths}",
         "rate": rates(),
     }
-    record["peak_memory_mib_after_rates"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record["accuracy"] = {f"{kind}, {case}": accuracy(kind, case) for kind in N_PATHS for case in PARAMETERS}
     record |= {
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": arguments.threads,
         "load_before": load_before,
         "load_after": os.getloadavg(),

@@ -228,7 +228,10 @@ def formulas(options: argparse.Namespace, peer: Pfhedge) -> dict:
         rows[name], results = measure.race(racing, min(options.repeats, 5))
         theirs = torch.tensor(results["pfhedge"][-1]["values"], dtype=torch.float64)
         gap = float((results["pricers"][-1][:SHOWN] - theirs).abs().max())
-        measure.show(f"{name}, {spot.numel():,} prices, largest difference {gap:.1e}", rows[name])
+        rows[name]["pricers"]["peak_memory_mib"] = round(measure.peak_growth(run) / 2**20, 2)
+        rows[name]["pfhedge"]["peak_memory_mib"] = round(peer.ask(**request, peak=True)["peak_kib"] / 1024, 2)
+        title = f"{name}, {spot.numel():,} prices, largest difference {gap:.1e}"
+        measure.show(title, rows[name], "peak_memory_mib")
         rows[name] = {"contenders": rows[name], "largest_difference": gap}
     return {"prices": spot.numel(), "strike": STRIKE, "instruments": rows}
 

@@ -5,22 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock, local
 from typing import Any
 
 import torch
 
 __all__ = ["one_thread", "side_by_side"]
 
+_lock = Lock()
+_own = local()  # `depth`: blocks of `one_thread` of this Python thread
+_inside = 0  # those of all Python threads
+_before = 1  # torch's number of threads before the first of them
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch works on the calling thread alone: small tensors are faster so, and much faster on a busy machine."""
-    before = torch.get_num_threads()
+    """Torch works on the calling thread alone: small tensors are faster so, and much faster on a busy machine.
+
+    Each thread keeps its number, and new ones begin with the last that was set anywhere: blocks that overlap in time
+    restore what the first of them found.
+    """
+    global _inside, _before
+    with _lock:
+        if _inside == 0:
+            _before = torch.get_num_threads()
+        _inside += 1
+    _own.depth = getattr(_own, "depth", 0) + 1
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _own.depth -= 1
+        with _lock:
+            _inside -= 1
+            torch.set_num_threads(1 if _own.depth else _before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pricers as pr
-from pricers.parallel import side_by_side
+from pricers.parallel import one_thread, side_by_side
 
 STRIKES = torch.linspace(50.0, 200.0, 400, dtype=torch.float64)
 EXPIRIES = torch.linspace(0.02, 5.0, 400, dtype=torch.float64)
@@ -60,3 +60,34 @@ def test_prices_and_derivatives_do_not_depend_on_the_number_of_threads(two_threa
     (alone,) = torch.autograd.grad(price(leaf).sum(), leaf)
     torch.testing.assert_close(reverse, alone, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(forward, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_the_number_of_threads_survives_errors_nesting_and_blocks_that_overlap(two_threads):
+    with pytest.raises(RuntimeError, match="a task fails"), one_thread():
+        raise RuntimeError("a task fails")
+    assert torch.get_num_threads() == 2
+    with one_thread():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+    entered, leave, found = threading.Event(), threading.Event(), []
+
+    def second() -> None:
+        with one_thread():
+            entered.set()
+            leave.wait(30.0)
+        found.append(torch.get_num_threads())
+
+    other = threading.Thread(target=second)
+    with one_thread():
+        other.start()
+        assert entered.wait(30.0)
+    assert torch.get_num_threads() == 2
+    leave.set()
+    other.join()
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [2, 2]
