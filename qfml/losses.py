@@ -52,21 +52,34 @@ class Loss(Protocol):
         ...
 
 
+class Additive:
+    """A loss that is a weighted mean over rows: a subclass says what one row contributes."""
+
+    additive: ClassVar[bool] = True
+
+    def rows(self, output: Tensor, y: Tensor) -> Rows:
+        """What each row contributes, shape (M, B)."""
+        raise NotImplementedError
+
+    def __call__(self, output: Tensor, y: Tensor, weight: Rows, panel: Panel | None = None) -> PerMember:
+        """The loss of each member."""
+        return weighted_mean(self.rows(output, y), weight)
+
+
 def weighted_mean(values: Rows, weight: Rows) -> PerMember:
     """Mean over rows, weighted; 0 where all weights are 0."""
     return (values * weight).sum(1) / weight.sum(1).clamp_min(1e-30)
 
 
 @dataclass(frozen=True)
-class MSE:
+class MSE(Additive):
     """Mean squared error."""
 
     kind: ClassVar[str] = "mse"
-    additive: ClassVar[bool] = True
 
-    def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
-        """The loss of each member."""
-        return weighted_mean((output - y).square(), weight)
+    def rows(self, output: Tensor, y: Tensor) -> Rows:
+        """Squared errors."""
+        return (output - y).square()
 
     def prediction(self, output: Tensor) -> Tensor:
         """The output is the label's conditional mean."""
@@ -77,7 +90,7 @@ class MSE:
 
 
 @dataclass(frozen=True)
-class Huber:
+class Huber(Additive):
     r"""Huber loss, in units of the label squared: :math:`q\,(|e| - q/2)` with :math:`q = \min(|e|, \delta)`.
 
     Quadratic in the error e up to `delta`, linear above.
@@ -87,19 +100,18 @@ class Huber:
     """
 
     kind: ClassVar[str] = "huber"
-    additive: ClassVar[bool] = True
     delta: float
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
             raise UserError(f"`delta` must be positive, in units of the label, got {self.delta}")
 
-    def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
-        """The loss of each member."""
+    def rows(self, output: Tensor, y: Tensor) -> Rows:
+        """Half the squared error up to `delta`, linear beyond."""
         # written out: torch's own rounds the gradient of a buffer's last elements differently from the others
         error = (output - y).abs()
         quadratic = error.clamp_max(self.delta)
-        return weighted_mean(quadratic * (error - 0.5 * quadratic), weight)
+        return quadratic * (error - 0.5 * quadratic)
 
     def prediction(self, output: Tensor) -> Tensor:
         """The output is a robust centre of the label."""
@@ -110,15 +122,14 @@ class Huber:
 
 
 @dataclass(frozen=True)
-class BCE:
+class BCE(Additive):
     """Binary cross-entropy of labels 0 and 1 (probabilities between are allowed); the output is a logit."""
 
     kind: ClassVar[str] = "bce"
-    additive: ClassVar[bool] = True
 
-    def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
-        """The loss of each member."""
-        return weighted_mean(-torch.nn.functional.logsigmoid(-output) - output * y, weight)
+    def rows(self, output: Tensor, y: Tensor) -> Rows:
+        """Minus the log-likelihood of each label."""
+        return -torch.nn.functional.logsigmoid(-output) - output * y
 
     def prediction(self, output: Tensor) -> Tensor:
         """The probability of label 1."""

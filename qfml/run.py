@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ from qfml.data.sources import SOURCES, Source
 from qfml.data.transforms import TRANSFORMS, Transform
 from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationReport, validate
 from qfml.data.weights import WEIGHTS, Weights
-from qfml.engine import Bar, Progress, Trainer
+from qfml.engine import Bar, Callback, Trainer
 from qfml.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
 from qfml.ledger import Ledger, trial_hash
 from qfml.losses import LOSSES, Loss
@@ -181,7 +181,7 @@ class WalkForwardTask:
         if not 0 <= self.validation < 1:
             raise ConfigError(f"`validation` must be a share of the training times in [0, 1), got {self.validation}")
 
-    def execute(self, folder: Path, *, resume: bool, progress: Progress | None, say: Say) -> None:
+    def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Read, train, judge and write everything but the report into `folder`."""
         begin = time.perf_counter()
         _check_device(self.trainer.device)
@@ -209,7 +209,7 @@ class WalkForwardTask:
             warm_start=self.warm_start,
             baselines=self._baselines(),
             n_bootstrap=self.backtest.n_bootstrap,
-            progress=progress,
+            callbacks=callbacks,
             checkpoint_dir=folder / "checkpoints",
             resume=resume,
         )
@@ -332,7 +332,7 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
 def _finish(folder: Path, task: WalkForwardTask, *, resume: bool, progress: bool, say: Say) -> Path:
     with _way_on(folder):
         with Bar() if progress else nullcontext() as bar:
-            task.execute(folder, resume=resume, progress=bar, say=say)
+            task.execute(folder, resume=resume, callbacks=() if bar is None else (bar,), say=say)
         write_report(folder)
     return folder
 

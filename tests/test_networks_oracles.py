@@ -174,7 +174,7 @@ def test_a_stack_equals_each_member_alone_to_the_bit(name, rows):
     def output_and_gradient(own):
         views = layout.views(flat[own].clone(), requires_grad=True)
         output = network.forward(views, x[own].clone())
-        return output, layout.gradient(output.square().sum(), views, out=torch.empty_like(flat[own]))
+        return output, layout.gradient(output.square().sum(), views, out=torch.zeros_like(flat[own]))
 
     output, gradient = output_and_gradient(slice(0, members))
     for member in range(members):

@@ -12,7 +12,7 @@ import numpy as np
 from qfml.backtest.folds import FoldRows
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import FittedTransforms, Transform, fit_transforms
-from qfml.engine import Bar, Fit, Member, Progress
+from qfml.engine import Bar, Callback, Fit, Member
 from qfml.losses import Loss
 
 __all__ = ["FoldFit", "fit_fold_transforms", "fit_folds", "predict_folds"]
@@ -28,7 +28,7 @@ class FitsMany(Protocol):
         loss: Loss,
         ds: TimeDataset,
         *,
-        progress: Progress | None = None,
+        callbacks: Sequence[Callback] = (),
         checkpoint_dir: Path | None = None,
         resume: bool = False,
     ) -> list[Fit]:
@@ -68,7 +68,7 @@ def fit_folds(
     loss: Loss,
     seeds: Sequence[int],
     warm_start: bool,
-    progress: Progress | None,
+    callbacks: Sequence[Callback],
     checkpoint_dir: Path | None,
     resume: bool,
 ) -> list[FoldFit]:
@@ -79,8 +79,9 @@ def fit_folds(
     """
     models = {fold.model: fold for fold in reversed(folds)}
     order = sorted(models)
-    if isinstance(progress, Bar) and progress.folds is None:
-        progress.folds = len(order)
+    for callback in callbacks:
+        if isinstance(callback, Bar) and callback.folds is None:
+            callback.folds = len(order)
 
     def members(model: int, start: Sequence[Fit] | None = None) -> list[Member]:
         fold = models[model]
@@ -98,7 +99,7 @@ def fit_folds(
 
     if not warm_start:
         stack = [member for model in order for member in members(model)]
-        fits = trainer.fit_many(stack, loss, ds, progress=progress, checkpoint_dir=checkpoint_dir, resume=resume)
+        fits = trainer.fit_many(stack, loss, ds, callbacks=callbacks, checkpoint_dir=checkpoint_dir, resume=resume)
         return [FoldFit(model, seed, fit) for (model, seed), fit in zip(_places(order, seeds), fits, strict=True)]
     done: list[FoldFit] = []
     last: list[Fit] | None = None
@@ -108,7 +109,7 @@ def fit_folds(
             members(model, last),
             loss,
             ds,
-            progress=None if progress is None else _OneFold(progress, number, len(seeds), len(order)),
+            callbacks=[_OneFold(callback, number, len(seeds), len(order)) for callback in callbacks],
             checkpoint_dir=folder,
             # a fold that the interrupted run had not reached has nothing to resume from
             resume=resume and (number == 0 or (folder is not None and any(folder.glob("checkpoint-*")))),
@@ -130,17 +131,30 @@ def _places(order: Sequence[int], seeds: Sequence[int]) -> list[tuple[int, int]]
     return [(model, seed) for model in order for seed in seeds]
 
 
-class _OneFold:
-    """Tells `progress` of one fold of several as if all were trained together."""
+class _OneFold(Callback):
+    """Tells a callback of one fold of several as if all were trained together."""
 
-    def __init__(self, progress: Progress, number: int, n_seeds: int, n_folds: int) -> None:
-        self.progress, self.number, self.n_seeds, self.n_folds = progress, number, n_seeds, n_folds
+    def __init__(self, callback: Callback, number: int, n_seeds: int, n_folds: int) -> None:
+        self.callback, self.number, self.n_seeds, self.n_folds = callback, number, n_seeds, n_folds
 
     def begin(self, n_members: int, max_epochs: int) -> None:
-        """Training is about to start; said once, with the number of members of all folds."""
+        """Said once, with the number of members of all folds."""
         if self.number == 0:
-            self.progress.begin(self.n_seeds * self.n_folds, max_epochs)
+            self.callback.begin(self.n_seeds * self.n_folds, max_epochs)
 
-    def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> None:
-        """A member has ended an epoch."""
-        self.progress.epoch(self.number * self.n_seeds + member, record, stopped)
+    def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> bool | None:
+        """Of a member of this fold, by its number among all."""
+        return self.callback.epoch(self.number * self.n_seeds + member, record, stopped)
+
+    def log(self, member: int, step: int, values: dict[str, float]) -> None:
+        """Of a member of this fold, by its number among all."""
+        self.callback.log(self.number * self.n_seeds + member, step, values)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Of the fold at work."""
+        self.callback.checkpoint(folder)
+
+    def end(self, fits: Sequence[Fit]) -> None:
+        """Said once, by the last fold, with its fits."""
+        if self.number == self.n_folds - 1:
+            self.callback.end(fits)

@@ -26,7 +26,7 @@ from qfml.backtest.strategies import Market, baseline_rule, check_rule, pnl_fram
 from qfml.backtest.training import FitsMany, fit_fold_transforms, fit_folds, predict_folds
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Transform
-from qfml.engine import Progress
+from qfml.engine import Callback
 from qfml.errors import UserError
 from qfml.losses import BCE, Loss, NegativeSharpe
 from qfml.networks import Network
@@ -57,7 +57,7 @@ def walk_forward(
     n_trials: int = 1,
     trial_variance: float | None = None,
     periods_per_year: float | None = None,
-    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
 ) -> WalkForwardResult:
@@ -89,7 +89,7 @@ def walk_forward(
         n_trials: Configurations tried on these data, this one included.
         trial_variance: Variance of their Sharpe ratios per period.
         periods_per_year: Periods in a year; derived from the times if None.
-        progress: Told of every epoch; a `Bar` is told the number of folds.
+        callbacks: Told of every epoch; a `Bar` is told the number of folds.
         checkpoint_dir: Folder of the trainer's checkpoints.
         resume: Continue training from them.
 
@@ -154,7 +154,7 @@ def walk_forward(
         loss=loss,
         seeds=seeds,
         warm_start=warm_start,
-        progress=progress,
+        callbacks=callbacks,
         checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
         resume=resume,
     )

@@ -22,13 +22,19 @@ class Clock:
         seeds: address of each member's random streams.
         batch_size: rows of one step.
         shuffle: draw a new order every epoch.
+        max_steps: steps after which a member's last epoch ends, complete or not.
     """
 
     def __init__(
-        self, rows: Sequence[np.ndarray], seeds: Sequence[tuple[int, int]], batch_size: int, shuffle: bool
+        self,
+        rows: Sequence[np.ndarray],
+        seeds: Sequence[tuple[int, int]],
+        batch_size: int,
+        shuffle: bool,
+        max_steps: int | None = None,
     ) -> None:
         self.rows = [torch.from_numpy(own.astype(np.int32)) for own in rows]
-        self.seeds, self.batch_size, self.shuffle = list(seeds), batch_size, shuffle
+        self.seeds, self.batch_size, self.shuffle, self.max_steps = list(seeds), batch_size, shuffle, max_steps
         self.n_rows = np.array([len(own) for own in rows])
         self.steps_per_epoch = -(-self.n_rows // batch_size)
         self.epoch = np.zeros(len(rows), dtype=np.int64)
@@ -47,21 +53,35 @@ class Clock:
         """
         return -(-self.batch_size // 16) * 16
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Row ids (M, B) of the next step, and the weight (M, B): 1 for a row, 0 where the batch is only filled up."""
-        ids = self._order[torch.arange(len(self.rows)), torch.from_numpy(self.step)]
+    @property
+    def steps_left(self) -> int:
+        """Steps until the first member ends its epoch."""
+        return int((self.steps_per_epoch - self.step).min())
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every step has the same rows: all of them, in the same order."""
+        return not self.shuffle and int(self.steps_per_epoch.max()) == 1
+
+    def batches(self, n_steps: int) -> tuple[Tensor, Tensor]:
+        """Row ids (S, M, B) of the next S steps, and the weight (S, M, B): 1 for a row, 0 for a filler."""
+        step = self.step + np.arange(n_steps)[:, None]
+        ids = self._order[torch.arange(len(self.rows)), torch.from_numpy(step)]
         place = np.arange(self.width)
-        seen = self.step * self.batch_size
-        weight = (place < self.batch_size) & (place + seen[:, None] < self.n_rows[:, None])
+        seen = step[..., None] * self.batch_size
+        weight = (place < self.batch_size) & (place + seen < self.n_rows[:, None])
         if self.width > self.batch_size:
-            ids = torch.cat([ids, ids[:, :1].expand(-1, self.width - self.batch_size)], dim=1)
+            ids = torch.cat([ids, ids[..., :1].expand(-1, -1, self.width - self.batch_size)], dim=-1)
         return ids, torch.from_numpy(weight.astype(np.float32))
 
     def advance(self) -> np.ndarray:
-        """Count one step of every member; returns the members whose epoch is now complete."""
+        """Count one step of every member; returns the members whose epoch ends here."""
         self.step += 1
         self.n_steps += 1
-        return np.flatnonzero(self.step == self.steps_per_epoch)
+        ended = self.step == self.steps_per_epoch
+        if self.max_steps is not None:
+            ended |= self.n_steps == self.max_steps
+        return np.flatnonzero(ended)
 
     def begin_epoch(self, member: int) -> None:
         """Roll a member into its next epoch."""

@@ -30,8 +30,13 @@ class Inputs:
         self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
         self.ends, self.y, self.sample_weight, self.window = ds.ends, ds.y, ds.weight, ds.window
 
-    def gather(self, rows: Int[Tensor, "member row"], weight: Tensor) -> tuple[Tensor, ...]:
-        """`x` (M, B, F) or (M, B, L, F), `y` (M, B) and the rows' weights (M, B), sample weights included."""
+    @property
+    def bytes_per_row(self) -> int:
+        """What one gathered row takes."""
+        return 4 * (self.features.shape[1] * (self.window or 1) + 4)
+
+    def gather(self, rows: Int[Tensor, "step member row"], weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` (S, M, B, F) or (S, M, B, L, F), `y` (S, M, B) and the rows' weights (S, M, B)."""
         rows, weight = rows.to(self.y.device), weight.to(self.y.device)
         x = gather_windows(self.features, self.ends[rows] + self.offset, self.window)
         return x, self.y[rows], weight if self.sample_weight is None else weight * self.sample_weight[rows]

@@ -1,37 +1,16 @@
-"""What a fit tells while it runs: a callback protocol, and a progress bar."""
+"""A progress bar."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import rich.progress
 
-
-@runtime_checkable
-class Progress(Protocol):
-    """Told of each epoch as it ends. A resumed fit first repeats the epochs that it already has."""
-
-    def begin(self, n_members: int, max_epochs: int) -> None:
-        """Training is about to start."""
-        ...
-
-    def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> None:
-        """A member has ended an epoch: `record` has "epoch", "train_loss" and "val_loss"."""
-        ...
+from qfml.engine.callbacks import Callback
 
 
-class Silent:
-    """Says nothing."""
-
-    def begin(self, n_members: int, max_epochs: int) -> None:
-        """Nothing."""
-
-    def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> None:
-        """Nothing."""
-
-
-class Bar:
+class Bar(Callback):
     """A progress bar with members, epochs, the mean of the members' last losses, and the time left.
 
     The time left counts every member at its full number of epochs, so early stopping makes it shorter.

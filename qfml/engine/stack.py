@@ -52,8 +52,14 @@ class Layout:
             start = stop
         return views
 
-    def gradient(self, loss: Tensor, views: Mapping[str, Tensor], out: Flat) -> Flat:
-        """The gradient of a scalar in all parameters, written into the flat buffer `out` (M, P)."""
-        gradients = torch.autograd.grad(loss, list(views.values()))
-        padding = out.new_zeros(len(out), self.width - self.n_parameters)
-        return torch.cat([*(g.flatten(1) for g in gradients), padding], dim=1, out=out)
+    def gradient(self, loss: Tensor, views: Mapping[str, Tensor], out: Flat, add: bool = False) -> Flat:
+        """The gradient of a scalar in all parameters, written into the flat buffer `out` (M, P), or added to it."""
+        gradients = [g.flatten(1) for g in torch.autograd.grad(loss, list(views.values()))]
+        own = out[:, : self.n_parameters]  # the padding stays 0
+        if add:
+            own.add_(torch.cat(gradients, dim=1))
+        elif self.width == self.n_parameters:
+            torch.cat(gradients, dim=1, out=out)
+        else:
+            own.copy_(torch.cat(gradients, dim=1))
+        return out

@@ -12,10 +12,11 @@ import torch
 
 from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
+from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit
 from qfml.engine.member import Member
 from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
-from qfml.engine.progress import Progress, Silent
+from qfml.engine.schedules import SCHEDULES, Constant, Schedule
 from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network
@@ -30,8 +31,11 @@ class Trainer:
 
     Args:
         optimizer: `AdamW(...)` or `SGD(...)`; members may override `lr` and `weight_decay`.
+        schedule: factor of the learning rate over a member's steps.
         max_epochs: passes over a member's training rows.
         batch_size: rows of one step; None takes all rows at once, in time order.
+        micro_batch_size: rows that go through the network at a time; it limits memory and never changes the gradient.
+        max_steps: steps after which a member stops, even within an epoch; None leaves it to `max_epochs`.
         clip_norm: largest norm of a member's gradient; None does not clip.
         patience: epochs without a better validation loss after which a member stops; None never stops early.
         seed: enters every member's random streams.
@@ -54,6 +58,9 @@ class Trainer:
     max_epochs: int
     batch_size: int | None
     optimizer: Annotated[Optimizer, OneOf(OPTIMIZERS)] = AdamW()  # noqa: RUF009  (frozen)
+    schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Constant()  # noqa: RUF009  (frozen)
+    micro_batch_size: int | None = None
+    max_steps: int | None = None
     clip_norm: float | None = None
     patience: int | None = None
     seed: int = 0
@@ -62,7 +69,7 @@ class Trainer:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "patience", "member_block"):
+        for name in ("max_epochs", "batch_size", "micro_batch_size", "max_steps", "patience", "member_block"):
             value = getattr(self, name)
             if value is None and name != "max_epochs":
                 continue
@@ -100,7 +107,7 @@ class Trainer:
         loss: Loss,
         ds: TimeDataset,
         *,
-        progress: Progress | None = None,
+        callbacks: Sequence[Callback] = (),
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
     ) -> list[Fit]:
@@ -110,7 +117,7 @@ class Trainer:
             members: what to train; nothing passed in is changed.
             loss: one of `qfml.losses.LOSSES`.
             ds: the data.
-            progress: told of every epoch.
+            callbacks: told of what happens.
             checkpoint_dir: write checkpoints here, on time, on Ctrl-C and SIGTERM, and at the end.
             resume: continue from the newest checkpoint of `checkpoint_dir`.
 
@@ -125,4 +132,4 @@ class Trainer:
         from qfml.engine.training import train  # it is built on this class
 
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        return train(self, members, loss, ds, progress or Silent(), folder, resume)
+        return train(self, members, loss, ds, callbacks, folder, resume)

@@ -17,12 +17,12 @@ import torch
 from qfml.config import config_hash
 from qfml.data.dataset import TimeDataset
 from qfml.engine.block import Block
+from qfml.engine.callbacks import Callback
 from qfml.engine.checkpoint import read_checkpoint, write_checkpoint
 from qfml.engine.fit import Fit
 from qfml.engine.inputs import n_periods
 from qfml.engine.interrupt import StopRequest, stop_on_signals
 from qfml.engine.member import Member
-from qfml.engine.progress import Progress
 from qfml.engine.trainer import Trainer
 from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.losses import Loss
@@ -36,13 +36,13 @@ def train(
     members: Sequence[Member],
     loss: Loss,
     ds: TimeDataset,
-    progress: Progress,
+    callbacks: Sequence[Callback],
     checkpoint_dir: Path | None,
     resume: bool,
 ) -> list[Fit]:
     """What `Trainer.fit_many` does."""
     _check(members, loss, ds, trainer)
-    run = _Run(trainer, members, loss, ds.to(trainer.device), progress, checkpoint_dir)
+    run = _Run(trainer, members, loss, ds.to(trainer.device), callbacks, checkpoint_dir)
     if resume:
         run.restore()
     # A matrix product that is split over threads sums in another order. With no more threads than members each
@@ -63,16 +63,17 @@ class _Run:
         members: Sequence[Member],
         loss: Loss,
         ds: TimeDataset,
-        progress: Progress,
+        callbacks: Sequence[Callback],
         folder: Path | None,
     ) -> None:
         self.trainer, self.members, self.loss, self.ds = trainer, members, loss, ds
-        self.progress, self.folder = progress, folder
+        self.callbacks, self.folder = callbacks, folder
         self.plan = plan_blocks(trainer, members, loss, ds)
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
         self.written = time.monotonic()
         self.interval = trainer.checkpoint_seconds
-        progress.begin(len(members), trainer.max_epochs)
+        for callback in callbacks:
+            callback.begin(len(members), trainer.max_epochs)
 
     def finish(self, threads: int) -> list[Fit]:
         """Train what is left on at most `threads` threads, and return the fits in the members' order."""
@@ -93,17 +94,25 @@ class _Run:
         if self.folder:
             self.write()
         fits = {place: fit for ids, block in zip(self.plan, self.blocks) for place, fit in zip(ids, _in_order(block))}
-        return [fits[place] for place in range(len(self.members))]
+        in_order = [fits[place] for place in range(len(self.members))]
+        for callback in self.callbacks:
+            callback.end(in_order)
+        return in_order
 
     def _begin_block(self) -> Block:
         ids = self.plan[len(self.blocks)]
 
-        def on_epoch(member: int, record: dict[str, Any]) -> None:
-            self.progress.epoch(ids[member], record, member in block.fits)
+        def on_epoch(member: int, record: dict[str, Any], stopped: bool) -> bool:
+            return self.tell(ids[member], record, stopped)
 
         block = Block(self.trainer, [self.members[i] for i in ids], self.loss, self.ds, on_epoch)
         self.blocks.append(block)
         return block
+
+    def tell(self, member: int, record: dict[str, Any], stopped: bool) -> bool:
+        """Tell all callbacks of an epoch; whether one of them wants the member to stop."""
+        wishes = [callback.epoch(member, record, stopped) for callback in self.callbacks]
+        return any(wishes)
 
     def write(self) -> None:
         """Write a checkpoint of everything so far."""
@@ -111,12 +120,14 @@ class _Run:
         begin = time.monotonic()
         tensors = {f"{i}.{name}": t.cpu() for i, block in enumerate(self.blocks) for name, t in block.tensors().items()}
         state = {"fingerprint": self.fingerprint, "blocks": [block.counters() for block in self.blocks]}
-        write_checkpoint(self.folder, tensors, state)
+        written = write_checkpoint(self.folder, tensors, state)
+        for callback in self.callbacks:
+            callback.checkpoint(written)
         self.written = time.monotonic()
         self.interval = max(self.trainer.checkpoint_seconds, 20 * (self.written - begin))
 
     def restore(self) -> None:
-        """Continue from the newest whole checkpoint, telling `progress` of the epochs that it holds."""
+        """Continue from the newest whole checkpoint, telling the callbacks of the epochs that it holds."""
         if self.folder is None:
             raise CheckpointError("`resume` needs `checkpoint_dir`, the folder of the checkpoints to resume from")
         tensors, state = read_checkpoint(self.folder)
@@ -132,7 +143,7 @@ class _Run:
             for member, history in enumerate(block.histories):
                 for record in history:
                     last = record is history[-1]
-                    self.progress.epoch(self.plan[i][member], record, last and member in block.fits)
+                    self.tell(self.plan[i][member], record, last and member in block.fits)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -50,6 +50,10 @@ class Dropout:
         self.random_bytes = random_bytes
         self.used = 0
 
+    def __getitem__(self, rows: slice) -> Dropout:
+        """The same bytes of some of the rows, none of them used yet."""
+        return Dropout(self.random_bytes[:, rows])
+
     def __call__(self, x: Tensor, probability: float) -> Tensor:
         """Drop units of `x` (M, B, U), or whole channels of `x` (M, B, L, U)."""
         threshold = round(256 * probability)

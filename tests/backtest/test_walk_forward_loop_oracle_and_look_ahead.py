@@ -158,7 +158,7 @@ def test_warm_start_continues_each_fold_from_the_same_seed_of_the_one_before():
     assert "not stacked" in warm.metrics["conventions"]["warm_start"]
 
 
-class Told:
+class Told(qfml.engine.Callback):
     def __init__(self):
         self.begun, self.epochs = [], []
 
@@ -172,7 +172,7 @@ class Told:
 @pytest.mark.parametrize("warm_start", [False, True])
 def test_progress_hears_of_every_member_once_and_epoch(warm_start):
     told = Told()
-    run(single_asset(), n_seeds=2, warm_start=warm_start, progress=told)
+    run(single_asset(), n_seeds=2, warm_start=warm_start, callbacks=[told])
     n_members = 2 * len(SPLITTER.folds(single_asset()))
     assert told.begun == [(n_members, 3)]
     assert sorted(told.epochs) == [(member, epoch) for member in range(n_members) for epoch in (1, 2, 3)]

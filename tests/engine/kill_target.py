@@ -12,14 +12,11 @@ from qfml.data import TimeDataset
 from qfml.data.transforms import Standardise
 
 
-class Told:
+class Told(qfml.engine.Callback):
     """Keeps what a fit tells, and says on standard output that an epoch has ended."""
 
     def __init__(self):
         self.told = []
-
-    def begin(self, n_members, max_epochs):
-        pass
 
     def epoch(self, member, record, stopped):
         self.told.append([member, record, stopped])
@@ -47,7 +44,7 @@ def train(folder, resume, **settings):
     options = {"max_epochs": 25, "batch_size": 16, "member_block": 3, "checkpoint_seconds": 0.0} | settings
     told = Told()
     fits = qfml.Trainer(**options).fit_many(
-        members, qfml.MSE(), ds, checkpoint_dir=folder / "checkpoints", resume=resume, progress=told
+        members, qfml.MSE(), ds, checkpoint_dir=folder / "checkpoints", resume=resume, callbacks=[told]
     )
     return fits, told.told
 

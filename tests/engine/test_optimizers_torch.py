@@ -1,9 +1,19 @@
 """Each optimizer agrees with torch.optim, member by member, each with its own hyperparameters."""
 
+import numpy as np
 import pytest
 import torch
 
-from qfml.engine.optimizers import SGD, AdamW
+from qfml.engine.optimizers import SGD, AdamW, Step
+from qfml.engine.stack import Layout
+
+LAYOUT = Layout((("weight", (32,)),))
+
+
+def step(count, lr, weight_decay):
+    rate, decay = (np.asarray(values, dtype=np.float64) for values in (lr, weight_decay))
+    return Step(np.full(len(rate), count), rate, decay, LAYOUT)
+
 
 SETTINGS = {
     "adamw": (
@@ -29,9 +39,9 @@ def test_updates_equal_torch_optim_over_20_steps(name):
     decay = torch.tensor([[0.0], [1e-2], [0.3]], dtype=torch.float64)
     solo = [row.clone().requires_grad_() for row in parameters]
     torch_optimizers = [theirs([p], float(rate), float(wd)) for p, rate, wd in zip(solo, lr, decay)]
-    state = {key: torch.zeros_like(parameters) for key in ours.state_names}
-    for step in range(1, 21):
-        ours.update(parameters, (parameters - target) ** 3, state, [step] * 3, lr, decay)
+    state = ours.start(parameters)
+    for count in range(1, 21):
+        ours.update(parameters, (parameters - target) ** 3, state, step(count, lr[:, 0], decay[:, 0]))
         for p, goal, optimizer in zip(solo, target, torch_optimizers):
             p.grad = (p.detach() - goal) ** 3
             optimizer.step()
@@ -42,9 +52,8 @@ def test_updates_equal_torch_optim_over_20_steps(name):
 def test_zero_rate_and_gradient_keep_parameters_to_the_bit(optimizer):
     parameters = torch.randn(2, 16)
     before = parameters.clone()
-    state = {key: torch.rand_like(parameters) for key in optimizer.state_names}
-    rate, decay = torch.tensor([[0.0], [0.1]]), torch.full((2, 1), 0.1)
-    optimizer.update(parameters, torch.zeros(2, 16), state, [5, 5], rate, decay)
+    state = {name: torch.rand_like(value) for name, value in optimizer.start(parameters).items()}
+    optimizer.update(parameters, torch.zeros(2, 16), state, step(5, [0.0, 0.1], [0.1, 0.1]))
     assert torch.equal(parameters[0], before[0])
     assert not torch.equal(parameters[1], before[1])
 

@@ -1,0 +1,23 @@
+"""Clipping of gradients, member by member."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qfml.engine.optimizers.base import Flat
+
+
+def norms(gradient: Flat) -> Tensor:
+    """Euclidean norm of each member's gradient, (M, 1)."""
+    return gradient.square().sum(1, keepdim=True).sqrt()
+
+
+def clip_norm_(gradient: Flat, norm: Tensor, most: Tensor) -> None:
+    """Scale down, in place, the gradients whose `norm` exceeds `most` (M, 1), as `torch.nn.utils.clip_grad_norm_`."""
+    gradient.mul_((most / (norm + 1e-6)).clamp_max(1))
+
+
+def clip_value_(gradient: Flat, most: Tensor) -> None:
+    """Limit, in place, each element to plus and minus `most` (M, 1)."""
+    torch.minimum(torch.maximum(gradient, -most, out=gradient), most, out=gradient)
