@@ -11,7 +11,9 @@ from qfml.engine.feed import Batch
 from qfml.losses import Additive, Loss
 
 Forward = Callable[[Tensor, slice], Tensor]  # features (M, b, ...) and their place in the batch to outputs (M, b[, K])
-Take = Callable[[Tensor, bool], None]  # a value per member (M,) whose gradient is wanted; whether it is the first
+# values whose gradient is wanted; the weights of these values in what is differentiated (None: 1); whether they are the
+# first of the batch
+Take = Callable[[Tensor, Tensor | None, bool], None]
 
 
 def micro_batches(width: int, size: int | None) -> Iterator[slice]:
@@ -22,29 +24,34 @@ def micro_batches(width: int, size: int | None) -> Iterator[slice]:
 
 
 def losses_and_gradient(forward: Forward, loss: Loss, batch: Batch, size: int | None, take: Take) -> Tensor:
-    """The loss of each member (M,); `take` is handed values (M,) whose gradients add up to those of the losses.
+    """The loss of each member (M,); `take` is handed values whose weighted gradients add up to those of the losses.
 
     An additive loss is summed over micro-batches, each row with its share of the whole batch. A loss of the whole
     sample is not a sum: all outputs are computed without a graph, the loss is differentiated in the outputs, and each
     micro-batch then contributes its vector-Jacobian product.
     """
-    parts = list(micro_batches(batch.share.shape[1], size))
+    width = batch.share.shape[1]
+    if size is None or size >= width:
+        output = forward(batch.x, slice(0, width))
+        if isinstance(loss, Additive):
+            losses = (loss.rows(output, batch.y) * batch.share).sum(1)
+        else:
+            losses = loss(output, batch.y, batch.weight, batch.panel)
+        take(losses, None, True)
+        return losses.detach()
+    parts = list(micro_batches(width, size))
     if isinstance(loss, Additive):
-        losses = torch.zeros((), device=batch.y.device)
+        losses = batch.share.new_zeros(len(batch.share))
         for part in parts:
             own = (loss.rows(forward(batch.x[:, part], part), batch.y[:, part]) * batch.share[:, part]).sum(1)
-            take(own, part.start == 0)
+            take(own, None, part.start == 0)
             losses = losses + own.detach()
         return losses
-    if len(parts) == 1:
-        losses = loss(forward(batch.x, parts[0]), batch.y, batch.weight, batch.panel)
-        take(losses, True)
-        return losses.detach()
     with torch.no_grad():
         outputs = torch.cat([forward(batch.x[:, part], part) for part in parts], dim=1)
     outputs.requires_grad_()
     losses = loss(outputs, batch.y, batch.weight, batch.panel)
     (slopes,) = torch.autograd.grad(losses.sum(), outputs)
     for part in parts:
-        take((forward(batch.x[:, part], part) * slopes[:, part]).flatten(1).sum(1), part.start == 0)
+        take(forward(batch.x[:, part], part), slopes[:, part], part.start == 0)
     return losses.detach()

@@ -20,7 +20,7 @@ from qfml.engine.fit import Fit
 from qfml.engine.inputs import Inputs, panel_of, time_order
 from qfml.engine.member import Member
 from qfml.engine.optimizers import Step
-from qfml.engine.schedules import Moment
+from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
@@ -103,29 +103,28 @@ class Block:
         def forward(x: Tensor, part: slice) -> Tensor:
             return self.network.forward(self.views, x, None if dropout is None else dropout[part])
 
-        def take(value: Tensor, first: bool) -> None:
-            self.layout.gradient(value.sum(), self.views, out=self.gradient, add=not first)
+        def take(values: Tensor, weights: Tensor | None, first: bool) -> None:
+            self.layout.gradient(values, self.views, self.gradient, weights, add=not first)
 
         return losses_and_gradient(forward, self.loss, batch, self.trainer.micro_batch_size, take)
 
     def _guard(self, norm: Tensor) -> Tensor | None:
-        """Freeze, for good, the members whose gradient is not finite; None if there is none."""
-        self.healthy.logical_and_(torch.isfinite(norm))
-        if self.device.type == "cpu" and bool(self.healthy.all()):
+        """Freeze, for good, the members whose gradient is not finite; None if all are known to be well."""
+        if self.well and bool(np.isfinite(norm.numpy()).all()):
             return None
+        self.healthy.logical_and_(torch.isfinite(norm))
+        self.well = False
         self.gradient.masked_fill_(~self.healthy, 0)
         return self.healthy
 
     def _step(self, healthy: Tensor | None) -> Step:
         clock = self.clock
-        moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, self.trainer.max_epochs)
-        return Step(
-            count=clock.n_steps + 1,
-            lr=self.array["lr"] * self.trainer.schedule.factor(moment, self.schedule),
-            weight_decay=self.array["weight_decay"],
-            layout=self.layout,
-            moves=None if healthy is None else healthy.to(self.parameters.dtype),
-        )
+        lr = self.array["lr"]
+        if not isinstance(self.trainer.schedule, Constant):
+            moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, self.trainer.max_epochs)
+            lr = lr * self.trainer.schedule.factor(moment, self.schedule)
+        moves = None if healthy is None else healthy.to(self.parameters.dtype)
+        return Step(clock.n_steps + 1, lr, self.array["weight_decay"], self.layout, moves=moves)
 
     def _end_epoch(self, ended: np.ndarray) -> None:
         """Close the epoch of the members `ended`: validate, keep the best, stop or go on."""
@@ -204,6 +203,7 @@ class Block:
         self.schedule = _under("schedule.", self.array)
         self.dropout = DropoutBytes(self.network.dropout_units, self.clock, self.device)
         self.clip_norm = torch.from_numpy(self.array["clip_norm"]).to(self.parameters)[:, None]
+        self.well = self.device.type == "cpu" and bool(self.healthy.all())  # a GPU is not waited for
         self.clips = bool(np.isfinite(self.array["clip_norm"]).any())
 
     def tensors(self) -> dict[str, Tensor]:

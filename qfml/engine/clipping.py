@@ -10,11 +10,13 @@ from qfml.engine.optimizers.base import Flat
 
 def norms(gradient: Flat) -> Tensor:
     """Euclidean norm of each member's gradient, (M, 1)."""
-    return gradient.square().sum(1, keepdim=True).sqrt()
+    return torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
 
 
 def clip_norm_(gradient: Flat, norm: Tensor, most: Tensor) -> None:
     """Scale down, in place, the gradients whose `norm` exceeds `most` (M, 1), as `torch.nn.utils.clip_grad_norm_`."""
+    if norm.device.type == "cpu" and bool((norm + 1e-6 <= most).all()):
+        return
     gradient.mul_((most / (norm + 1e-6)).clamp_max(1))
 
 

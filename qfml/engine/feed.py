@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ from qfml.losses import Panel
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # gathered at a time: from the cache, or by few kernels
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """The rows of one step of M members.
 
     Attributes:
@@ -43,7 +42,7 @@ class ResidentFeed:
 
     def __init__(self, inputs: Inputs, clock: Clock, panel: Panel | None) -> None:
         self.inputs, self.clock, self.panel = inputs, clock, panel
-        self._chunk: tuple[Tensor, ...] = ()
+        self._chunk: list[Batch] = []
         self._length = self._at = 0
 
     def next(self) -> Batch:
@@ -51,9 +50,9 @@ class ResidentFeed:
         if self._at == self._length and not (self._length and self.clock.repeats):
             self._gather()
         self._at %= self._length
-        parts = [part[self._at] for part in self._chunk]
+        batch = self._chunk[self._at]
         self._at += 1
-        return Batch(*parts, panel=self.panel)  # pyright: ignore[reportArgumentType]
+        return batch
 
     def _gather(self) -> None:
         clock = self.clock
@@ -63,7 +62,8 @@ class ResidentFeed:
         x, y, weight = self.inputs.gather(rows, filled)
         total = weight.sum(-1, keepdim=True)
         share = weight / total.clamp_min(1e-30)
-        self._chunk = (x, y, weight, share, total[..., 0].double(), rows)
+        parts = (x, y, weight, share, total[..., 0].double(), rows)
+        self._chunk = [Batch(*step, self.panel) for step in zip(*(part.unbind(0) for part in parts), strict=True)]
         self._length, self._at = len(rows), 0
 
     def rewind(self) -> None:

@@ -52,9 +52,13 @@ class Layout:
             start = stop
         return views
 
-    def gradient(self, loss: Tensor, views: Mapping[str, Tensor], out: Flat, add: bool = False) -> Flat:
-        """The gradient of a scalar in all parameters, written into the flat buffer `out` (M, P), or added to it."""
-        gradients = [g.flatten(1) for g in torch.autograd.grad(loss, list(views.values()))]
+    def gradient(
+        self, values: Tensor, views: Mapping[str, Tensor], out: Flat, weights: Tensor | None = None, add: bool = False
+    ) -> Flat:
+        """The gradient of a weighted sum of `values` in all parameters, written into `out` (M, P), or added to it."""
+        weights = torch.ones_like(values) if weights is None else weights
+        found = torch.autograd.grad(values, list(views.values()), weights)
+        gradients = [gradient.view(len(out), -1) for gradient in map(Tensor.contiguous, found)]
         own = out[:, : self.n_parameters]  # the padding stays 0
         if add:
             own.add_(torch.cat(gradients, dim=1))

@@ -45,9 +45,8 @@ class AdamW:
 
     def update(self, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
         """One step of algorithm 2."""
-        decay = step.decay(parameters)
-        if decay is not None:
-            parameters.mul_(1 - step.rate(1.0, parameters) * decay)
+        if step.decays:
+            parameters.mul_(step.shrinkage(parameters))
         adam_step(self, parameters, gradient, state, step)
 
 

@@ -7,8 +7,7 @@ a buffer otherwise, so that a member's update does not depend on the stack aroun
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from qfml.errors import UserError
 
 Flat = Float[Tensor, "member parameter"]
 State = dict[str, Tensor]
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What an update knows beside parameters and gradient.
 
     Attributes:
@@ -49,7 +48,7 @@ class Step:
 
     def column(self, values: np.ndarray, like: Tensor) -> Tensor:
         """One value a member, (M, 1), of the dtype and on the device of `like`."""
-        return torch.from_numpy(values).to(device=like.device, dtype=like.dtype)[:, None]
+        return torch.from_numpy(values[:, None].astype(_NUMPY[like.dtype])).to(like.device)
 
     def rate(self, factor: np.ndarray | float, like: Tensor) -> Tensor:
         """The learning rate times a factor a member: (M, 1), or (M, P) with parameter groups."""
@@ -58,12 +57,21 @@ class Step:
             rate = rate * self.moves
         return rate if self.scale is None else rate * self.scale
 
-    def decay(self, like: Tensor) -> Tensor | None:
-        """Weight decay, (M, 1) or (M, P); None if there is none."""
-        if not self.weight_decay.any():
-            return None
+    @property
+    def decays(self) -> bool:
+        """Whether any member has weight decay."""
+        return bool(self.weight_decay.any())
+
+    def decay(self, like: Tensor) -> Tensor:
+        """Weight decay, (M, 1), or (M, P) with parameter groups."""
         decay = self.column(self.weight_decay, like)
         return decay if self.decay_scale is None else decay * self.decay_scale
+
+    def shrinkage(self, like: Tensor) -> Tensor:
+        """1 less learning rate times weight decay: (M, 1), or (M, P) with parameter groups."""
+        if self.moves is None and self.scale is None and self.decay_scale is None:
+            return self.column(1 - self.lr * self.weight_decay, like)
+        return 1 - self.rate(1.0, like) * self.decay(like)
 
 
 @runtime_checkable

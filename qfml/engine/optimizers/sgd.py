@@ -39,8 +39,7 @@ class SGD:
 
     def update(self, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
         """One step; the first velocity is the first gradient."""
-        decay = step.decay(parameters)
-        move = gradient if decay is None else gradient.add(parameters * decay)
+        move = gradient.add(parameters * step.decay(parameters)) if step.decays else gradient
         if self.momentum:
             velocity = state["velocity"].mul_(self.momentum).add_(move)
             move = move.add(velocity * self.momentum) if self.nesterov else velocity
