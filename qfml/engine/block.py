@@ -12,14 +12,16 @@ from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
 from qfml.engine.backward import losses_and_gradient
-from qfml.engine.clipping import clip_norm_, norms
+from qfml.engine.clipping import clip_norm_, clip_value_, norms
 from qfml.engine.clock import Clock
 from qfml.engine.dropout import DropoutBytes
 from qfml.engine.feed import Batch, ResidentFeed
 from qfml.engine.fit import Fit
+from qfml.engine.groups import group_factors
 from qfml.engine.inputs import Inputs, panel_of, time_order
 from qfml.engine.member import Member
 from qfml.engine.optimizers import Step
+from qfml.engine.precision import casting, rescale, start_scale
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
 from qfml.engine.streams import stream
@@ -66,14 +68,20 @@ class Block:
             "loss_sum": no_loss,
             "weight_sum": no_loss.clone(),
             "healthy": torch.ones(len(members), 1, dtype=torch.bool, device=self.device),
-        } | {f"optimizer.{name}": value for name, value in trainer.optimizer.start(parameters).items()}
+        }
+        self.tensor |= _over("optimizer.", trainer.optimizer.start(parameters))
+        self.tensor |= _over("precision.", start_scale(trainer.precision, parameters))
+        if trainer.averaging is not None:
+            self.tensor["average"] = parameters.clone()
         self.array = {
             "best": np.full(len(members), np.inf),
             "best_epoch": np.zeros(len(members), dtype=np.int64),
             "lr": _filled([m.lr for m in members], trainer.optimizer.lr),
             "weight_decay": _filled([m.weight_decay for m in members], trainer.optimizer.weight_decay),
             "clip_norm": _filled([m.clip_norm for m in members], trainer.clip_norm or np.inf),
-        } | {f"schedule.{name}": value for name, value in trainer.schedule.start(len(members)).items()}
+            "n_updates": np.zeros(len(members), dtype=np.int64),
+        } | _over("schedule.", trainer.schedule.start(len(members)))
+        self.groups = group_factors(trainer.parameter_groups, self.layout, parameters)
         self._bind()
 
     @property
@@ -86,10 +94,14 @@ class Block:
         batch = self.feed.next()
         losses = self._gradient(batch)
         norm = norms(self.gradient)
-        healthy = self._guard(norm)
+        moving = self._guard(norm)
         if self.clips:
             clip_norm_(self.gradient, norm, self.clip_norm)
-        self.trainer.optimizer.update(self.parameters, self.gradient, self.state, self._step(healthy))
+        if self.trainer.clip_value is not None:
+            clip_value_(self.gradient, self.trainer.clip_value)
+        self._update(moving)
+        if self.trainer.averaging is not None:
+            self.trainer.averaging.after_step(self.tensor["average"], self.parameters, self.array["n_updates"])
         self.loss_sum.addcmul_(losses.double(), batch.total)
         self.weight_sum.add_(batch.total)
         ended = self.clock.advance()
@@ -101,37 +113,75 @@ class Block:
         dropout = self.dropout.next(self.clock)
 
         def forward(x: Tensor, part: slice) -> Tensor:
-            return self.network.forward(self.views, x, None if dropout is None else dropout[part])
+            with casting(self.trainer.precision, self.device):
+                output = self.network.forward(self.views, x, None if dropout is None else dropout[part])
+            return output.float()
 
         def take(values: Tensor, weights: Tensor | None, first: bool) -> None:
+            if self.scaling:
+                scale = self.scaling["scale"].view(-1, *(1,) * (values.ndim - 1))
+                weights = scale.expand_as(values) if weights is None else weights * scale
             self.layout.gradient(values, self.views, self.gradient, weights, add=not first)
 
-        return losses_and_gradient(forward, self.loss, batch, self.trainer.micro_batch_size, take)
+        losses = losses_and_gradient(forward, self.loss, batch, self.trainer.micro_batch_size, take)
+        if self.scaling:
+            self.gradient.div_(self.scaling["scale"])
+        if self.groups.trained is not None:
+            self.gradient.mul_(self.groups.trained)
+        return losses
 
     def _guard(self, norm: Tensor) -> Tensor | None:
-        """Freeze, for good, the members whose gradient is not finite; None if all are known to be well."""
+        """Which members move, (M, 1); None if all are known to.
+
+        A member whose gradient is not finite is frozen for good; with a scaled loss it skips the step, until no scale
+        is small enough.
+        """
         if self.well and bool(np.isfinite(norm.numpy()).all()):
             return None
-        self.healthy.logical_and_(torch.isfinite(norm))
+        moving = torch.isfinite(norm)
+        if self.scaling:
+            rescale(self.scaling, moving)
+            self.healthy.logical_and_(self.scaling["scale"] >= 1)
+        else:
+            self.healthy.logical_and_(moving)
         self.well = False
-        self.gradient.masked_fill_(~self.healthy, 0)
-        return self.healthy
+        moving = moving & self.healthy
+        self.gradient.masked_fill_(~moving, 0)
+        return moving
 
-    def _step(self, healthy: Tensor | None) -> Step:
-        clock = self.clock
+    def _update(self, moving: Tensor | None) -> None:
+        """One step of the optimizer; of a member that skips it nothing changes, its moments neither."""
+        skips = bool(self.scaling) and moving is not None and not bool(moving.all())
+        before = {name: value.clone() for name, value in self.state.items()} if skips else {}
+        self.trainer.optimizer.update(self.parameters, self.gradient, self.state, self._step(moving))
+        for name, old in before.items():
+            rows = moving.view(-1, *(1,) * (old.ndim - 1))  # pyright: ignore[reportOptionalMemberAccess]
+            self.state[name].copy_(torch.where(rows, self.state[name], old))
+        self.array["n_updates"] += moving[:, 0].cpu().numpy() if skips and moving is not None else 1
+
+    def _step(self, moving: Tensor | None) -> Step:
         lr = self.array["lr"]
         if not isinstance(self.trainer.schedule, Constant):
+            clock = self.clock
             moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, self.trainer.max_epochs)
             lr = lr * self.trainer.schedule.factor(moment, self.schedule)
-        moves = None if healthy is None else healthy.to(self.parameters.dtype)
-        return Step(clock.n_steps + 1, lr, self.array["weight_decay"], self.layout, moves=moves)
+        return Step(
+            self.array["n_updates"] + 1,
+            lr,
+            self.array["weight_decay"],
+            self.layout,
+            self.groups.lr,
+            self.groups.weight_decay,
+            None if moving is None else moving.to(self.parameters.dtype),
+        )
 
     def _end_epoch(self, ended: np.ndarray) -> None:
         """Close the epoch of the members `ended`: validate, keep the best, stop or go on."""
         index = torch.from_numpy(ended).to(self.device)
         train_losses = (self.loss_sum[index] / self.weight_sum[index]).tolist()
         self.loss_sum[index] = self.weight_sum[index] = 0
-        val_losses = self._validate(ended)
+        weights = self._averaged(ended)
+        val_losses = self._validate(ended, weights)
         healthy = self.healthy[index, 0].tolist()
         stopped: list[int] = []
         for member, train_loss, val_loss, finite in zip(ended.tolist(), train_losses, val_losses, healthy):
@@ -142,7 +192,7 @@ class Block:
             if finite and (val_loss is None or val_loss < self.array["best"][member]):
                 self.array["best"][member] = np.inf if val_loss is None else val_loss
                 self.array["best_epoch"][member] = epoch
-                self.tensor["best"][member] = self.parameters[member]
+                self.tensor["best"][member] = weights[member]
             if val_loss is not None:
                 self.trainer.schedule.observe(self.schedule, member, val_loss)
             status = self._status(member, epoch, finite)
@@ -156,6 +206,19 @@ class Block:
         self.feed.rewind()
         if stopped:
             self._keep(np.setdiff1d(np.arange(len(self.members)), stopped))
+
+    def _averaged(self, ended: np.ndarray) -> Tensor:
+        """The weights that are judged and kept: the averages of members that have one, else the parameters."""
+        averaging = self.trainer.averaging
+        if averaging is None:
+            return self.parameters
+        weights = self.parameters.clone()
+        for member in ended.tolist():
+            epoch = int(self.clock.epoch[member]) + 1
+            averaging.after_epoch(self.tensor["average"][member], self.parameters[member], epoch)
+            if averaging.ready(epoch):
+                weights[member] = self.tensor["average"][member]
+        return weights
 
     def _status(self, member: int, epoch: int, finite: bool) -> str | None:
         """Why the member stops here, or None if it goes on."""
@@ -177,11 +240,11 @@ class Block:
             own.network, self.loss, kept.clone(), self.layout, own.transforms, own.seed, status, history, best_epoch
         )
 
-    def _validate(self, members: np.ndarray) -> list[float | None]:
+    def _validate(self, members: np.ndarray, weights: Tensor) -> list[float | None]:
         """Loss of each of `members` on its own validation rows; None for one without any."""
         rows = {int(member): self.everyone[self.members[member]].val for member in members}
         chosen = {member: time_order(self.ds, own) for member, own in rows.items() if own is not None}
-        losses = validation_losses(self.network, self.loss, self.ds, self.inputs, self.layout, self.parameters, chosen)
+        losses = validation_losses(self.network, self.loss, self.ds, self.inputs, self.layout, weights, chosen)
         return [losses.get(member) for member in rows]
 
     def _keep(self, places: np.ndarray) -> None:
@@ -200,10 +263,12 @@ class Block:
         self.views = self.layout.views(self.parameters, requires_grad=True)
         self.gradient = torch.zeros_like(self.parameters)
         self.state = _under("optimizer.", self.tensor)
+        self.scaling = _under("precision.", self.tensor)
         self.schedule = _under("schedule.", self.array)
         self.dropout = DropoutBytes(self.network.dropout_units, self.clock, self.device)
         self.clip_norm = torch.from_numpy(self.array["clip_norm"]).to(self.parameters)[:, None]
-        self.well = self.device.type == "cpu" and bool(self.healthy.all())  # a GPU is not waited for
+        # a GPU is not waited for
+        self.well = self.device.type == "cpu" and not self.scaling and bool(self.healthy.all())
         self.clips = bool(np.isfinite(self.array["clip_norm"]).any())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -238,6 +303,10 @@ class Block:
 
 def _filled(values: Sequence[float | None], default: float) -> np.ndarray:
     return np.array([default if value is None else value for value in values], dtype=np.float64)
+
+
+def _over(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in named.items()}
 
 
 def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,6 @@ def clip_norm_(gradient: Flat, norm: Tensor, most: Tensor) -> None:
     gradient.mul_((most / (norm + 1e-6)).clamp_max(1))
 
 
-def clip_value_(gradient: Flat, most: Tensor) -> None:
-    """Limit, in place, each element to plus and minus `most` (M, 1)."""
-    torch.minimum(torch.maximum(gradient, -most, out=gradient), most, out=gradient)
+def clip_value_(gradient: Flat, most: float) -> None:
+    """Limit, in place, each element to plus and minus `most`."""
+    gradient.clamp_(-most, most)

@@ -12,10 +12,13 @@ import torch
 
 from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
+from qfml.engine.averaging import AVERAGES, Averaging
 from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit
+from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
 from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
+from qfml.engine.precision import check_precision
 from qfml.engine.schedules import SCHEDULES, Constant, Schedule
 from qfml.errors import UserError
 from qfml.losses import Loss
@@ -35,8 +38,13 @@ class Trainer:
         max_epochs: passes over a member's training rows.
         batch_size: rows of one step; None takes all rows at once, in time order.
         micro_batch_size: rows that go through the network at a time; it limits memory and never changes the gradient.
+        precision: "fp32", "tf32", "bf16" or "fp16": the format of the network's products. The promise of equal bits is
+            for fp32.
+        parameter_groups: other learning rates and weight decays for parameters chosen by name.
+        averaging: `EMA(...)` or `SWA(...)`: averaged weights are validated and kept in place of the last ones.
         max_steps: steps after which a member stops, even within an epoch; None leaves it to `max_epochs`.
         clip_norm: largest norm of a member's gradient; None does not clip.
+        clip_value: largest size of an element of it, after `clip_norm`; None does not clip.
         patience: epochs without a better validation loss after which a member stops; None never stops early.
         seed: enters every member's random streams.
         device: where the training runs.
@@ -61,7 +69,11 @@ class Trainer:
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Constant()  # noqa: RUF009  (frozen)
     micro_batch_size: int | None = None
     max_steps: int | None = None
+    precision: str = "fp32"
+    parameter_groups: tuple[ParameterGroup, ...] = ()
+    averaging: Annotated[Averaging | None, OneOf(AVERAGES)] = None
     clip_norm: float | None = None
+    clip_value: float | None = None
     patience: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -83,8 +95,11 @@ class Trainer:
             torch.device(self.device)
         except (RuntimeError, TypeError):
             raise UserError(f"`device` must name a torch device such as cpu or cuda, got {self.device!r}") from None
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(f"`clip_norm` must be positive, got {self.clip_norm}; leave it out to train without")
+        check_precision(self.precision, torch.device(self.device))
+        for name in ("clip_norm", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise UserError(f"`{name}` must be positive, got {limit}; leave it out to train without")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
 
