@@ -15,7 +15,7 @@ from qfml.errors import UserError
 
 @dataclass(frozen=True)
 class EMA:
-    r"""Exponential moving average $a \leftarrow \lambda a + (1 - \lambda) w$ after each step, from the first weights on.
+    r"""Exponential moving average $a \leftarrow \lambda a + (1 - \lambda) w$ after each step.
 
     Args:
         decay: $\lambda$; 0.999 looks back about 1,000 steps.
