@@ -20,13 +20,14 @@ from qfml.engine.fit import Fit
 from qfml.engine.groups import group_factors
 from qfml.engine.inputs import Inputs, panel_of, time_order
 from qfml.engine.member import Member
+from qfml.engine.monitor import judged
 from qfml.engine.optimizers import Step
 from qfml.engine.precision import casting, rescale, start_scale
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
-from qfml.engine.validation import validation_losses
+from qfml.engine.validation import validated
 from qfml.losses import Loss
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
@@ -181,20 +182,23 @@ class Block:
         train_losses = (self.loss_sum[index] / self.weight_sum[index]).tolist()
         self.loss_sum[index] = self.weight_sum[index] = 0
         weights = self._averaged(ended)
-        val_losses = self._validate(ended, weights)
+        validations = self._validate(ended, weights)
         healthy = self.healthy[index, 0].tolist()
         stopped: list[int] = []
-        for member, train_loss, val_loss, finite in zip(ended.tolist(), train_losses, val_losses, healthy):
+        for member, train_loss, validation, finite in zip(ended.tolist(), train_losses, validations, healthy):
             epoch = int(self.clock.epoch[member]) + 1
-            record = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss}
+            nothing = dict.fromkeys(("val_loss", *(f"val_{name}" for name in self.trainer.metrics)))
+            record = {"epoch": epoch, "train_loss": train_loss} | nothing | validation
             self.histories[self.members[member]].append(record)
+            value = judged(record, self.trainer.monitor, self.trainer.mode)
+            val_loss = record["val_loss"]
             finite = finite and (val_loss is None or math.isfinite(val_loss))
-            if finite and (val_loss is None or val_loss < self.array["best"][member]):
-                self.array["best"][member] = np.inf if val_loss is None else val_loss
+            if finite and self._better(member, value):
+                self.array["best"][member] = np.inf if value is None else value
                 self.array["best_epoch"][member] = epoch
                 self.tensor["best"][member] = weights[member]
-            if val_loss is not None:
-                self.trainer.schedule.observe(self.schedule, member, val_loss)
+            if value is not None and math.isfinite(value):
+                self.trainer.schedule.observe(self.schedule, member, value)
             status = self._status(member, epoch, finite)
             if self.on_epoch(self.members[member], record, status is not None) and status is None:
                 status = "stopped"
@@ -206,6 +210,10 @@ class Block:
         self.feed.rewind()
         if stopped:
             self._keep(np.setdiff1d(np.arange(len(self.members)), stopped))
+
+    def _better(self, member: int, value: float | None) -> bool:
+        """Whether the epoch beats the best one so far; without a value the last one counts as best."""
+        return value is None or bool(value < self.array["best"][member] - self.trainer.min_delta)
 
     def _averaged(self, ended: np.ndarray) -> Tensor:
         """The weights that are judged and kept: the averages of members that have one, else the parameters."""
@@ -226,10 +234,17 @@ class Block:
         patience = self.trainer.patience if own.patience is None else own.patience
         if not finite:
             return "nan"
-        if own.val is not None and patience is not None and epoch - self.array["best_epoch"][member] >= patience:
+        watched = own.val is not None or self.trainer.monitor == "train_loss"
+        if watched and patience is not None and epoch - self.array["best_epoch"][member] >= patience:
             return "early_stopped"
         done = epoch >= self.trainer.max_epochs or self.clock.n_steps[member] == self.trainer.max_steps
         return "finished" if done else None
+
+    def stop(self, status: str) -> None:
+        """Finish all members where they stand, each with its best epoch, or its last weights before the first."""
+        for member in range(len(self.members)):
+            self._finish(member, status)
+        self._keep(np.array([], dtype=np.int64))
 
     def _finish(self, member: int, status: str) -> None:
         own = self.everyone[self.members[member]]
@@ -240,12 +255,14 @@ class Block:
             own.network, self.loss, kept.clone(), self.layout, own.transforms, own.seed, status, history, best_epoch
         )
 
-    def _validate(self, members: np.ndarray, weights: Tensor) -> list[float | None]:
-        """Loss of each of `members` on its own validation rows; None for one without any."""
+    def _validate(self, members: np.ndarray, weights: Tensor) -> list[dict[str, float]]:
+        """Loss and metrics of each of `members` on its own validation rows; nothing for one without any."""
         rows = {int(member): self.everyone[self.members[member]].val for member in members}
         chosen = {member: time_order(self.ds, own) for member, own in rows.items() if own is not None}
-        losses = validation_losses(self.network, self.loss, self.ds, self.inputs, self.layout, weights, chosen)
-        return [losses.get(member) for member in rows]
+        found = validated(
+            self.network, self.loss, self.ds, self.inputs, self.layout, weights, chosen, self.trainer.metrics
+        )
+        return [found.get(member, {}) for member in rows]
 
     def _keep(self, places: np.ndarray) -> None:
         """Take the members that have stopped out of everything."""

@@ -62,8 +62,11 @@ class ResidentFeed:
         x, y, weight = self.inputs.gather(rows, filled)
         total = weight.sum(-1, keepdim=True)
         share = weight / total.clamp_min(1e-30)
-        parts = (x, y, weight, share, total[..., 0].double(), rows)
-        self._chunk = [Batch(*step, self.panel) for step in zip(*(part.unbind(0) for part in parts), strict=True)]
+        totals = total[..., 0].double()
+        self._chunk = [
+            Batch(x[step], y[step], weight[step], share[step], totals[step], rows[step], self.panel)
+            for step in range(len(rows))
+        ]
         self._length, self._at = len(rows), 0
 
     def rewind(self) -> None:

@@ -32,8 +32,9 @@ class Fit:
         layout: where each parameter lies in that row.
         transforms: what was fitted on the training rows, or None.
         seed: the member's seed.
-        status: "finished" (all epochs), "early_stopped", or "nan" (stopped at the last finite parameters).
-        history: per epoch "epoch", "train_loss" and "val_loss" (None without validation rows).
+        status: "finished" (all epochs or steps), "early_stopped", "stopped" (by a callback), "max_time", or "nan"
+            (stopped at the last finite parameters).
+        history: per epoch "epoch", "train_loss", "val_loss" and "val_" and each metric (None without validation rows).
         best_epoch: the epoch whose parameters were kept, counted from 1.
     """
 

@@ -17,6 +17,7 @@ from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit
 from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
+from qfml.engine.monitor import check_monitor
 from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
 from qfml.engine.precision import check_precision
 from qfml.engine.schedules import SCHEDULES, Constant, Schedule
@@ -45,7 +46,14 @@ class Trainer:
         max_steps: steps after which a member stops, even within an epoch; None leaves it to `max_epochs`.
         clip_norm: largest norm of a member's gradient; None does not clip.
         clip_value: largest size of an element of it, after `clip_norm`; None does not clip.
-        patience: epochs without a better validation loss after which a member stops; None never stops early.
+        monitor: what decides which epoch was best: "val_loss", "train_loss", or "val_" and one of `metrics`.
+        mode: "min" or "max": which values of it are better.
+        min_delta: by how much a value must be better to count as better.
+        metrics: computed on the validation rows after each epoch: mse, mae, r2, rank_ic, accuracy, roc_auc, brier.
+        patience: epochs without a better value after which a member stops; None never stops early.
+        max_seconds: time after which all members stop where they are, with status "max_time". What they are then
+            depends on the machine.
+        fast_dev_run: two steps and one validation of each member, no checkpoint: does it run at all?
         seed: enters every member's random streams.
         device: where the training runs.
         member_block: members trained at a time; None fits a block into the cache. It changes the speed only.
@@ -74,7 +82,13 @@ class Trainer:
     averaging: Annotated[Averaging | None, OneOf(AVERAGES)] = None
     clip_norm: float | None = None
     clip_value: float | None = None
+    monitor: str = "val_loss"
+    mode: str = "min"
+    min_delta: float = 0.0
+    metrics: tuple[str, ...] = ()
     patience: int | None = None
+    max_seconds: float | None = None
+    fast_dev_run: bool = False
     seed: int = 0
     device: str = "cpu"
     member_block: int | None = None
@@ -95,6 +109,9 @@ class Trainer:
             torch.device(self.device)
         except (RuntimeError, TypeError):
             raise UserError(f"`device` must name a torch device such as cpu or cuda, got {self.device!r}") from None
+        check_monitor(self.monitor, self.mode, self.metrics, self.min_delta)
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise UserError(f"`max_seconds` must be positive, got {self.max_seconds}; leave it out to train to the end")
         check_precision(self.precision, torch.device(self.device))
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)

@@ -42,6 +42,8 @@ def train(
 ) -> list[Fit]:
     """What `Trainer.fit_many` does."""
     _check(members, loss, ds, trainer)
+    if trainer.fast_dev_run:
+        trainer, checkpoint_dir, resume = replace(trainer, max_epochs=1, max_steps=2), None, False
     run = _Run(trainer, members, loss, ds.to(trainer.device), callbacks, checkpoint_dir)
     if resume:
         run.restore()
@@ -70,7 +72,7 @@ class _Run:
         self.callbacks, self.folder = callbacks, folder
         self.plan = plan_blocks(trainer, members, loss, ds)
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
-        self.written = time.monotonic()
+        self.began = self.written = time.monotonic()
         self.interval = trainer.checkpoint_seconds
         for callback in callbacks:
             callback.begin(len(members), trainer.max_epochs)
@@ -84,6 +86,9 @@ class _Run:
                         break
                     self._begin_block()
                 block = self.blocks[-1]
+                if self.late:
+                    block.stop("max_time")
+                    continue
                 torch.set_num_threads(min(threads, len(block.members)))
                 block.step()
                 if request.signal_number:
@@ -98,6 +103,12 @@ class _Run:
         for callback in self.callbacks:
             callback.end(in_order)
         return in_order
+
+    @property
+    def late(self) -> bool:
+        """Whether the time that the trainer was given is over."""
+        limit = self.trainer.max_seconds
+        return limit is not None and time.monotonic() - self.began > limit
 
     def _begin_block(self) -> Block:
         ids = self.plan[len(self.blocks)]
@@ -148,7 +159,7 @@ class _Run:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides the result: data, members, loss and settings."""
-        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0)
+        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0, max_seconds=None)
         return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
 
 

@@ -1,8 +1,8 @@
-"""Losses on validation rows, in chunks of a fixed size: a member's has the same bits alone and in a stack."""
+"""What the validation rows say, in chunks of a fixed size: a member's has the same bits alone and in a stack."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
 from qfml.engine.inputs import ROWS_AT_A_TIME, Inputs, pad_rows, panel_of
+from qfml.engine.monitor import measured
 from qfml.engine.stack import Layout
 from qfml.losses import Additive, Loss
 from qfml.networks import Network
 
 
 @torch.no_grad()
-def validation_losses(
+def validated(
     network: Network,
     loss: Loss,
     ds: TimeDataset,
@@ -24,10 +25,11 @@ def validation_losses(
     layout: Layout,
     parameters: Tensor,
     rows: Mapping[int, np.ndarray],
-) -> dict[int, float]:
-    """The loss of each member of `rows` on its own rows, which stand in the order of the loss."""
+    metrics: Sequence[str],
+) -> dict[int, dict[str, float]]:
+    """`val_loss` and the metrics of each member of `rows` on its own rows, which stand in the order of the loss."""
 
-    def of(members: list[int]) -> list[float]:
+    def of(members: list[int]) -> list[dict[str, float]]:
         index = torch.tensor(members, device=ds.y.device)
         views = layout.views(parameters[index])
         table, weight = pad_rows([rows[member] for member in members], ROWS_AT_A_TIME)
@@ -37,10 +39,18 @@ def validation_losses(
         chunks = table.split(ROWS_AT_A_TIME, dim=1)
         outputs = [network.forward(views, inputs.gather_x(chunk, index)) for chunk in chunks]
         if isinstance(loss, Additive):
-            return _means(loss, outputs, [ds.y[chunk] for chunk in chunks], weight).tolist()
-        own = rows[members[0]]
-        output, seen = torch.cat(outputs, dim=1)[:, : len(own)], table[:, : len(own)]
-        return loss(output, ds.y[seen], weight[:, : len(own)], panel_of(ds, [own])).tolist()
+            losses = _means(loss, outputs, [ds.y[chunk] for chunk in chunks], weight).tolist()
+        else:
+            own = rows[members[0]]
+            output, seen = torch.cat(outputs, dim=1)[:, : len(own)], table[:, : len(own)]
+            losses = loss(output, ds.y[seen], weight[:, : len(own)], panel_of(ds, [own])).tolist()
+        records = [{"val_loss": value} for value in losses]
+        if metrics:
+            predicted = loss.prediction(torch.cat(outputs, dim=1)).double().cpu().numpy()
+            labels = ds.y.double().cpu().numpy()
+            for record, member, prediction in zip(records, members, predicted, strict=True):
+                record |= measured(metrics, labels[rows[member]], prediction[: len(rows[member])])
+        return records
 
     if not rows:
         return {}

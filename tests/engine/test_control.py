@@ -1,0 +1,120 @@
+"""What decides the best epoch and what ends a training: monitored metrics, patience, steps, time, callbacks."""
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+import qfml
+from qfml.data import TimeDataset
+
+ROWS, TRAIN, VAL = 300, np.arange(200), np.arange(200, 300)
+
+
+def make_data(classes=False):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((ROWS, 5)).astype(np.float32)
+    y = X[:, 0] - 0.5 * X[:, 1] ** 2 + 0.3 * rng.standard_normal(ROWS)
+    time = np.datetime64("2010-01-01") + np.arange(ROWS)
+    return TimeDataset(X, (y > 0).astype(float) if classes else y, time=time, label_end=time + 1)
+
+
+def fit(ds, loss=None, callbacks=(), val=VAL, **settings):
+    options = {"optimizer": qfml.AdamW(lr=1e-2), "max_epochs": 8, "batch_size": 32} | settings
+    loss = qfml.MSE() if loss is None else loss
+    return qfml.Trainer(**options).fit(qfml.MLP(hidden=(16,)), loss, ds, train=TRAIN, val=val, callbacks=callbacks)
+
+
+def test_metrics_of_the_best_epoch_are_those_of_its_predictions():
+    ds = make_data(classes=True)
+    metrics = ("accuracy", "roc_auc", "brier")
+    found = fit(ds, qfml.BCE(), metrics=metrics, monitor="val_roc_auc", mode="max")
+    scores = [record["val_roc_auc"] for record in found.history]
+    assert len(set(scores)) > 3
+    assert found.best_epoch == 1 + int(np.argmax(scores))
+    probability, y = found.predict(ds, VAL), ds.y[VAL].numpy()
+    best = found.history[found.best_epoch - 1]
+    # the network's float32 forward pass in chunks of another row order
+    assert best["val_roc_auc"] == pytest.approx(sklearn.metrics.roc_auc_score(y, probability), abs=1e-6)
+    assert best["val_brier"] == pytest.approx(np.mean((probability - y) ** 2), rel=1e-5)
+    assert best["val_accuracy"] == pytest.approx(np.mean((probability > 0.5) == y), abs=1e-9)
+
+
+def test_patience_counts_from_the_best_of_the_monitored_metric_by_more_than_min_delta():
+    found = fit(make_data(), metrics=("rank_ic",), monitor="val_rank_ic", mode="max", patience=2, max_epochs=60)
+    scores = [record["val_rank_ic"] for record in found.history]
+    assert found.status == "early_stopped"
+    assert found.n_epochs == found.best_epoch + 2
+    assert scores[found.best_epoch - 1] == max(scores)
+    lazy = fit(make_data(), min_delta=10.0, patience=3, max_epochs=60)  # nothing gets better by that much
+    assert (lazy.best_epoch, lazy.n_epochs, lazy.status) == (1, 4, "early_stopped")
+
+
+def test_without_validation_rows_the_training_loss_can_be_monitored():
+    found = fit(make_data(), val=None, monitor="train_loss", metrics=("mae",))
+    losses = [record["train_loss"] for record in found.history]
+    assert found.best_epoch == 1 + int(np.argmin(losses))
+    assert {record["val_mae"] for record in found.history} == {None}
+
+
+def test_max_steps_ends_within_an_epoch_as_a_loop_of_as_many_steps_would():
+    ds = make_data()
+    whole = fit(ds, max_epochs=2)  # 7 steps an epoch
+    cut = fit(ds, max_epochs=50, max_steps=14)
+    assert np.array_equal(whole.parameters.numpy(), cut.parameters.numpy())
+    within = fit(ds, max_epochs=50, max_steps=10)
+    assert (within.n_epochs, within.status) == (2, "finished")
+    assert not np.array_equal(within.parameters.numpy(), cut.parameters.numpy())
+
+
+def test_a_callback_stops_its_member_and_no_other():
+    class Second(qfml.engine.Callback):
+        def epoch(self, member, record, stopped):
+            return member == 1 and record["epoch"] == 3
+
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=6, batch_size=32)
+    members = [qfml.Member(qfml.MLP(hidden=(16,)), TRAIN, VAL, seed=seed) for seed in range(3)]
+    alone = trainer.fit_many(members, qfml.MSE(), ds)
+    found = trainer.fit_many(members, qfml.MSE(), ds, callbacks=[Second()])
+    assert [(one.status, one.n_epochs) for one in found] == [("finished", 6), ("stopped", 3), ("finished", 6)]
+    for one, other in zip(found[::2], alone[::2], strict=True):
+        assert np.array_equal(one.parameters.numpy(), other.parameters.numpy())
+
+
+def test_time_that_is_over_ends_all_members_and_blocks_with_what_they_have():
+    ds = make_data()
+    members = [qfml.Member(qfml.MLP(hidden=(16,)), TRAIN, VAL, seed=seed) for seed in range(3)]
+    trainer = qfml.Trainer(max_epochs=10**6, batch_size=32, member_block=2, max_seconds=0.2)
+    found = trainer.fit_many(members, qfml.MSE(), ds)
+    assert {one.status for one in found} == {"max_time"}
+    assert found[2].n_epochs == 0  # its block was not reached
+    assert all(np.isfinite(one.predict(ds)).all() for one in found)
+
+
+def test_a_fast_dev_run_takes_two_steps_and_leaves_nothing_behind(tmp_path):
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=100, batch_size=32, fast_dev_run=True)
+    member = qfml.Member(qfml.MLP(hidden=(16,)), TRAIN, VAL)
+    (found,) = trainer.fit_many([member], qfml.MSE(), ds, checkpoint_dir=tmp_path / "checkpoints")
+    two = fit(ds, max_steps=2, optimizer=qfml.AdamW())
+    assert np.array_equal(found.parameters.numpy(), two.parameters.numpy())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"monitor": "val_r2"},
+            "`monitor` must be one of train_loss, val_loss, got 'val_r2'; name",
+        ),
+        ({"metrics": ("sharpe",)}, "`metrics` must be of mse, mae, r2, .*got 'sharpe'"),
+        ({"mode": "up"}, "`mode` must be min or max, got 'up'"),
+        ({"min_delta": -1.0}, "`min_delta` must be >= 0"),
+        ({"max_seconds": 0.0}, "`max_seconds` must be positive, got 0.0"),
+        ({"max_steps": 0}, "`max_steps` must be a whole number, at least 1, got 0"),
+    ],
+)
+def test_settings_of_control_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        qfml.Trainer(max_epochs=1, batch_size=8, **settings)
