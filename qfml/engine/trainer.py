@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from qfml.config import OneOf
+from qfml.config import OneOf, Section
 from qfml.data.dataset import TimeDataset
 from qfml.engine.averaging import AVERAGES, Averaging
 from qfml.engine.callbacks import Callback
@@ -78,8 +78,8 @@ class Trainer:
     micro_batch_size: int | None = None
     max_steps: int | None = None
     precision: str = "fp32"
-    parameter_groups: tuple[ParameterGroup, ...] = ()
-    averaging: Annotated[Averaging | None, OneOf(AVERAGES)] = None
+    parameter_groups: tuple[Annotated[ParameterGroup, Section(ParameterGroup)], ...] = ()
+    averaging: Annotated[Averaging, OneOf(AVERAGES)] | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
     monitor: str = "val_loss"
