@@ -2,7 +2,19 @@
 
 from qfml.backtest import WalkForwardResult, walk_forward
 from qfml.engine import SGD, AdamW, Bar, Fit, Member, Trainer
-from qfml.losses import BCE, MSE, Huber, NegativeSharpe
+from qfml.losses import (
+    BCE,
+    MAE,
+    MSE,
+    EntropicRisk,
+    ExpectedShortfall,
+    Focal,
+    Huber,
+    MeanVariance,
+    NegativeSharpe,
+    Pinball,
+    WeightedBCE,
+)
 from qfml.networks import MLP, TCN
 from qfml.predict import predict
 from qfml.run import resume, run
@@ -11,18 +23,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BCE",
+    "MAE",
     "MLP",
     "MSE",
     "SGD",
     "TCN",
     "AdamW",
     "Bar",
+    "EntropicRisk",
+    "ExpectedShortfall",
     "Fit",
+    "Focal",
     "Huber",
+    "MeanVariance",
     "Member",
     "NegativeSharpe",
+    "Pinball",
     "Trainer",
     "WalkForwardResult",
+    "WeightedBCE",
     "predict",
     "resume",
     "run",

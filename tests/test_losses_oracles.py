@@ -9,15 +9,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qfml.errors import UserError
-from qfml.losses import BCE, LOSSES, MSE, Huber, Loss, NegativeSharpe, Panel
+from qfml.losses import (
+    BCE,
+    LOSSES,
+    MAE,
+    MSE,
+    EntropicRisk,
+    ExpectedShortfall,
+    Focal,
+    Huber,
+    Loss,
+    MeanVariance,
+    NegativeSharpe,
+    Panel,
+    Pinball,
+    PnLLoss,
+    WeightedBCE,
+)
 
 F = torch.nn.functional
+
+
+def pinball_by_hand(output, y):
+    return torch.where(y >= output, 0.3 * (y - output), 0.7 * (output - y))
+
+
+def weighted_bce_by_torch(output, y):
+    weight = torch.tensor(2.5, dtype=output.dtype)
+    return F.binary_cross_entropy_with_logits(output, y, reduction="none", pos_weight=weight)
+
+
+def focal_by_hand(output, y):
+    q = torch.sigmoid(output)
+    return -y * (1 - q) ** 1.7 * torch.log(q) - (1 - y) * q**1.7 * torch.log(1 - q)
+
+
 ADDITIVE = {
     "mse": (MSE(), lambda output, y: F.mse_loss(output, y, reduction="none")),
     "huber": (Huber(delta=0.7), lambda output, y: F.huber_loss(output, y, reduction="none", delta=0.7)),
+    "mae": (MAE(), lambda output, y: F.l1_loss(output, y, reduction="none")),
+    "pinball": (Pinball(level=0.3), pinball_by_hand),
+    "weighted_bce": (WeightedBCE(class_weight=(1.0, 2.5)), weighted_bce_by_torch),
+    "focal": (Focal(gamma=1.7), focal_by_hand),
     "bce": (BCE(), lambda output, y: F.binary_cross_entropy_with_logits(output, y, reduction="none")),
 }
-EXAMPLES = {**{name: loss for name, (loss, _) in ADDITIVE.items()}, "negative_sharpe": NegativeSharpe(cost_bps=10.0)}
+EXAMPLES = {
+    **{name: loss for name, (loss, _) in ADDITIVE.items()},
+    "negative_sharpe": NegativeSharpe(cost_bps=10.0),
+    "expected_shortfall": ExpectedShortfall(cost_bps=10.0, tail=0.23),
+    "entropic_risk": EntropicRisk(cost_bps=10.0, risk_aversion=30.0),
+    "mean_variance": MeanVariance(cost_bps=10.0, risk_aversion=5.0),
+}
 
 
 def rows(shape=(4, 50), dtype=torch.float32, seed=0):
@@ -82,25 +124,27 @@ def test_extreme_logits_are_finite_and_right(dtype):
     assert bool(((probability >= 0) & (probability <= 1)).all())
 
 
-@pytest.mark.parametrize("width", [5, 37, 50])
+@pytest.mark.parametrize("width", [5, 37, 50, 333])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_member_comes_out_the_same_wherever_it_lies_in_the_stack(name, width):
     # vectorised kernels may treat the last elements of a buffer differently from the others
     loss, members = EXAMPLES[name], 7
     output, y, weight = rows((members, width))
-    y = y / 100 if name == "negative_sharpe" else y
+    y = y / 100 if isinstance(loss, PnLLoss) else y
     panel = Panel(torch.arange(width).expand(members, width), (torch.arange(width) == 0).expand(members, width))
 
     def value_and_gradient(own):
         x = output[own].clone().requires_grad_(True)
         value = loss(x, y[own], weight[own], Panel(panel.period[own], panel.first[own]))
-        return value, torch.autograd.grad(value.sum(), x)[0]
+        slopes = torch.autograd.grad(value.sum(), x)[0]
+        return value, slopes, loss.prediction(output[own].clone())
 
-    value, gradient = value_and_gradient(slice(0, members))
-    for member in range(members):
-        alone = value_and_gradient(slice(member, member + 1))
-        assert torch.equal(alone[0][0], value[member])
-        assert torch.equal(alone[1][0], gradient[member])
+    whole = value_and_gradient(slice(0, members))
+    for size in (1, 3):
+        for start in range(members - size + 1):
+            own = slice(start, start + size)
+            for part, expected in zip(value_and_gradient(own), whole):
+                assert torch.equal(part, expected[own])
 
 
 def sharpe_by_loop(output, y, weight, period, first, cost_bps):

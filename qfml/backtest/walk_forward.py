@@ -28,7 +28,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Transform
 from qfml.engine import Callback
 from qfml.errors import UserError
-from qfml.losses import BCE, Loss, NegativeSharpe
+from qfml.losses import BCE, Loss, PnLLoss
 from qfml.networks import Network
 
 __all__ = ["walk_forward"]
@@ -73,7 +73,7 @@ def walk_forward(
         network: Specification of the network, drawn anew for each fold and seed.
         trainer: A `Trainer`.
         loss: The training loss. It says what a prediction means: a probability (`BCE`), a position
-            (`NegativeSharpe`), else the label.
+            (losses of the P&L, such as `NegativeSharpe`), else the label.
         cost_bps: Cost of trading, basis points of the amount traded. Never defaulted.
         positions: One of `qfml.backtest.POSITIONS`.
         n_seeds: Members per fold.
@@ -274,7 +274,7 @@ def _check(n_seeds: int, n_bootstrap: int, baselines: Sequence[Baseline]) -> Non
 def _meaning(loss: Loss) -> Meaning:
     if isinstance(loss, BCE):
         return "probability"
-    return "position" if isinstance(loss, NegativeSharpe) else "label"
+    return "position" if isinstance(loss, PnLLoss) else "label"
 
 
 def _baseline_meaning(baseline: Baseline, means: Meaning) -> Meaning:
