@@ -207,11 +207,15 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         )
 
 
-def gather_windows(features: Tensor, ends: Tensor, window: int | None) -> Tensor:
-    """Rows `ends` (*S) of `features` (R, F) as (*S, F); or, with a window L, the L rows up to each as (*S, L, F)."""
+def gather_windows(features: Tensor, ends: Tensor, window: int | None, out: Tensor | None = None) -> Tensor:
+    """Rows `ends` (*S) of `features` (R, F) as (*S, F); or, with a window L, the L rows up to each as (*S, L, F).
+
+    They are written to `out`, if it is given.
+    """
     if window is not None:
         ends = ends[..., None] + torch.arange(1 - window, 1, device=ends.device)
-    return features.index_select(0, ends.reshape(-1)).view(*ends.shape, features.shape[1])
+    flat = None if out is None else out.view(-1, features.shape[1])
+    return torch.index_select(features, 0, ends.reshape(-1), out=flat).view(*ends.shape, features.shape[1])
 
 
 def select_samples(ds: TimeDataset, keep: Array, reason: str) -> TimeDataset:

@@ -59,14 +59,12 @@ class ResidentFeed:
         per_step = max(1, self.inputs.bytes_per_row * clock.width * len(clock.seeds))
         most = max(1, CHUNK_BYTES[self.inputs.y.device.type] // per_step)
         rows, filled = clock.batches(min(most, clock.steps_left))
-        x, y, weight = self.inputs.gather(rows, filled)
+        x, y = self.inputs.gather(rows)
+        weight = self.inputs.weights(rows, filled)
         total = weight.sum(-1, keepdim=True)
-        share = weight / total.clamp_min(1e-30)
-        totals = total[..., 0].double()
-        self._chunk = [
-            Batch(x[step], y[step], weight[step], share[step], totals[step], rows[step], self.panel)
-            for step in range(len(rows))
-        ]
+        parts = (x, y, weight, weight / total.clamp_min(1e-30), total[..., 0].double(), rows)
+        steps = zip(*(part.unbind(0) for part in parts), strict=True)
+        self._chunk = [Batch(*step, self.panel) for step in steps]  # pyright: ignore[reportCallIssue]
         self._length, self._at = len(rows), 0
 
     def rewind(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,17 +30,32 @@ class Inputs:
         self.features = views[0] if len(views) == 1 else torch.cat(views)
         self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
         self.ends, self.y, self.sample_weight, self.window = ds.ends, ds.y, ds.weight, ds.window
+        rows = torch.arange(len(ds.ends), device=ds.ends.device)
+        self.plain = len(views) == 1 and ds.window is None and torch.equal(ds.ends, rows)  # samples are rows
+        self._x: Tensor | None = None
 
     @property
     def bytes_per_row(self) -> int:
         """What one gathered row takes."""
         return 4 * (self.features.shape[1] * (self.window or 1) + 4)
 
-    def gather(self, rows: Int[Tensor, "step member row"], weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`x` (S, M, B, F) or (S, M, B, L, F), `y` (S, M, B) and the rows' weights (S, M, B)."""
-        rows, weight = rows.to(self.y.device), weight.to(self.y.device)
-        x = gather_windows(self.features, self.ends[rows] + self.offset, self.window)
-        return x, self.y[rows], weight if self.sample_weight is None else weight * self.sample_weight[rows]
+    def gather(self, rows: Int[Tensor, "step member row"]) -> tuple[Tensor, Tensor]:
+        """`x` (S, M, B, F) or (S, M, B, L, F) and `y` (S, M, B); `x` is overwritten by the next call."""
+        rows = rows.to(self.y.device)
+        ends = rows if self.plain else self.ends.index_select(0, rows.flatten()).view(rows.shape) + self.offset
+        shape = (*ends.shape, *(() if self.window is None else (self.window,)), self.features.shape[1])
+        if self._x is None or self._x.numel() < math.prod(shape):
+            self._x = self.features.new_empty(math.prod(shape))  # fresh memory for each chunk would cost as much again
+        x = self._x[: math.prod(shape)].view(shape)
+        gather_windows(self.features, ends, self.window, out=x)
+        return x, self.y.index_select(0, rows.flatten()).view(rows.shape)
+
+    def weights(self, rows: Int[Tensor, "step member row"], weight: Tensor) -> Tensor:
+        """The weights (S, M, B) of rows, 0 for fillers, times the sample weights."""
+        weight = weight.to(self.y.device)
+        if self.sample_weight is None:
+            return weight
+        return weight * self.sample_weight.index_select(0, rows.to(self.y.device).flatten()).view(rows.shape)
 
     def gather_x(self, rows: Int[Tensor, "member row"], members: Tensor) -> Tensor:
         """Only the features, for some of the members."""
