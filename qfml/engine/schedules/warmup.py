@@ -13,6 +13,8 @@ from qfml.engine.schedules.decay import Cosine, Exponential, OneCycle, StepDecay
 from qfml.engine.schedules.plateau import Plateau
 from qfml.errors import UserError
 
+SCHEDULES: dict[str, type] = {cls.kind: cls for cls in (Constant, StepDecay, Exponential, Cosine, OneCycle, Plateau)}
+
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
@@ -69,6 +71,4 @@ class Warmup(Schedule):
         self.then.observe(state, member, value)
 
 
-SCHEDULES: dict[str, type] = {
-    cls.kind: cls for cls in (Constant, StepDecay, Exponential, Cosine, OneCycle, Plateau, Warmup)
-}
+SCHEDULES[Warmup.kind] = Warmup
