@@ -15,7 +15,7 @@ from qfml.losses import (
     Pinball,
     WeightedBCE,
 )
-from qfml.networks import MLP, TCN
+from qfml.networks import GRU, LSTM, MLP, TCN, ResidualMLP
 from qfml.predict import predict
 from qfml.run import resume, run
 
@@ -23,6 +23,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BCE",
+    "GRU",
+    "LSTM",
     "MAE",
     "MLP",
     "MSE",
@@ -39,6 +41,7 @@ __all__ = [
     "Member",
     "NegativeSharpe",
     "Pinball",
+    "ResidualMLP",
     "Trainer",
     "WalkForwardResult",
     "WeightedBCE",

@@ -2,8 +2,10 @@
 
 from qfml.networks.base import Dropout, Network
 from qfml.networks.mlp import MLP
+from qfml.networks.recurrent import GRU, LSTM
+from qfml.networks.residual_mlp import ResidualMLP
 from qfml.networks.tcn import TCN
 
-NETWORKS: dict[str, type] = {cls.kind: cls for cls in (MLP, TCN)}
+NETWORKS: dict[str, type] = {cls.kind: cls for cls in (MLP, ResidualMLP, TCN, LSTM, GRU)}
 
-__all__ = ["MLP", "NETWORKS", "TCN", "Dropout", "Network"]
+__all__ = ["GRU", "LSTM", "MLP", "NETWORKS", "TCN", "Dropout", "Network", "ResidualMLP"]

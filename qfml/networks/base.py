@@ -71,6 +71,12 @@ def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
+def affine(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The parameters `{name}_weight` (I, O) and `{name}_bias` (O,) of one affine map, as in torch.nn.Linear."""
+    weight = uniform((inputs, outputs), inputs, generator)
+    return {f"{name}_weight": weight, f"{name}_bias": uniform((outputs,), inputs, generator)}
+
+
 def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row outputs"]:
     """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O).
 
@@ -88,6 +94,23 @@ def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) 
     return torch.baddbmm(bias[:, None], x, weight)
 
 
+def product(x: Float[Tensor, "member row inputs"], weight: Tensor) -> Float[Tensor, "member row outputs"]:
+    """One matrix product a member, as in `linear`, without a bias."""
+    return linear(x, weight, weight.new_zeros(weight.shape[0], weight.shape[2]))
+
+
+def each_position(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same affine map at every position of (M, B, L, I)."""
+    return linear(x.flatten(1, 2), weight, bias).unflatten(1, x.shape[1:3])
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm of the units of `x` (M, ..., U) with each member's `scale` and `shift` (M, U)."""
+    members, width = scale.shape
+    own = (members, *[1] * (x.ndim - 2), width)
+    return torch.nn.functional.layer_norm(x, (width,)) * scale.view(own) + shift.view(own)
+
+
 def head(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row"]:
     """A single output a member: `weight` (M, I), `bias` (M, 1).
 
@@ -97,9 +120,14 @@ def head(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) ->
     return (x * weight[:, None]).sum(-1) + bias
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """The logistic function, 1 / (1 + exp(-x))."""
+    return 0.5 + 0.5 * torch.tanh(0.5 * x)
+
+
 def silu(x: Tensor) -> Tensor:
     """x times the logistic function of x."""
-    return x * (0.5 + 0.5 * torch.tanh(0.5 * x))
+    return x * sigmoid(x)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -122,3 +150,19 @@ def check_hidden(name: str, widths: Any, activation: str, dropout: float) -> Non
         raise UserError(f"`dropout` must lie in [0, 1), got {dropout}")
     if dropout and round(256 * dropout) in (0, 256):
         raise UserError(f"`dropout` is rounded to a multiple of 1/256, and {dropout} would become 0 or 1")
+
+
+def check_count(name: str, value: Any, at_least: int = 1) -> None:
+    """A setting that counts something."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise UserError(f"`{name}` must be a whole number of at least {at_least}, got {value!r}")
+
+
+def check_window(network: str, window: int | None) -> int:
+    """The window of a network that reads one, or a refusal where the samples are single rows."""
+    if window is None:
+        raise UserError(
+            f"{network} needs windows: give the data set a `window` (rows a sample sees), or take a network of single "
+            "rows, such as mlp"
+        )
+    return window

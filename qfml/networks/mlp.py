@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, head, linear, uniform
+from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, head, layer_norm, linear, uniform
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,10 @@ class MLP:
         """Outputs (M, B)."""
         activation = ACTIVATIONS[self.activation]
         x = x.flatten(2)
-        for i, width in enumerate(self.hidden):
+        for i in range(len(self.hidden)):
             x = linear(x, parameters[f"weight{i}"], parameters[f"bias{i}"])
             if self.layer_norm:
-                x = torch.nn.functional.layer_norm(x, (width,))
-                x = x * parameters[f"scale{i}"][:, None] + parameters[f"shift{i}"][:, None]
+                x = layer_norm(x, parameters[f"scale{i}"], parameters[f"shift{i}"])
             x = activation(x)
             if dropout is not None and self.dropout:
                 x = dropout(x, self.dropout)

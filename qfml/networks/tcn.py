@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qfml.errors import UserError
-from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, head, linear, uniform
+from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, each_position, head, uniform
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TCN:
                     x = dropout(x, self.dropout)
             skip = skip[:, :, -x.shape[2] :]
             if skip.shape[-1] != width:
-                skip = _each_row(skip, parameters[f"weight{i}skip"], parameters[f"bias{i}skip"])
+                skip = each_position(skip, parameters[f"weight{i}skip"], parameters[f"bias{i}skip"])
             x = activation(x + skip)
         return head(x[:, :, -1], parameters["head_weight"], parameters["head_bias"])
 
@@ -100,9 +100,4 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, kernel: int, dilation: in
     """Valid convolution over rows: (M, B, L, I) -> (M, B, L - (kernel - 1) dilation, O), oldest tap first."""
     length = x.shape[2] - (kernel - 1) * dilation
     taps = [x[:, :, k * dilation : k * dilation + length] for k in range(kernel)]
-    return _each_row(torch.cat(taps, dim=-1), weight, bias)
-
-
-def _each_row(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same affine map at every row of (M, B, L, I)."""
-    return linear(x.flatten(1, 2), weight, bias).unflatten(1, x.shape[1:3])
+    return each_position(torch.cat(taps, dim=-1), weight, bias)
