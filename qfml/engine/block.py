@@ -164,7 +164,8 @@ class Block:
         lr = self.array["lr"]
         if not isinstance(self.trainer.schedule, Constant):
             clock = self.clock
-            moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, self.trainer.max_epochs)
+            ends = self.trainer.max_epochs, self.trainer.max_steps
+            moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, *ends)
             lr = lr * self.trainer.schedule.factor(moment, self.schedule)
         return Step(
             self.array["n_updates"] + 1,

@@ -105,6 +105,10 @@ class Trainer:
             raise UserError(f"`seed` must be a whole number, got {self.seed!r}")
         if isinstance(self.optimizer, type) or not isinstance(self.optimizer, Optimizer):
             raise UserError(f"`optimizer` must be one such as AdamW(lr=1e-3), got {self.optimizer!r}")
+        if not isinstance(self.schedule, Schedule):
+            raise UserError(f"`schedule` must be one such as Constant(), got {self.schedule!r}")
+        if self.averaging is not None and not isinstance(self.averaging, Averaging):
+            raise UserError(f"`averaging` must be one such as EMA(decay=0.999), got {self.averaging!r}")
         try:
             torch.device(self.device)
         except (RuntimeError, TypeError):

@@ -201,8 +201,13 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trai
         raise UserError(
             f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"
         )
-    for member in members:
+    for place, member in enumerate(members):
         member.check(ds)
+        if trainer.schedule.start(1) and member.val is None and trainer.monitor != "train_loss":
+            raise UserError(
+                f"the schedule {trainer.schedule.kind!r} waits for `{trainer.monitor}`, which member {place} has not: "
+                'give it `val` rows, or set `monitor` to "train_loss"'
+            )
     loss.check_labels(ds.y)
 
 

@@ -118,3 +118,23 @@ def test_a_fast_dev_run_takes_two_steps_and_leaves_nothing_behind(tmp_path):
 def test_settings_of_control_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         qfml.Trainer(max_epochs=1, batch_size=8, **settings)
+
+
+def test_a_plateau_needs_the_value_that_it_waits_for():
+    plateau = qfml.engine.schedules.Plateau(gamma=0.5, patience=1)
+    with pytest.raises(ValueError, match="the schedule 'plateau' waits for `val_loss`, which member 0 has not"):
+        fit(make_data(), val=None, schedule=plateau)
+    assert fit(make_data(), val=None, schedule=plateau, monitor="train_loss").n_epochs == 8
+
+
+def test_a_cosine_over_the_whole_run_ends_where_max_steps_ends_it():
+    rates = []
+
+    class Watched(qfml.SGD):
+        def update(self, parameters, gradient, state, step):
+            rates.append(float(step.lr[0]))
+
+    cosine = qfml.engine.schedules.Cosine()
+    fit(make_data(), schedule=cosine, optimizer=Watched(lr=1.0), max_epochs=50, max_steps=10)
+    expected = [0.5 * (1 + np.cos(np.pi * step / 10)) for step in range(10)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-12)
