@@ -158,7 +158,7 @@ class WeightedBCE(BCE):
     """
 
     kind: ClassVar[str] = "weighted_bce"
-    class_weight: tuple[float, float]
+    class_weight: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if len(self.class_weight) != 2 or not all(0 < weight < math.inf for weight in self.class_weight):

@@ -1,0 +1,113 @@
+"""Each registered loss trains a network to what it is for; a member's result is its solo result, to the last bit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import qfml
+from qfml.data import TimeDataset
+from qfml.losses import LOSSES, Loss, PnLLoss
+
+N = 260
+CLASSES = ("bce", "weighted_bce", "focal")
+EXAMPLES: dict[str, Loss] = {
+    loss.kind: loss
+    for loss in (
+        qfml.MSE(),
+        qfml.MAE(),
+        qfml.Huber(delta=0.5),
+        qfml.Pinball(level=0.2),
+        qfml.BCE(),
+        qfml.WeightedBCE(class_weight=(1.0, 4.0)),
+        qfml.Focal(gamma=2.0),
+        qfml.NegativeSharpe(cost_bps=5.0),
+        qfml.ExpectedShortfall(cost_bps=5.0, tail=0.8),
+        qfml.EntropicRisk(cost_bps=5.0, risk_aversion=20.0),
+        qfml.MeanVariance(cost_bps=5.0, risk_aversion=20.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two assets whose labels follow their first feature, and a trainer for the loss."""
+
+    loss: Loss
+    ds: TimeDataset
+    trainer: qfml.Trainer
+
+
+def case(kind: str, max_epochs: int = 4) -> Case:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((N, 5))
+    y = X[:, 0] + 0.3 * rng.standard_normal(N)
+    loss = EXAMPLES[kind]
+    if kind in CLASSES:
+        y = (y > 0.5).astype(float)
+    elif isinstance(loss, PnLLoss):
+        y = 0.01 * y
+    time = np.repeat(np.datetime64("2020-01-01") + np.arange(N // 2), 2)
+    weight = rng.uniform(0.5, 2.0, N)
+    ds = TimeDataset(X, y, time=time, label_end=time + 1, group=np.tile(["a", "b"], N // 2), weight=weight)
+    batch_size = 40 if loss.additive else None
+    return Case(loss, ds, qfml.Trainer(max_epochs=max_epochs, batch_size=batch_size, optimizer=qfml.AdamW(lr=1e-2)))
+
+
+def member(seed: int) -> qfml.Member:
+    """Rows, validation rows and learning rate of its own."""
+    start = 2 * seed
+    train, val = np.arange(start, start + 190), np.arange(start + 190, start + 230)
+    return qfml.Member(qfml.MLP(hidden=(9, 6)), train, val, seed=seed, lr=0.003 * (1 + seed))
+
+
+def test_each_registered_loss_has_an_example():
+    assert EXAMPLES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_member_of_a_stack_of_3_or_7_equals_the_one_trained_alone(kind):
+    this = case(kind)
+    alone = [this.trainer.fit_many([member(seed)], this.loss, this.ds)[0] for seed in range(7)]
+    for size in (3, 7):
+        stacked = this.trainer.fit_many([member(seed) for seed in range(size)], this.loss, this.ds)
+        for fit, solo in zip(stacked, alone):
+            assert torch.equal(fit.parameters, solo.parameters)
+            assert fit.history == solo.history
+            assert np.array_equal(fit.predict(this.ds), solo.predict(this.ds))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_network_learns_what_the_loss_is_for(kind):
+    this = case(kind, max_epochs=60)
+    fit = this.trainer.fit(qfml.MLP(hidden=(8,)), this.loss, this.ds, train=np.arange(200))
+    losses = [record["train_loss"] for record in fit.history]
+    assert losses[-1] < losses[0]
+    predicted, y, signal = fit.predict(this.ds), this.ds.y.numpy(), this.ds.features[:, 0].numpy()
+    assert np.corrcoef(predicted, signal)[0, 1] > 0.6
+    if kind == "pinball":
+        assert 0.1 < (y[:200] < predicted[:200]).mean() < 0.3  # its level is 0.2
+    elif kind in CLASSES:  # probabilities of the labels as they are, whatever the weights and the focus
+        assert predicted[:200].mean() == pytest.approx(y[:200].mean(), abs=0.05)
+    elif isinstance(this.loss, PnLLoss):
+        assert bool((np.abs(predicted) <= 1).all())
+        assert (predicted[200:] * y[200:]).mean() > 0.003
+
+
+@pytest.mark.parametrize("kind", [kind for kind, loss in EXAMPLES.items() if not loss.additive])
+def test_micro_batches_do_not_change_a_loss_of_the_whole_sample(kind):
+    this = case(kind)
+    whole = this.trainer.fit_many([member(0)], this.loss, this.ds)[0]
+    split = qfml.Trainer(max_epochs=4, batch_size=None, optimizer=qfml.AdamW(lr=1e-2), micro_batch_size=48)
+    parts = split.fit_many([member(0)], this.loss, this.ds)[0]
+    torch.testing.assert_close(parts.parameters, whole.parameters, rtol=1e-4, atol=1e-5)  # sums in another order
+    with pytest.raises(ValueError, match=f"`{kind}` is a loss of the whole sample: set `batch_size` to None, got 40"):
+        qfml.Trainer(max_epochs=1, batch_size=40).fit_many([member(0)], this.loss, this.ds)
+
+
+def test_labels_of_another_task_are_refused_before_training():
+    this = case("mse")
+    for kind in CLASSES:
+        with pytest.raises(ValueError, match=rf"`{kind}` needs labels in \[0, 1\]"):
+            this.trainer.fit(qfml.MLP(), EXAMPLES[kind], this.ds, train=np.arange(50))
