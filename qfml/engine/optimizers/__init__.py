@@ -1,9 +1,26 @@
 """Optimizers of a stack."""
 
-from qfml.engine.optimizers.adam import AdamW
+from qfml.engine.optimizers.adagrad import Adagrad
+from qfml.engine.optimizers.adam import Adam, AdamW, RAdam
 from qfml.engine.optimizers.base import Optimizer, State, Step
+from qfml.engine.optimizers.lion import Lion
+from qfml.engine.optimizers.muon import Muon
+from qfml.engine.optimizers.rmsprop import RMSprop
 from qfml.engine.optimizers.sgd import SGD
 
-__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Optimizer", "State", "Step"]
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "Muon",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "State",
+    "Step",
+]
 
-OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (AdamW, SGD)}
+OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (Adagrad, Adam, AdamW, Lion, Muon, RAdam, RMSprop, SGD)}

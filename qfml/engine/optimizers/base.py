@@ -120,6 +120,17 @@ def check_rates(lr: float, weight_decay: float) -> None:
         raise UserError(f"`weight_decay` must be >= 0 and finite, got {weight_decay}")
 
 
+def penalised(parameters: Flat, gradient: Flat, step: Step) -> Tensor:
+    """The gradient of the loss with the penalty `weight_decay |parameters|^2 / 2` added to it."""
+    return gradient.add(parameters * step.decay(parameters)) if step.decays else gradient
+
+
+def check_eps(eps: float) -> None:
+    """Raise ValueError for a term of a denominator that is not positive."""
+    if not 0 < eps < float("inf"):
+        raise UserError(f"`eps` must be positive and finite, got {eps}")
+
+
 def check_betas(optimizer: Any, *names: str) -> None:
     """Raise ValueError for a decay rate of a mean outside [0, 1)."""
     for name in names:

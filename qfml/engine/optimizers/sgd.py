@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qfml.engine.optimizers.base import Flat, State, Step, check_rates, zeros
+from qfml.engine.optimizers.base import Flat, State, Step, check_rates, penalised, zeros
 from qfml.errors import UserError
 
 
@@ -39,7 +39,7 @@ class SGD:
 
     def update(self, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
         """One step; the first velocity is the first gradient."""
-        move = gradient.add(parameters * step.decay(parameters)) if step.decays else gradient
+        move = penalised(parameters, gradient, step)
         if self.momentum:
             velocity = state["velocity"].mul_(self.momentum).add_(move)
             move = move.add(velocity * self.momentum) if self.nesterov else velocity
