@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -25,6 +26,7 @@ from qfml.data import TimeDataset
 from qfml.engine.clock import Clock
 from qfml.engine.feed import ResidentFeed
 from qfml.engine.inputs import Inputs
+from qfml.engine.sampling import Shuffled
 
 N_FEATURES, BATCH, EPOCHS = 20, 256, 10
 BARS = {"step over bare loop, at most": 1.05, "loading over DataLoader, at least": 30.0}
@@ -63,8 +65,12 @@ def bare_steps(ds: TimeDataset) -> float:
     return float(total) * BATCH / len(y)
 
 
+def _shuffled(ds: TimeDataset, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    return Shuffled().order(rows, ds, generator)
+
+
 def our_loading(ds: TimeDataset) -> float:
-    clock = Clock([np.arange(len(ds))], [(0, 0)], BATCH, shuffle=True)
+    clock = Clock([np.arange(len(ds))], [(0, 0)], BATCH, partial(_shuffled, ds))
     feed, total = ResidentFeed(Inputs(ds, [None]), clock, None), 0
     for _ in range(int(clock.steps_per_epoch[0])):
         total += feed.next().x.shape[1]

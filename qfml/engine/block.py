@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from qfml.engine.member import Member
 from qfml.engine.monitor import judged
 from qfml.engine.optimizers import Step
 from qfml.engine.precision import casting, rescale, start_scale
+from qfml.engine.sampling import Sampler
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
 from qfml.engine.streams import stream
@@ -54,8 +56,10 @@ class Block:
         ordered = trainer.batch_size is None  # all rows at once: their order only matters to a loss of the whole sample
         rows = [time_order(ds, member.train) if ordered else np.asarray(member.train) for member in members]
         batch_size = len(rows[0]) if trainer.batch_size is None else min(trainer.batch_size, len(rows[0]))
-        self.clock = Clock(rows, seeds, batch_size, shuffle=not ordered, max_steps=trainer.max_steps)
-        self.inputs = Inputs(ds, [member.transforms for member in members])
+        order = None if ordered else partial(_order, trainer.sampler, ds)
+        self.clock = Clock(rows, seeds, batch_size, order, trainer.max_steps)
+        weighted = not trainer.sampler.replaces_weight
+        self.inputs = Inputs(ds, [member.transforms for member in members], weighted)
         panel = None if loss.additive else panel_of(ds, rows, self.clock.width)
         self.feed = ResidentFeed(self.inputs, self.clock, panel)
 
@@ -317,6 +321,10 @@ class Block:
             value.copy_(tensors[name])
         for name, value in self.array.items():
             value[...] = counters["arrays"][name]
+
+
+def _order(sampler: Sampler, ds: TimeDataset, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    return sampler.order(rows, ds, generator)
 
 
 def _filled(values: Sequence[float | None], default: float) -> np.ndarray:

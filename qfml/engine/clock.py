@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qfml.engine.streams import stream
+
+Order = Callable[[np.ndarray, torch.Generator], np.ndarray]
 
 
 class Clock:
@@ -18,10 +20,11 @@ class Clock:
     weight 0. Shuffles are addressed by (seed, member seed, epoch).
 
     Args:
-        rows: the training rows of each member, in the order they are to be seen if not shuffled.
+        rows: the training rows of each member.
         seeds: address of each member's random streams.
         batch_size: rows of one step.
-        shuffle: draw a new order every epoch.
+        order: from a member's rows and the generator of an epoch to the rows that it takes, in their order; None takes
+            them as they are in every epoch.
         max_steps: steps after which a member's last epoch ends, complete or not.
     """
 
@@ -30,11 +33,11 @@ class Clock:
         rows: Sequence[np.ndarray],
         seeds: Sequence[tuple[int, int]],
         batch_size: int,
-        shuffle: bool,
+        order: Order | None,
         max_steps: int | None = None,
     ) -> None:
-        self.rows = [torch.from_numpy(own.astype(np.int32)) for own in rows]
-        self.seeds, self.batch_size, self.shuffle, self.max_steps = list(seeds), batch_size, shuffle, max_steps
+        self.rows = list(rows)
+        self.seeds, self.batch_size, self.order, self.max_steps = list(seeds), batch_size, order, max_steps
         self.n_rows = np.array([len(own) for own in rows])
         self.steps_per_epoch = -(-self.n_rows // batch_size)
         self.epoch = np.zeros(len(rows), dtype=np.int64)
@@ -61,7 +64,7 @@ class Clock:
     @property
     def repeats(self) -> bool:
         """Whether every step has the same rows: all of them, in the same order."""
-        return not self.shuffle and int(self.steps_per_epoch.max()) == 1
+        return self.order is None and int(self.steps_per_epoch.max()) == 1
 
     def batches(self, n_steps: int) -> tuple[Tensor, Tensor]:
         """Row ids (S, M, B) of the next S steps, and the weight (S, M, B): 1 for a row, 0 for a filler."""
@@ -87,7 +90,7 @@ class Clock:
         """Roll a member into its next epoch."""
         self.epoch[member] += 1
         self.step[member] = 0
-        if self.shuffle:
+        if self.order is not None:
             self._draw(member)
 
     def keep(self, members: np.ndarray) -> None:
@@ -111,10 +114,7 @@ class Clock:
 
     def _draw(self, member: int) -> None:
         rows, filled = self.rows[member], self._order[member].view(-1)
-        if self.shuffle:
-            generator = stream(*self.seeds[member], "shuffle", int(self.epoch[member]))
-            order = torch.randperm(len(rows), generator=generator)
-            torch.index_select(rows, 0, order, out=filled[: len(rows)])
-        else:
-            filled[: len(rows)] = rows
+        if self.order is not None:
+            rows = self.order(rows, stream(*self.seeds[member], "shuffle", int(self.epoch[member])))
+        filled[: len(rows)] = torch.from_numpy(rows.astype(np.int32))
         filled[len(rows) :] = filled[0]

@@ -21,15 +21,17 @@ class Inputs:
     """Features, labels and weights of a data set, gathered by (M, B) row ids; each member sees its own transform.
 
     A transform is applied once to all rows, not batch by batch; members that share one share the transformed rows.
+    Without `weighted` the sample weights do not weigh the training loss.
     """
 
-    def __init__(self, ds: TimeDataset, transforms: Sequence[FittedTransform | None]) -> None:
+    def __init__(self, ds: TimeDataset, transforms: Sequence[FittedTransform | None], weighted: bool = True) -> None:
         distinct = list({id(transform): transform for transform in transforms}.values())
         views = [ds.features if each is None else each.apply(ds.features) for each in distinct]
         place = {id(transform): view * len(ds.features) for view, transform in enumerate(distinct)}
         self.features = views[0] if len(views) == 1 else torch.cat(views)
         self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
-        self.ends, self.y, self.sample_weight, self.window = ds.ends, ds.y, ds.weight, ds.window
+        self.ends, self.y, self.window = ds.ends, ds.y, ds.window
+        self.sample_weight = ds.weight if weighted else None
         rows = torch.arange(len(ds.ends), device=ds.ends.device)
         self.plain = len(views) == 1 and ds.window is None and torch.equal(ds.ends, rows)  # samples are rows
         self._x: Tensor | None = None

@@ -20,6 +20,7 @@ from qfml.engine.member import Member
 from qfml.engine.monitor import check_monitor
 from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
 from qfml.engine.precision import check_precision
+from qfml.engine.sampling import SAMPLERS, Sampler, Shuffled
 from qfml.engine.schedules import SCHEDULES, Constant, Schedule
 from qfml.errors import UserError
 from qfml.losses import Loss
@@ -38,6 +39,7 @@ class Trainer:
         schedule: factor of the learning rate over a member's steps.
         max_epochs: passes over a member's training rows.
         batch_size: rows of one step; None takes all rows at once, in time order.
+        sampler: which rows of a member an epoch takes, and in which order; needs a `batch_size`.
         micro_batch_size: rows that go through the network at a time; it limits memory and never changes the gradient.
         precision: "fp32", "tf32", "bf16" or "fp16": the format of the network's products. The promise of equal bits is
             for fp32.
@@ -75,6 +77,7 @@ class Trainer:
     batch_size: int | None
     optimizer: Annotated[Optimizer, OneOf(OPTIMIZERS)] = AdamW()  # noqa: RUF009  (frozen)
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Constant()  # noqa: RUF009  (frozen)
+    sampler: Annotated[Sampler, OneOf(SAMPLERS)] = Shuffled()  # noqa: RUF009  (frozen)
     micro_batch_size: int | None = None
     max_steps: int | None = None
     precision: str = "fp32"
@@ -105,6 +108,12 @@ class Trainer:
             raise UserError(f"`seed` must be a whole number, got {self.seed!r}")
         if isinstance(self.optimizer, type) or not isinstance(self.optimizer, Optimizer):
             raise UserError(f"`optimizer` must be one such as AdamW(lr=1e-3), got {self.optimizer!r}")
+        if not isinstance(self.sampler, Sampler):
+            raise UserError(f"`sampler` must be one such as Shuffled(), got {self.sampler!r}")
+        if self.batch_size is None and self.sampler != Shuffled():
+            raise UserError(
+                f"`sampler` {self.sampler.kind} needs a `batch_size`: without one all rows are taken in time order"
+            )
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"`schedule` must be one such as Constant(), got {self.schedule!r}")
         if self.averaging is not None and not isinstance(self.averaging, Averaging):

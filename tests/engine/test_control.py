@@ -138,3 +138,26 @@ def test_a_cosine_over_the_whole_run_ends_where_max_steps_ends_it():
     fit(make_data(), schedule=cosine, optimizer=Watched(lr=1.0), max_epochs=50, max_steps=10)
     expected = [0.5 * (1 + np.cos(np.pi * step / 10)) for step in range(10)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_drawing_by_weight_replaces_weighing_by_it():
+    rng = np.random.default_rng(1)
+    X, weight = rng.standard_normal((ROWS, 5)).astype(np.float32), rng.integers(0, 3, ROWS).astype(float)
+    y = np.where(weight == 0, 1e6, weight)  # what has no weight is never seen
+    time = np.datetime64("2010-01-01") + np.arange(ROWS)
+    ds = TimeDataset(X, y, time=time, label_end=time + 1, weight=weight)
+    # a network that cannot move: its loss is the mean of the labels' squared distances from 0 or so
+    still = {"optimizer": qfml.SGD(lr=1e-12), "max_epochs": 40, "batch_size": 50, "val": None}
+    drawn = fit(ds, sampler=qfml.engine.sampling.Weighted(), **still)
+    weighed = fit(ds, **still)
+    seen = weight[TRAIN]
+    residual = (weighed.predict(ds, TRAIN) - y[TRAIN]) ** 2
+    expected = np.sum(residual * seen) / seen.sum()
+    assert weighed.history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    losses = [record["train_loss"] for record in drawn.history]
+    deviation = np.sqrt(np.sum(seen * (residual - expected) ** 2) / seen.sum() / (200 * 40))
+    assert abs(np.mean(losses) - expected) < 4 * deviation
+    twice = np.sum(residual * seen**2) / np.sum(seen**2)
+    assert abs(twice - expected) > 10 * deviation  # weights that count twice would be noticed
+    with pytest.raises(ValueError, match="`sampler` weighted needs a `batch_size`"):
+        fit(ds, sampler=qfml.engine.sampling.Weighted(), batch_size=None)
