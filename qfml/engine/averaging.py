@@ -36,7 +36,7 @@ class EMA:
         share = torch.from_numpy(np.where(count == 1, 1.0, 1.0 - self.decay)[:, None]).to(average)
         average.lerp_(parameters, share)
 
-    def after_epoch(self, average: Flat, parameters: Flat, epoch: int) -> None:
+    def after_epoch(self, average: Tensor, parameters: Tensor, epoch: int) -> None:
         """Nothing more."""
 
     def ready(self, epoch: int) -> bool:
