@@ -96,11 +96,26 @@ def test_a_file_that_is_there_is_left_alone(tmp_path, tracker):
     told(tracker(tmp_path / "file"), 1)
     with pytest.raises(UserError, match="file already exists: give each training a file of its own"):
         told(tracker(tmp_path / "file"), 1)
-    for content, line in (("member,axis,at,name,value\n1,2\n", r"line \d"), ("[]\n", "line 1"), ("\n", "line 1")):
+    for content, line in (
+        ("member,axis,at,name,value\n1,2\n", r"line \d"),
+        ("[]\n", "line 1"),
+        ('{"member": 0, "a": 1}\n', "line 1"),
+        ("\n", "line 1"),
+    ):
         (tmp_path / "mine").write_text(content)
         with pytest.raises(UserError, match=f"mine is not a file of this tracker: {line} is"):
             told(tracker(tmp_path / "mine", resume=True), 1)
         assert (tmp_path / "mine").read_text() == content
+
+
+def test_a_logged_number_may_be_called_epoch(tmp_path):
+    for resume in (False, True):
+        tracker = JsonLines(tmp_path / "a", resume)
+        tracker.begin(1, 1)
+        tracker.log(0, 7, {"epoch": 1, "loss": 0.5})
+        tracker.epoch(0, {"epoch": 1, "loss": 0.25}, stopped=True)
+    lines = (tmp_path / "a").read_text().splitlines()
+    assert lines == ['{"member": 0, "step": 7, "epoch": 1, "loss": 0.5}', '{"member": 0, "epoch": 1, "loss": 0.25}']
 
 
 def test_trackers_are_settings():

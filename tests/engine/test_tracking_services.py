@@ -106,6 +106,7 @@ def offline_runs(folder):
     return sorted(runs, key=lambda run: run[0]["begun"])
 
 
+@pytest.mark.slow  # starts the service
 def test_the_last_offline_run_of_a_cut_training_holds_it_whole(tmp_path):
     wandb = pytest.importorskip("wandb")
     folder = tmp_path / "runs"
@@ -136,6 +137,7 @@ def test_a_mode_that_wandb_would_read_otherwise_is_refused():
 # --- MLflow -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # makes a database
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
 def test_the_last_run_of_a_cut_training_in_mlflow_holds_it_whole(tmp_path, monkeypatch):
     pytest.importorskip("alembic")

@@ -53,7 +53,7 @@ class Lines:
         for number, line in enumerate(whole[n_header:], n_header + 1):
             try:
                 self.lines[key(line)] = line
-            except (ValueError, KeyError, TypeError, StopIteration):
+            except (ValueError, LookupError, TypeError, StopIteration):
                 raise UserError(
                     f"{self.path} is not a file of this tracker: line {number} is {line[:80]!r}; choose another path"
                 ) from None
@@ -108,8 +108,10 @@ class JsonLines(Tracker):
 
 
 def _json_key(record: dict[str, Any]) -> Hashable:
-    axis = next(name for name in ("epoch", "step", "status") if name in record)
-    return record["member"], axis, None if axis == "status" else record[axis]
+    member, axis = record["member"], list(record)[1]  # the second, for a logged number may be called "epoch" too
+    if axis not in ("epoch", "step", "status"):
+        raise KeyError(axis)
+    return member, axis, None if axis == "status" else record[axis]
 
 
 def _json_number(value: Any) -> Any:
