@@ -97,14 +97,14 @@ class Block:
     def step(self) -> None:
         """One training step of every member, each at its own place in its own epoch."""
         batch = self.feed.next()
-        losses = self._gradient(batch)
+        losses = self._gradient(batch, self.views, self.gradient)
         norm = norms(self.gradient)
         moving = self._guard(norm)
         if self.clips:
             clip_norm_(self.gradient, norm, self.clip_norm)
         if self.trainer.clip_value is not None:
             clip_value_(self.gradient, self.trainer.clip_value)
-        self._update(moving)
+        self._update(moving, batch)
         if self.trainer.averaging is not None:
             self.trainer.averaging.after_step(self.tensor["average"], self.parameters, self.array["n_updates"])
         self.loss_sum.addcmul_(losses.double(), batch.total)
@@ -113,27 +113,32 @@ class Block:
         if len(ended):
             self._end_epoch(ended)
 
-    def _gradient(self, batch: Batch) -> Tensor:
-        """Losses of the members (M,); their gradients go to `self.gradient`."""
+    def _gradient(self, batch: Batch, views: dict[str, Tensor], out: Tensor) -> Tensor:
+        """Losses of the members (M,) at the parameters `views`; their gradients go to `out`."""
         dropout = self.dropout.next(self.clock)
 
         def forward(x: Tensor, part: slice) -> Tensor:
             with casting(self.trainer.precision, self.device):
-                output = self.network.forward(self.views, x, None if dropout is None else dropout[part])
+                output = self.network.forward(views, x, None if dropout is None else dropout[part])
             return output.float()
 
         def take(values: Tensor, weights: Tensor | None, first: bool) -> None:
             if self.scaling:
                 scale = self.scaling["scale"].view(-1, *(1,) * (values.ndim - 1))
                 weights = scale.expand_as(values) if weights is None else weights * scale
-            self.layout.gradient(values, self.views, self.gradient, weights, add=not first)
+            self.layout.gradient(values, views, out, weights, add=not first)
 
         losses = losses_and_gradient(forward, self.loss, batch, self.trainer.micro_batch_size, take)
         if self.scaling:
-            self.gradient.div_(self.scaling["scale"])
+            out.div_(self.scaling["scale"])
         if self.groups.trained is not None:
-            self.gradient.mul_(self.groups.trained)
+            out.mul_(self.groups.trained)
         return losses
+
+    def _evaluate(self, batch: Batch, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and gradients of the same batch at other parameters."""
+        gradient = torch.zeros_like(parameters)
+        return self._gradient(batch, self.layout.views(parameters, requires_grad=True), gradient), gradient
 
     def _guard(self, norm: Tensor) -> Tensor | None:
         """Which members move, (M, 1); None if all are known to.
@@ -154,17 +159,17 @@ class Block:
         self.gradient.masked_fill_(~moving, 0)
         return moving
 
-    def _update(self, moving: Tensor | None) -> None:
+    def _update(self, moving: Tensor | None, batch: Batch) -> None:
         """One step of the optimizer; of a member that skips it nothing changes, its moments neither."""
         skips = bool(self.scaling) and moving is not None and not bool(moving.all())
         before = {name: value.clone() for name, value in self.state.items()} if skips else {}
-        self.trainer.optimizer.update(self.parameters, self.gradient, self.state, self._step(moving))
+        self.trainer.optimizer.update(self.parameters, self.gradient, self.state, self._step(moving, batch))
         for name, old in before.items():
             rows = moving.view(-1, *(1,) * (old.ndim - 1))  # pyright: ignore[reportOptionalMemberAccess]
             self.state[name].copy_(torch.where(rows, self.state[name], old))
         self.array["n_updates"] += moving[:, 0].cpu().numpy() if skips and moving is not None else 1
 
-    def _step(self, moving: Tensor | None) -> Step:
+    def _step(self, moving: Tensor | None, batch: Batch) -> Step:
         lr = self.array["lr"]
         if not isinstance(self.trainer.schedule, Constant):
             clock = self.clock
@@ -179,6 +184,7 @@ class Block:
             self.groups.lr,
             self.groups.weight_decay,
             None if moving is None else moving.to(self.parameters.dtype),
+            partial(self._evaluate, batch),
         )
 
     def _end_epoch(self, ended: np.ndarray) -> None:

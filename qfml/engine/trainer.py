@@ -118,6 +118,15 @@ class Trainer:
             raise UserError(f"`schedule` must be one such as Constant(), got {self.schedule!r}")
         if self.averaging is not None and not isinstance(self.averaging, Averaging):
             raise UserError(f"`averaging` must be one such as EMA(decay=0.999), got {self.averaging!r}")
+        if self.optimizer.kind == "lbfgs":  # its line search compares losses of one and the same function
+            wrong = [name for name in ("batch_size", "clip_norm", "clip_value") if getattr(self, name) is not None]
+            if wrong:
+                raise UserError(
+                    f"`{wrong[0]}` must be None with the optimizer lbfgs, got {getattr(self, wrong[0])}: it searches "
+                    "along the loss of all rows, whose gradient must be that of the loss"
+                )
+            if self.precision != "fp32":
+                raise UserError(f"`precision` must be fp32 with the optimizer lbfgs, got {self.precision!r}")
         try:
             torch.device(self.device)
         except (RuntimeError, TypeError):

@@ -203,6 +203,11 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trai
         )
     for place, member in enumerate(members):
         member.check(ds)
+        if trainer.optimizer.kind == "lbfgs" and member.network.dropout_units:
+            raise UserError(
+                f"member {place} has dropout, which the optimizer lbfgs cannot train with: its line search needs a loss "
+                "that stays the same; set `dropout` to 0"
+            )
         if trainer.schedule.start(1) and member.val is None and trainer.monitor != "train_loss":
             raise UserError(
                 f"the schedule {trainer.schedule.kind!r} waits for `{trainer.monitor}`, which member {place} has not: "
