@@ -205,8 +205,8 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trai
         member.check(ds)
         if trainer.optimizer.kind == "lbfgs" and member.network.dropout_units:
             raise UserError(
-                f"member {place} has dropout, which the optimizer lbfgs cannot train with: its line search needs a loss "
-                "that stays the same; set `dropout` to 0"
+                f"member {place} has dropout, with which the optimizer lbfgs cannot train: its line search needs a "
+                "loss that stays the same; set `dropout` to 0"
             )
         if trainer.schedule.start(1) and member.val is None and trainer.monitor != "train_loss":
             raise UserError(
