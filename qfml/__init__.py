@@ -15,7 +15,7 @@ from qfml.losses import (
     Pinball,
     WeightedBCE,
 )
-from qfml.networks import GRU, LSTM, MLP, TCN, ResidualMLP
+from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, MonotoneMLP, ResidualMLP
 from qfml.predict import predict
 from qfml.run import resume, run
 
@@ -32,6 +32,7 @@ __all__ = [
     "TCN",
     "AdamW",
     "Bar",
+    "ConvexMLP",
     "EntropicRisk",
     "ExpectedShortfall",
     "Fit",
@@ -39,6 +40,7 @@ __all__ = [
     "Huber",
     "MeanVariance",
     "Member",
+    "MonotoneMLP",
     "NegativeSharpe",
     "Pinball",
     "ResidualMLP",

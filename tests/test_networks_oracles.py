@@ -8,7 +8,7 @@ import torch
 from network_stacks import assert_stack_equals_solo, generator, inputs, moved_off_the_start, stack_of
 
 from qfml.errors import UserError
-from qfml.networks import GRU, LSTM, MLP, NETWORKS, TCN, Dropout, Network, ResidualMLP
+from qfml.networks import GRU, LSTM, MLP, NETWORKS, TCN, ConvexMLP, Dropout, MonotoneMLP, Network, ResidualMLP
 from qfml.networks.base import ACTIVATIONS, check_hidden
 
 F = torch.nn.functional
@@ -138,6 +138,14 @@ CASES = {
     "tcn of width 1": (TCN(channels=(1, 4), kernel=2), 1, 7),
     "residual": (ResidualMLP(width=9, blocks=2, hidden=13), 7, None),
     "residual window": (ResidualMLP(width=16, blocks=1, hidden=5, activation="gelu", layer_norm=False), 3, 4),
+    "monotone": (MonotoneMLP(increasing=(1,), decreasing=(0, 3), hidden=(9, 7)), 5, None),
+    "monotone relu window": (MonotoneMLP(decreasing=(2,), hidden=(16, 5), activation="relu"), 3, 4),
+    "monotone in all": (MonotoneMLP(increasing=(0, 1), hidden=(7,)), 2, None),
+    "monotone in one": (MonotoneMLP(increasing=(0,), hidden=(1, 3)), 1, None),
+    "convex": (ConvexMLP(convex=(1, 3), hidden=(9, 7)), 5, None),
+    "convex relu window": (ConvexMLP(convex=(2,), hidden=(16, 5), activation="relu"), 3, 4),
+    "convex in all": (ConvexMLP(convex=(0, 1), hidden=(7, 7)), 2, None),
+    "convex in one": (ConvexMLP(convex=(0,), hidden=(1, 3)), 1, None),
     "lstm": (LSTM(hidden=8), 3, 6),
     "lstm of odd widths": (LSTM(hidden=7, layers=2), 5, 4),
     "lstm of width 1": (LSTM(hidden=1), 1, 3),
@@ -258,10 +266,11 @@ def test_without_dropout_no_bytes_are_asked_for():
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_registered_network_keeps_the_contract(kind):
-    network = NETWORKS[kind]()
+    settings = {"monotone_mlp": {"increasing": (1,)}, "convex_mlp": {"convex": (1,)}}.get(kind, {})
+    network = NETWORKS[kind](**settings)
     assert isinstance(network, Network)
     assert network.kind == kind
-    assert hash(network) == hash(NETWORKS[kind]())
+    assert hash(network) == hash(NETWORKS[kind](**settings))
     parameters = stack_of(network, 4, 6, 3)
     assert all(p.dtype == torch.float32 for p in parameters.values())
     assert network.forward(parameters, inputs(3, 9, 6, 4, dtype=torch.float32)).shape == (3, 9)

@@ -1,11 +1,13 @@
 """Network specifications, run as stacks of members."""
 
 from qfml.networks.base import Dropout, Network
+from qfml.networks.convex import ConvexMLP
 from qfml.networks.mlp import MLP
+from qfml.networks.monotone import MonotoneMLP
 from qfml.networks.recurrent import GRU, LSTM
 from qfml.networks.residual_mlp import ResidualMLP
 from qfml.networks.tcn import TCN
 
-NETWORKS: dict[str, type] = {cls.kind: cls for cls in (MLP, ResidualMLP, TCN, LSTM, GRU)}
+NETWORKS: dict[str, type] = {cls.kind: cls for cls in (MLP, ResidualMLP, MonotoneMLP, ConvexMLP, TCN, LSTM, GRU)}
 
-__all__ = ["GRU", "LSTM", "MLP", "NETWORKS", "TCN", "Dropout", "Network", "ResidualMLP"]
+__all__ = ["GRU", "LSTM", "MLP", "NETWORKS", "TCN", "ConvexMLP", "Dropout", "MonotoneMLP", "Network", "ResidualMLP"]
