@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import qfml
+from qfml.backtest import Direct, Sign
 from qfml.data import TimeDataset
 from qfml.losses import LOSSES, Loss, PnLLoss
+from qfml.splits import WalkForward
 
 N = 260
 CLASSES = ("bce", "weighted_bce", "focal")
@@ -111,3 +113,16 @@ def test_labels_of_another_task_are_refused_before_training():
     for kind in CLASSES:
         with pytest.raises(ValueError, match=rf"`{kind}` needs labels in \[0, 1\]"):
             this.trainer.fit(qfml.MLP(), EXAMPLES[kind], this.ds, train=np.arange(50))
+
+
+@pytest.mark.parametrize("kind", ["expected_shortfall", "weighted_bce"])
+def test_a_backtest_knows_what_the_prediction_means(kind):
+    this = case(kind, max_epochs=1)
+    means, rule = ("position", Direct()) if isinstance(this.loss, PnLLoss) else ("probability", Sign())
+    time, y = np.datetime64("2020-01-01") + np.arange(N), this.ds.y.numpy()
+    ds = TimeDataset(this.ds.features, y, time=time, label_end=time + 1, returns=0.01 * np.tanh(y))
+    result = qfml.walk_forward(
+        ds, splitter=WalkForward(train_size=150, test_size=100), network=qfml.MLP(hidden=(4,)), loss=this.loss,
+        trainer=this.trainer, positions=rule, cost_bps=1.0, n_seeds=1, seed=0, n_bootstrap=0, baselines=(),
+    )  # fmt: skip
+    assert result.metrics["conventions"]["prediction_means"] == means
