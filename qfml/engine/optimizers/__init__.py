@@ -3,12 +3,14 @@
 from qfml.engine.optimizers.adagrad import Adagrad
 from qfml.engine.optimizers.adam import Adam, AdamW, RAdam
 from qfml.engine.optimizers.base import Optimizer, State, Step
+from qfml.engine.optimizers.lbfgs import LBFGS
 from qfml.engine.optimizers.lion import Lion
 from qfml.engine.optimizers.muon import Muon
 from qfml.engine.optimizers.rmsprop import RMSprop
 from qfml.engine.optimizers.sgd import SGD
 
 __all__ = [
+    "LBFGS",
     "OPTIMIZERS",
     "SGD",
     "Adagrad",
@@ -23,4 +25,4 @@ __all__ = [
     "Step",
 ]
 
-OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (Adagrad, Adam, AdamW, Lion, Muon, RAdam, RMSprop, SGD)}
+OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (Adagrad, Adam, AdamW, LBFGS, Lion, Muon, RAdam, RMSprop, SGD)}
