@@ -15,7 +15,7 @@ from qfml.losses import (
     Pinball,
     WeightedBCE,
 )
-from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, MonotoneMLP, ResidualMLP
+from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, MonotoneMLP, ResidualMLP, TabM, Transformer
 from qfml.predict import predict
 from qfml.run import resume, run
 
@@ -44,7 +44,9 @@ __all__ = [
     "NegativeSharpe",
     "Pinball",
     "ResidualMLP",
+    "TabM",
     "Trainer",
+    "Transformer",
     "WalkForwardResult",
     "WeightedBCE",
     "predict",

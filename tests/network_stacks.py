@@ -80,4 +80,5 @@ def assert_uses_exactly_its_bytes(network, units, window=None):
     outputs = network.forward(parameters, x, dropout)
     assert dropout.used == units
     assert len(torch.unique(outputs)) > 20, "each row has a mask of its own"
-    assert len(torch.unique(network.forward(parameters, x))) == 1, "without bytes nothing is dropped"
+    whole = network.forward(parameters, x)
+    assert float(whole.max() - whole.min()) < 1e-5, "without bytes nothing is dropped"

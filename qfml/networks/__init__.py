@@ -6,8 +6,25 @@ from qfml.networks.mlp import MLP
 from qfml.networks.monotone import MonotoneMLP
 from qfml.networks.recurrent import GRU, LSTM
 from qfml.networks.residual_mlp import ResidualMLP
+from qfml.networks.tabm import TabM
 from qfml.networks.tcn import TCN
+from qfml.networks.transformer import Transformer
 
-NETWORKS: dict[str, type] = {cls.kind: cls for cls in (MLP, ResidualMLP, MonotoneMLP, ConvexMLP, TCN, LSTM, GRU)}
+NETWORKS: dict[str, type] = {
+    cls.kind: cls for cls in (MLP, ResidualMLP, MonotoneMLP, ConvexMLP, TabM, TCN, LSTM, GRU, Transformer)
+}
 
-__all__ = ["GRU", "LSTM", "MLP", "NETWORKS", "TCN", "ConvexMLP", "Dropout", "MonotoneMLP", "Network", "ResidualMLP"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MLP",
+    "NETWORKS",
+    "TCN",
+    "ConvexMLP",
+    "Dropout",
+    "MonotoneMLP",
+    "Network",
+    "ResidualMLP",
+    "TabM",
+    "Transformer",
+]
