@@ -1,5 +1,7 @@
 """What decides the best epoch and what ends a training: monitored metrics, patience, steps, time, callbacks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -161,3 +163,19 @@ def test_drawing_by_weight_replaces_weighing_by_it():
     assert abs(twice - expected) > 10 * deviation  # weights that count twice would be noticed
     with pytest.raises(ValueError, match="`sampler` weighted needs a `batch_size`"):
         fit(ds, sampler=qfml.engine.sampling.Weighted(), batch_size=None)
+
+
+def test_line_searches_train_through_the_engine_and_refuse_what_changes_their_loss():
+    ds = make_data()
+    lbfgs = {"optimizer": qfml.engine.optimizers.LBFGS(), "batch_size": None, "max_epochs": 40}
+    found = fit(ds, **lbfgs)
+    adam = fit(ds, batch_size=None, max_epochs=40)
+    losses = [record["train_loss"] for record in found.history]
+    assert all(later <= earlier for earlier, later in pairwise(losses))
+    assert losses[-1] < adam.history[-1]["train_loss"]
+    with pytest.raises(ValueError, match="`batch_size` must be None with the optimizer lbfgs, got 32"):
+        fit(ds, **lbfgs | {"batch_size": 32})
+    with pytest.raises(ValueError, match="`clip_norm` must be None with the optimizer lbfgs, got 1"):
+        fit(ds, **lbfgs, clip_norm=1.0)
+    with pytest.raises(ValueError, match="member 0 has dropout, with which the optimizer lbfgs cannot train"):
+        qfml.Trainer(**lbfgs).fit(qfml.MLP(hidden=(8,), dropout=0.5), qfml.MSE(), ds, train=TRAIN)
