@@ -7,6 +7,7 @@ import torch
 import qfml
 from qfml.data import TimeDataset
 from qfml.engine.optimizers import OPTIMIZERS, Step
+from qfml.engine.optimizers.base import row_sums
 from qfml.engine.optimizers.muon import orthogonalise
 from qfml.engine.stack import Layout
 
@@ -72,3 +73,21 @@ def test_frozen_parameters_and_members_keep_their_bits(kind):
     assert torch.equal(now["bias"], then["bias"])
     assert not torch.isclose(now["weight"][1], then["weight"][1]).any()
     assert not torch.isclose(now["rest"][1], then["rest"][1]).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_long_rows_are_summed_alike_in_any_stack_on_any_threads(threads):
+    before = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    torch.set_num_threads(threads)
+    try:
+        for width in (512, 40000, 100000):
+            rows = torch.randn(3, width, generator=generator)
+            alone = torch.cat([row_sums(row[None].clone()) for row in rows])
+            assert torch.equal(row_sums(rows), alone)
+            torch.testing.assert_close(alone[:, 0], rows.double().sum(1).float(), rtol=1e-3, atol=1e-3)
+        matrices = torch.randn(3, 256, 256, generator=generator)
+        alone = torch.cat([orthogonalise(matrix[None].clone()) for matrix in matrices])
+        assert torch.equal(orthogonalise(matrices), alone)
+    finally:
+        torch.set_num_threads(before)

@@ -120,6 +120,17 @@ def check_rates(lr: float, weight_decay: float) -> None:
         raise UserError(f"`weight_decay` must be >= 0 and finite, got {weight_decay}")
 
 
+def row_sums(values: Tensor) -> Tensor:
+    """Sums over the last axis, kept as an axis of 1.
+
+    A single long row would be cut at another place by each number of threads; pieces of 1024 are not cut.
+    """
+    if values.shape[-1] > 1024:
+        padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % 1024))
+        values = padded.unflatten(-1, (-1, 1024)).sum(-1)
+    return values.sum(-1, keepdim=True)
+
+
 def penalised(parameters: Flat, gradient: Flat, step: Step) -> Tensor:
     """The gradient of the loss with the penalty `weight_decay |parameters|^2 / 2` added to it."""
     return gradient.add(parameters * step.decay(parameters)) if step.decays else gradient

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qfml.engine.optimizers.base import Evaluate, Flat, State, Step, check_rates, zeros
+from qfml.engine.optimizers.base import Evaluate, Flat, State, Step, check_rates, row_sums, zeros
 from qfml.engine.optimizers.line_search import Point, Search, strong_wolfe
 from qfml.errors import UserError
 
@@ -36,7 +36,7 @@ def quasi_newton_direction(gradient: Flat, steps: History, changes: History) -> 
         >>> quasi_newton_direction(torch.tensor([[4.0, 0.0]]), pair, 2 * pair)
         tensor([[-2., -0.]])
     """
-    curvature = (steps * changes).sum(-1, keepdim=True)  # (M, H, 1)
+    curvature = row_sums(steps * changes)  # (M, H, 1)
     known = curvature > 0
     weight = torch.where(known, 1 / torch.where(known, curvature, 1.0), 0.0)
     direction, shares = -gradient, []
@@ -148,7 +148,7 @@ class LBFGS:
     def _searches(self, losses: Tensor, gradient: Flat, direction: Flat, state: State, step: Step) -> dict[int, Search]:
         """A line search of each member that may move and has a direction of descent."""
         slopes = _dot(gradient, direction)[:, 0].tolist()
-        largest, total = gradient.abs().amax(1).tolist(), gradient.abs().sum(1).tolist()
+        largest, total = gradient.abs().amax(1).tolist(), row_sums(gradient.abs())[:, 0].tolist()
         longest = direction.abs().amax(1).tolist()
         experienced = state["steps"][:, -1].any(1).tolist()
         moves = np.ones(len(slopes), dtype=bool) if step.moves is None else step.moves[:, 0].cpu().numpy() > 0
@@ -176,7 +176,7 @@ class LBFGS:
             losses, gradient = own(parameters)
             if step.decays:
                 decay = step.decay(parameters)
-                losses = losses + 0.5 * (decay * parameters * parameters).sum(1)
+                losses = losses + 0.5 * row_sums(decay * parameters * parameters)[:, 0]
                 gradient = gradient + decay * parameters
             return losses, gradient if step.scale is None else gradient * step.scale
 
@@ -195,4 +195,4 @@ def remember(state: State, gradient: Flat) -> None:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows, (M, 1)."""
-    return (a * b).sum(1, keepdim=True)
+    return row_sums(a * b)

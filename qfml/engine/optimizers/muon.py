@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qfml.engine.optimizers.base import Flat, State, Step, check_betas, check_eps, check_rates, powers, zeros
+from qfml.engine.optimizers.base import Flat, State, Step, check_betas, check_eps, check_rates, powers, row_sums, zeros
 from qfml.errors import UserError
 
 Matrices = Float[Tensor, "member row column"]
@@ -46,8 +46,8 @@ def orthogonalise(matrices: Matrices, n_iterations: int = 5) -> Matrices:
     wide = matrices if n_rows <= n_columns else matrices.transpose(1, 2)
     # both sides a multiple of 4: every matrix and every square of it then begins on a cache line, whatever the stack
     x = torch.nn.functional.pad(wide, (0, -wide.shape[2] % 4, 0, -wide.shape[1] % 4)).contiguous()
-    norm = (x * x).flatten(1).sum(1).sqrt().clamp_min(_SMALLEST_NORM)
-    x = x / norm[:, None, None]
+    norm = row_sums((x * x).flatten(1)).sqrt().clamp_min(_SMALLEST_NORM)
+    x = x / norm[:, :, None]
     for _ in range(n_iterations):
         square = torch.bmm(x, x.transpose(1, 2).contiguous())
         polynomial = torch.bmm(square, square) * c + square * b
