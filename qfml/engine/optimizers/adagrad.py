@@ -53,5 +53,5 @@ class Adagrad:
         """One step along the gradient over the root of the sum of its squares."""
         move = penalised(parameters, gradient, step)
         total = state["sum_of_squares"].addcmul_(move, move)
-        rate = step.rate(1 / (1 + (step.count - 1) * self.lr_decay), parameters)
+        rate = step.rate(1 / (1 + (step.updates - 1) * self.lr_decay), parameters)
         parameters.sub_(move / total.sqrt().add_(self.eps) * rate)

@@ -156,10 +156,10 @@ class RAdam:
         move = penalised(parameters, gradient, step)
         mean = state["mean"].lerp_(move, 1 - self.beta1)
         mean_square = state["mean_square"].mul_(self.beta2).addcmul_(move, move, value=1 - self.beta2)
-        factor = self.rectification(step.count)
+        factor = self.rectification(step.updates)
         adaptive = factor > 0
-        size = np.where(adaptive, factor * np.sqrt(1 - powers(self.beta2, step.count)), 1.0)
-        rate = step.rate(size / (1 - powers(self.beta1, step.count)), parameters)
+        size = np.where(adaptive, factor * np.sqrt(1 - powers(self.beta2, step.updates)), 1.0)
+        rate = step.rate(size / (1 - powers(self.beta1, step.updates)), parameters)
         root = mean_square.sqrt().add_(self.eps)
         if not adaptive.all():
             root = torch.where(torch.from_numpy(adaptive[:, None]).to(root.device), root, 1.0)
@@ -168,10 +168,10 @@ class RAdam:
 
 def adam_step(own: Adam | AdamW, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
     """The bias-corrected step that Adam and AdamW share (Kingma, Ba 2015, section 2)."""
-    root_correction = np.sqrt(1 - powers(own.beta2, step.count))
+    root_correction = np.sqrt(1 - powers(own.beta2, step.updates))
     mean, mean_square = state["mean"], state["mean_square"]
     mean.lerp_(gradient, 1 - own.beta1)
     mean_square.mul_(own.beta2).addcmul_(gradient, gradient, value=1 - own.beta2)
     root = mean_square.sqrt().add_(step.column(root_correction * own.eps, parameters))
-    rate = step.rate(root_correction / (1 - powers(own.beta1, step.count)), parameters)
+    rate = step.rate(root_correction / (1 - powers(own.beta1, step.updates)), parameters)
     parameters.addcdiv_(mean * rate, root, value=-1)

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     """What an update knows beside parameters and gradient.
 
     Attributes:
-        count: updates of each member, this one included, shape (M,).
+        updates: of each member, this one included, shape (M,).
         lr: learning rate of each member, shape (M,) float64, 0 for a member that must not move.
         weight_decay: of each member, shape (M,) float64.
         layout: where each parameter lies in a row.
@@ -37,7 +37,7 @@ class Step(NamedTuple):
         evaluate: the losses (M,) and gradients (M, P) of the same batch at other parameters.
     """
 
-    count: np.ndarray
+    updates: np.ndarray
     lr: np.ndarray
     weight_decay: np.ndarray
     layout: Layout

@@ -152,6 +152,6 @@ class Muon:
     def _adamw(self, state: State, step: Step) -> Flat:
         """AdamW's direction, of every parameter."""
         mean, mean_square = state["mean"], state["mean_square"]
-        root_correction = step.column(np.sqrt(1 - powers(self.beta2, step.count)), mean)
-        correction = step.column(1 - powers(self.beta1, step.count), mean)
+        root_correction = step.column(np.sqrt(1 - powers(self.beta2, step.updates)), mean)
+        correction = step.column(1 - powers(self.beta1, step.updates), mean)
         return (mean / correction) / (mean_square.sqrt() / root_correction).add_(self.eps)
