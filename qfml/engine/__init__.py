@@ -1,10 +1,50 @@
 """The training engine: one loop that trains a stack of members."""
 
+from qfml.engine.averaging import AVERAGES, EMA, SWA
 from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit, load_fits, save_fits
+from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
-from qfml.engine.optimizers import OPTIMIZERS, SGD, AdamW
+from qfml.engine.optimizers import LBFGS, OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Lion, Muon, RAdam, RMSprop
 from qfml.engine.progress import Bar
+from qfml.engine.sampling import SAMPLERS, ClassBalanced, Sequential, SequentialBootstrap, Shuffled, Weighted
+from qfml.engine.schedules import SCHEDULES, Constant, Cosine, Exponential, OneCycle, Plateau, StepDecay, Warmup
 from qfml.engine.trainer import Trainer
 
-__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Bar", "Callback", "Fit", "Member", "Trainer", "load_fits", "save_fits"]
+__all__ = [
+    "AVERAGES",
+    "EMA",
+    "LBFGS",
+    "OPTIMIZERS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "SGD",
+    "SWA",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Bar",
+    "Callback",
+    "ClassBalanced",
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Fit",
+    "Lion",
+    "Member",
+    "Muon",
+    "OneCycle",
+    "ParameterGroup",
+    "Plateau",
+    "RAdam",
+    "RMSprop",
+    "Sequential",
+    "SequentialBootstrap",
+    "Shuffled",
+    "StepDecay",
+    "Trainer",
+    "Warmup",
+    "Weighted",
+    "load_fits",
+    "save_fits",
+]
