@@ -33,6 +33,7 @@ from qfml.engine.validation import validated
 from qfml.losses import Loss
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
+OnLog = Callable[[int, int, dict[str, float]], None]
 
 
 class Block:
@@ -44,9 +45,16 @@ class Block:
     """
 
     def __init__(
-        self, trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, on_epoch: OnEpoch
+        self,
+        trainer: Trainer,
+        members: Sequence[Member],
+        loss: Loss,
+        ds: TimeDataset,
+        on_epoch: OnEpoch,
+        on_log: OnLog,
     ) -> None:
-        self.trainer, self.everyone, self.loss, self.ds, self.on_epoch = trainer, members, loss, ds, on_epoch
+        self.trainer, self.everyone, self.loss, self.ds = trainer, members, loss, ds
+        self.on_epoch, self.on_log = on_epoch, on_log
         self.network, self.device = members[0].network, ds.y.device
         self.fits: dict[int, Fit] = {}
         self.histories: list[list[dict[str, Any]]] = [[] for _ in members]
@@ -110,6 +118,8 @@ class Block:
         self.loss_sum.addcmul_(losses.double(), batch.total)
         self.weight_sum.add_(batch.total)
         ended = self.clock.advance()
+        if self.trainer.log_every is not None and self.clock.n_steps[0] % self.trainer.log_every == 0:
+            self._log(losses, norm)
         if len(ended):
             self._end_epoch(ended)
 
@@ -176,6 +186,7 @@ class Block:
             ends = self.trainer.max_epochs, self.trainer.max_steps
             moment = Moment(clock.n_steps, clock.epoch, clock.steps_per_epoch, *ends)
             lr = lr * self.trainer.schedule.factor(moment, self.schedule)
+        self.rates = lr
         return Step(
             self.array["n_updates"] + 1,
             lr,
@@ -186,6 +197,12 @@ class Block:
             None if moving is None else moving.to(self.parameters.dtype),
             partial(self._evaluate, batch),
         )
+
+    def _log(self, losses: Tensor, norm: Tensor) -> None:
+        """Tell what the last step was like; all members stand at the same number of steps."""
+        values = zip(losses.tolist(), norm[:, 0].tolist(), self.rates.tolist())
+        for member, steps, (loss, gradient_norm, lr) in zip(self.members, self.clock.n_steps.tolist(), values):
+            self.on_log(member, steps, {"loss": loss, "gradient_norm": gradient_norm, "lr": lr})
 
     def _end_epoch(self, ended: np.ndarray) -> None:
         """Close the epoch of the members `ended`: validate, keep the best, stop or go on."""
@@ -218,7 +235,6 @@ class Block:
             else:
                 self._finish(member, status)
                 stopped.append(member)
-        self.feed.rewind()
         if stopped:
             self._keep(np.setdiff1d(np.arange(len(self.members)), stopped))
 

@@ -32,7 +32,7 @@ class Callback:
         """
 
     def log(self, member: int, step: int, values: dict[str, float]) -> None:
-        """What is watched of a member, every `log_every` steps."""
+        """What a step of a member was like, every `log_every` steps: "loss", "gradient_norm" before clipping, "lr"."""
 
     def checkpoint(self, folder: Path) -> None:
         """A checkpoint was written."""

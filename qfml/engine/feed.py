@@ -46,7 +46,10 @@ class ResidentFeed:
         self._length = self._at = 0
 
     def next(self) -> Batch:
-        """The batches of each member's next step; the clock is moved on by `advance` alone."""
+        """The batches of each member's next step; the clock is moved on by `advance` alone.
+
+        A chunk ends where the first member ends its epoch, so that no other order is needed within it.
+        """
         if self._at == self._length and not (self._length and self.clock.repeats):
             self._gather()
         self._at %= self._length
@@ -67,10 +70,6 @@ class ResidentFeed:
         self._chunk = [Batch(*step, self.panel) for step in steps]  # pyright: ignore[reportCallIssue]
         self._length, self._at = len(rows), 0
 
-    def rewind(self) -> None:
-        """Forget what was gathered: the clock, or the members, have changed."""
-        self._length = self._at = 0
-
     def keep(self, places: np.ndarray) -> None:
         """Forget all members but those at `places`."""
         index = torch.from_numpy(places).to(self.inputs.y.device)
@@ -78,4 +77,4 @@ class ResidentFeed:
         self.inputs.keep(index)
         if self.panel is not None:
             self.panel = Panel(self.panel.period[index], self.panel.first[index])
-        self.rewind()
+        self._length = self._at = 0  # what was gathered is of other members

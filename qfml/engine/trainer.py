@@ -56,6 +56,8 @@ class Trainer:
         max_seconds: time after which all members stop where they are, with status "max_time". What they are then
             depends on the machine.
         fast_dev_run: two steps and one validation of each member, no checkpoint: does it run at all?
+        log_every: steps between two calls of the callbacks' `log`, the only ones that read numbers from the device;
+            None logs epochs only.
         seed: enters every member's random streams.
         device: where the training runs.
         member_block: members trained at a time; None fits a block into the cache. It changes the speed only.
@@ -92,13 +94,22 @@ class Trainer:
     patience: int | None = None
     max_seconds: float | None = None
     fast_dev_run: bool = False
+    log_every: int | None = None
     seed: int = 0
     device: str = "cpu"
     member_block: int | None = None
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "micro_batch_size", "max_steps", "patience", "member_block"):
+        for name in (
+            "max_epochs",
+            "batch_size",
+            "micro_batch_size",
+            "max_steps",
+            "patience",
+            "log_every",
+            "member_block",
+        ):
             value = getattr(self, name)
             if value is None and name != "max_epochs":
                 continue

@@ -116,7 +116,11 @@ class _Run:
         def on_epoch(member: int, record: dict[str, Any], stopped: bool) -> bool:
             return self.tell(ids[member], record, stopped)
 
-        block = Block(self.trainer, [self.members[i] for i in ids], self.loss, self.ds, on_epoch)
+        def on_log(member: int, step: int, values: dict[str, float]) -> None:
+            for callback in self.callbacks:
+                callback.log(ids[member], step, values)
+
+        block = Block(self.trainer, [self.members[i] for i in ids], self.loss, self.ds, on_epoch, on_log)
         self.blocks.append(block)
         return block
 
@@ -159,7 +163,7 @@ class _Run:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides the result: data, members, loss and settings."""
-        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0, max_seconds=None)
+        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0, max_seconds=None, log_every=None)
         return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
 
 

@@ -179,3 +179,63 @@ def test_line_searches_train_through_the_engine_and_refuse_what_changes_their_lo
         fit(ds, **lbfgs, clip_norm=1.0)
     with pytest.raises(ValueError, match="member 0 has dropout, with which the optimizer lbfgs cannot train"):
         qfml.Trainer(**lbfgs).fit(qfml.MLP(hidden=(8,), dropout=0.5), qfml.MSE(), ds, train=TRAIN)
+
+
+def test_logged_steps_are_those_of_a_loop_by_hand():
+    logged = []
+
+    class Told(qfml.engine.Callback):
+        def log(self, member, step, values):
+            logged.append((member, step, values))
+
+    ds = make_data()
+    cosine = qfml.engine.Cosine()
+    network, seeds = qfml.MLP(hidden=(16,)), (3, 4)
+    members = [qfml.Member(network, TRAIN, VAL, seed=seed, lr=0.01 * seed) for seed in seeds]
+    settings = {"optimizer": qfml.SGD(), "schedule": cosine, "max_epochs": 9, "batch_size": None, "clip_norm": 1e-3}
+    trainer = qfml.Trainer(**settings, log_every=3, member_block=1)
+    trainer.fit_many(members, qfml.MSE(), ds, callbacks=[Told()])
+    assert [(member, step) for member, step, _ in logged] == [(m, s) for m in (0, 1) for s in (3, 6, 9)]
+    for member, step, values in logged:
+        assert values["lr"] == pytest.approx(0.01 * seeds[member] * 0.5 * (1 + np.cos(np.pi * (step - 1) / 9)))
+        # the loss and the gradient of the step before it was taken
+        judged_on_training = qfml.Trainer(**settings, monitor="train_loss")
+        (before,) = judged_on_training.fit_many([members[member]], qfml.MSE(), ds, callbacks=[StopAfter(step - 1)])
+        parameters = {name: one[None].requires_grad_() for name, one in before.named_parameters().items()}
+        output = network.forward(parameters, ds.features[TRAIN][None])[0]
+        loss = (output - ds.y[TRAIN]).square().mean()
+        loss.backward()
+        norm = sum(float(one.grad.square().sum()) for one in parameters.values()) ** 0.5
+        assert values["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert values["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+class StopAfter(qfml.engine.Callback):
+    """Stops all members after so many epochs; the schedule goes on as if there were more."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def epoch(self, member, record, stopped):
+        return record["epoch"] == self.epochs
+
+
+@pytest.mark.parametrize("kind", ["class_balanced", "sequential", "sequential_bootstrap", "weighted"])
+def test_a_member_under_any_sampler_equals_its_solo_result(kind):
+    rng = np.random.default_rng(2)
+    data = make_data(classes=True)
+    ds = TimeDataset(
+        data.features.numpy(),
+        data.y.numpy(),
+        time=data.time,
+        label_end=data.label_end,
+        weight=rng.uniform(0.1, 2.0, ROWS),
+    )
+    sampler = qfml.engine.SAMPLERS[kind]()
+    trainer = qfml.Trainer(max_epochs=3, batch_size=32, sampler=sampler)
+    members = [qfml.Member(qfml.MLP(hidden=(16,)), TRAIN[seed:], VAL, seed=seed) for seed in range(3)]
+    stacked = trainer.fit_many(members, qfml.BCE(), ds)
+    for member, fit_in_stack in zip(members, stacked, strict=True):
+        (alone,) = trainer.fit_many([member], qfml.BCE(), ds)
+        assert np.array_equal(alone.parameters.numpy(), fit_in_stack.parameters.numpy())
+        assert alone.history == fit_in_stack.history

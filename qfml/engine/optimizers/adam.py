@@ -22,7 +22,27 @@ from qfml.engine.optimizers.base import (
 
 
 @dataclass(frozen=True)
-class AdamW:
+class _Means:
+    """The settings that the family shares, and the means of gradient and squared gradient that it remembers."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_rates(self.lr, self.weight_decay)
+        check_betas(self, "beta1", "beta2")
+        check_eps(self.eps)
+
+    def start(self, parameters: Flat) -> State:
+        """Means of zero."""
+        return zeros(parameters, "mean", "mean_square")
+
+
+@dataclass(frozen=True)
+class AdamW(_Means):
     """Adam with decoupled weight decay.
 
     Args:
@@ -37,20 +57,7 @@ class AdamW:
     """
 
     kind: ClassVar[str] = "adamw"
-    lr: float = 1e-3
     weight_decay: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        check_rates(self.lr, self.weight_decay)
-        check_betas(self, "beta1", "beta2")
-        check_eps(self.eps)
-
-    def start(self, parameters: Flat) -> State:
-        """Means of zero."""
-        return zeros(parameters, "mean", "mean_square")
 
     def update(self, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
         """One step of algorithm 2."""
@@ -60,7 +67,7 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(_Means):
     """Adam; weight decay is added to the gradient and so enters its means.
 
     Args:
@@ -79,20 +86,6 @@ class Adam:
     """
 
     kind: ClassVar[str] = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        check_rates(self.lr, self.weight_decay)
-        check_betas(self, "beta1", "beta2")
-        check_eps(self.eps)
-
-    def start(self, parameters: Flat) -> State:
-        """Means of zero."""
-        return zeros(parameters, "mean", "mean_square")
 
     def update(self, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
         """One step of algorithm 1."""
@@ -100,7 +93,7 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class RAdam:
+class RAdam(_Means):
     """Adam that adapts its steps only once the mean square is known well enough; decay is added to the gradient.
 
     The mean square after t updates counts as many gradients as a simple average over
@@ -124,20 +117,6 @@ class RAdam:
     """
 
     kind: ClassVar[str] = "radam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        check_rates(self.lr, self.weight_decay)
-        check_betas(self, "beta1", "beta2")
-        check_eps(self.eps)
-
-    def start(self, parameters: Flat) -> State:
-        """Means of zero."""
-        return zeros(parameters, "mean", "mean_square")
 
     def rectification(self, count: np.ndarray) -> np.ndarray:
         """The factor of the adaptive step after `count` updates (M,); 0 where the step is not adaptive yet."""
@@ -166,7 +145,7 @@ class RAdam:
         parameters.sub_(mean * rate / root)
 
 
-def adam_step(own: Adam | AdamW, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
+def adam_step(own: _Means, parameters: Flat, gradient: Flat, state: State, step: Step) -> None:
     """The bias-corrected step that Adam and AdamW share (Kingma, Ba 2015, section 2)."""
     root_correction = np.sqrt(1 - powers(own.beta2, step.updates))
     mean, mean_square = state["mean"], state["mean_square"]
