@@ -315,6 +315,24 @@ class Block:
         self.well = self.device.type == "cpu" and not self.scaling and bool(self.healthy.all())
         self.clips = bool(np.isfinite(self.array["clip_norm"]).any())
 
+    def joined(self, members: Sequence[Member], on_epoch: OnEpoch, on_log: OnLog) -> Block:
+        """A block of the members that are left, where they stand, and of `members`, which begin.
+
+        The fits of those that have stopped stay with this one.
+        """
+        going = len(self.members)
+        everyone = [*(self.everyone[member] for member in self.members), *members]
+        block = Block(self.trainer, everyone, self.loss, self.ds, on_epoch, on_log)
+        block.histories[:going] = [self.histories[member] for member in self.members]
+        for name, value in block.tensor.items():
+            value[:going] = self.tensor[name]
+        for name, value in block.array.items():
+            value[:going] = self.array[name]
+        clock = self.clock.state()
+        block.clock.restore({name: [*values, *[0] * len(members)] for name, values in clock.items()})
+        block._bind()
+        return block
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, one row a member."""
         return self.tensor | {f"fit.{place}": fit.parameters for place, fit in self.fits.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,6 +175,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
+        refill: Callable[[int], Sequence[Member]] | None = None,
     ) -> list[Fit]:
         """Train many networks as one stack.
 
@@ -185,9 +186,12 @@ class Trainer:
             callbacks: told of what happens.
             checkpoint_dir: write checkpoints here, on time, on Ctrl-C and SIGTERM, and at the end.
             resume: continue from the newest checkpoint of `checkpoint_dir`.
+            refill: called with the number of members that have just stopped; the members that it returns are numbered
+                after all others and begin at once, in the same stack where architecture and batch shape are the same.
+                It excludes `checkpoint_dir`: which members it made is for the caller to keep.
 
         Returns:
-            One `Fit` a member, in the members' order.
+            One `Fit` a member, in the members' order, then in that of `refill`.
 
         Raises:
             ValueError: rows that are not the data's, labels the loss is not defined on, or settings that do not fit.
@@ -197,4 +201,4 @@ class Trainer:
         from qfml.engine.training import train  # it is built on this class
 
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        return train(self, members, loss, ds, callbacks, folder, resume)
+        return train(self, members, loss, ds, callbacks, folder, resume, refill)

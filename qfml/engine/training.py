@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +16,7 @@ import torch
 
 from qfml.config import config_hash
 from qfml.data.dataset import TimeDataset
-from qfml.engine.block import Block
+from qfml.engine.block import Block, OnEpoch, OnLog
 from qfml.engine.callbacks import Callback
 from qfml.engine.checkpoint import read_checkpoint, write_checkpoint
 from qfml.engine.fit import Fit
@@ -27,6 +27,8 @@ from qfml.engine.trainer import Trainer
 from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.losses import Loss
 from qfml.networks import Network
+
+Refill = Callable[[int], Sequence[Member]]
 
 _CACHE_BYTES = 4 * 2**20  # what a block's parameters, optimizer state and batch may fill
 
@@ -39,12 +41,18 @@ def train(
     callbacks: Sequence[Callback],
     checkpoint_dir: Path | None,
     resume: bool,
+    refill: Refill | None = None,
 ) -> list[Fit]:
     """What `Trainer.fit_many` does."""
     _check(members, loss, ds, trainer)
+    if refill is not None and checkpoint_dir is not None:
+        raise UserError(
+            "`refill` and `checkpoint_dir` exclude each other: what new members are is known to the caller alone, who "
+            "has to keep it; leave one of them out"
+        )
     if trainer.fast_dev_run:
         trainer, checkpoint_dir, resume = replace(trainer, max_epochs=1, max_steps=2), None, False
-    run = _Run(trainer, members, loss, ds.to(trainer.device), callbacks, checkpoint_dir)
+    run = _Run(trainer, members, loss, ds.to(trainer.device), callbacks, checkpoint_dir, refill)
     if resume:
         run.restore()
     # A matrix product that is split over threads sums in another order. With no more threads than members each
@@ -67,9 +75,10 @@ class _Run:
         ds: TimeDataset,
         callbacks: Sequence[Callback],
         folder: Path | None,
+        refill: Refill | None = None,
     ) -> None:
-        self.trainer, self.members, self.loss, self.ds = trainer, members, loss, ds
-        self.callbacks, self.folder = callbacks, folder
+        self.trainer, self.members, self.loss, self.ds = trainer, list(members), loss, ds
+        self.callbacks, self.folder, self.refill = callbacks, folder, refill
         self.plan = plan_blocks(trainer, members, loss, ds)
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
         self.began = self.written = time.monotonic()
@@ -89,8 +98,11 @@ class _Run:
                 if self.late:
                     block.stop("max_time")
                     continue
-                torch.set_num_threads(min(threads, len(block.members)))
+                going = len(block.members)
+                torch.set_num_threads(min(threads, going))
                 block.step()
+                if self.refill is not None and len(block.members) < going:
+                    self._fill_up(block, self.refill(going - len(block.members)))
                 if request.signal_number:
                     self.write()
                     raise Interrupted(request.signal_number)
@@ -98,7 +110,7 @@ class _Run:
                     self.write()
         if self.folder:
             self.write()
-        fits = {place: fit for ids, block in zip(self.plan, self.blocks) for place, fit in zip(ids, _in_order(block))}
+        fits = {ids[own]: fit for ids, block in zip(self.plan, self.blocks) for own, fit in block.fits.items()}
         in_order = [fits[place] for place in range(len(self.members))]
         for callback in self.callbacks:
             callback.end(in_order)
@@ -112,6 +124,13 @@ class _Run:
 
     def _begin_block(self) -> Block:
         ids = self.plan[len(self.blocks)]
+        members = [self.members[place] for place in ids]
+        block = Block(self.trainer, members, self.loss, self.ds, *self._listeners(ids))
+        self.blocks.append(block)
+        return block
+
+    def _listeners(self, ids: list[int]) -> tuple[OnEpoch, OnLog]:
+        """What a block of the members `ids` tells the callbacks, who know them by these numbers."""
 
         def on_epoch(member: int, record: dict[str, Any], stopped: bool) -> bool:
             return self.tell(ids[member], record, stopped)
@@ -120,9 +139,27 @@ class _Run:
             for callback in self.callbacks:
                 callback.log(ids[member], step, values)
 
-        block = Block(self.trainer, [self.members[i] for i in ids], self.loss, self.ds, on_epoch, on_log)
-        self.blocks.append(block)
-        return block
+        return on_epoch, on_log
+
+    def _fill_up(self, block: Block, new: Sequence[Member]) -> None:
+        """Take `new` members into the block at work if they are of its kind, and plan blocks for the others."""
+        if not new:
+            return
+        _check(new, self.loss, self.ds, self.trainer)
+        first = len(self.members)
+        self.members.extend(new)
+        planned = plan_blocks(self.trainer, self.members, self.loss, self.ds, range(first, len(self.members)))
+        alike = kind_of(self.trainer, block.everyone[0], self.loss, self.ds)
+        joining = [] if block.done else [ids for ids in planned if self._kind(ids[0]) == alike]
+        self.plan += [ids for ids in planned if ids not in joining]
+        if joining:
+            old, added = self.plan[len(self.blocks) - 1], [place for ids in joining for place in ids]
+            ids = [*(old[member] for member in block.members), *added]
+            self.plan.insert(len(self.blocks), ids)
+            self.blocks.append(block.joined([self.members[place] for place in added], *self._listeners(ids)))
+
+    def _kind(self, place: int) -> Any:
+        return kind_of(self.trainer, self.members[place], self.loss, self.ds)
 
     def tell(self, member: int, record: dict[str, Any], stopped: bool) -> bool:
         """Tell all callbacks of an epoch; whether one of them wants the member to stop."""
@@ -167,19 +204,25 @@ class _Run:
         return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
 
 
-def plan_blocks(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset) -> list[list[int]]:
-    """Which members train together: those of one architecture and batch shape, as many as fit into the cache."""
+def plan_blocks(
+    trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, places: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Which members (of `places`) train together: those of one kind, as many as fit into the cache."""
     alike: dict[Any, list[int]] = {}
-    for place, member in enumerate(members):
-        rows = len(member.train)
-        batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
-        key = (member.network, batch, None if loss.additive else n_periods(ds, member.train), _width(member, ds))
-        alike.setdefault(key, []).append(place)
+    for place in range(len(members)) if places is None else places:
+        alike.setdefault(kind_of(trainer, members[place], loss, ds), []).append(place)
     blocks = []
-    for (network, batch, _, width), places in alike.items():
+    for (network, batch, _, width), own in alike.items():
         size = trainer.member_block or _block_size(network, batch, width, ds.window)
-        blocks += [places[i : i + size] for i in range(0, len(places), size)]
+        blocks += [own[i : i + size] for i in range(0, len(own), size)]
     return blocks
+
+
+def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset) -> tuple[Any, ...]:
+    """What members must have in common to train in one block: the architecture and the shape of a batch."""
+    rows = len(member.train)
+    batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
+    return (member.network, batch, None if loss.additive else n_periods(ds, member.train), _width(member, ds))
 
 
 def _width(member: Member, ds: TimeDataset) -> int:
@@ -225,10 +268,6 @@ def _identity(member: Member) -> list[Any]:
     start = None if member.start is None else member.start.parameters.cpu().numpy()
     own = [member.seed, member.lr, member.weight_decay, member.clip_norm, member.patience]
     return [member.network, *own, transforms, _digest(member.train), _digest(member.val), _digest(start)]
-
-
-def _in_order(block: Block) -> list[Fit]:
-    return [block.fits[member] for member in range(len(block.everyone))]
 
 
 def _digest(array: np.ndarray | None) -> str | None:

@@ -239,3 +239,39 @@ def test_a_member_under_any_sampler_equals_its_solo_result(kind):
         (alone,) = trainer.fit_many([member], qfml.BCE(), ds)
         assert np.array_equal(alone.parameters.numpy(), fit_in_stack.parameters.numpy())
         assert alone.history == fit_in_stack.history
+
+
+def test_members_that_take_a_place_left_by_another_equal_their_solo_results():
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=4, batch_size=32, averaging=qfml.engine.EMA(0.9), schedule=qfml.engine.Cosine())
+    networks = [qfml.MLP(hidden=(16,), dropout=0.25), qfml.MLP(hidden=(24,))]
+    waiting = [
+        qfml.Member(networks[0], TRAIN[40:], VAL, seed=7),
+        qfml.Member(networks[1], TRAIN, VAL, seed=8),  # another architecture: a stack of its own
+        qfml.Member(networks[0], TRAIN, VAL, seed=9, lr=0.01),
+    ]
+    members = [qfml.Member(networks[0], TRAIN[: 64 + 50 * i], VAL, seed=i) for i in range(3)]
+    asked = []
+
+    def refill(places):
+        asked.append(places)
+        return [waiting.pop(0) for _ in range(min(places, len(waiting)))]
+
+    everyone = [*members, *waiting]
+    epochs = []
+
+    class Told(qfml.engine.Callback):
+        def epoch(self, member, record, stopped):
+            epochs.append((member, record["epoch"]))
+            return member == 1 and record["epoch"] == 2
+
+    fits = trainer.fit_many(members, qfml.MSE(), ds, callbacks=[Told()], refill=refill)
+    assert sum(asked) == len(fits) == len(everyone) == 6
+    assert [fit.status for fit in fits] == ["finished", "stopped", *["finished"] * 4]
+    assert sorted(epochs) == [(m, e) for m in range(6) for e in range(1, 3 if m == 1 else 5)]
+    for place, (member, fit) in enumerate(zip(everyone, fits, strict=True)):
+        (alone,) = trainer.fit_many([member], qfml.MSE(), ds, callbacks=[StopAfter(2)] if place == 1 else [])
+        assert np.array_equal(alone.parameters.numpy(), fit.parameters.numpy())
+        assert alone.history == fit.history
+    with pytest.raises(ValueError, match="`refill` and `checkpoint_dir` exclude each other"):
+        trainer.fit_many(members, qfml.MSE(), ds, refill=refill, checkpoint_dir="never_made")
