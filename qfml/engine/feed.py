@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qfml.engine.clock import Clock
-from qfml.engine.inputs import Inputs
-from qfml.losses import Panel
+from qfml.data.dataset import TimeDataset
+from qfml.engine.clock import Clock, Counters
+from qfml.engine.inputs import Inputs, panel_of, time_order
+from qfml.engine.member import Member
+from qfml.engine.sampling import Sampler
+from qfml.engine.trainer import Trainer
+from qfml.losses import Loss, Panel
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # gathered at a time: from the cache, or by few kernels
 
@@ -37,6 +43,42 @@ class Batch(NamedTuple):
     panel: Panel | None = None
 
 
+@runtime_checkable
+class Feed(Protocol):
+    """What a block takes its batches from.
+
+    The `clock` says which batch comes next, so that its counters are all that a checkpoint holds of a feed.
+    """
+
+    @property
+    def clock(self) -> Counters:
+        """Where each member stands."""
+        ...
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """The data in memory that validation rows are taken from; None where there are none."""
+        ...
+
+    @property
+    def n_features(self) -> int:
+        """Features of a row, after the members' transforms."""
+        ...
+
+    @property
+    def window(self) -> int | None:
+        """Rows of a window; None where an input is one row."""
+        ...
+
+    def next(self) -> Batch:
+        """The batch of each member's next step; the clock is moved on by `advance` alone."""
+        ...
+
+    def keep(self, places: np.ndarray) -> None:
+        """Forget all members but those at `places`, in the clock too."""
+        ...
+
+
 class ResidentFeed:
     """Batches of a data set in memory, gathered for several steps at once by the row ids of each member's clock."""
 
@@ -44,6 +86,16 @@ class ResidentFeed:
         self.inputs, self.clock, self.panel = inputs, clock, panel
         self._chunk: list[Batch] = []
         self._length = self._at = 0
+
+    @property
+    def n_features(self) -> int:
+        """Features of a row, after the transforms."""
+        return self.inputs.features.shape[1]
+
+    @property
+    def window(self) -> int | None:
+        """Rows of a window, None where an input is one row."""
+        return self.inputs.window
 
     def next(self) -> Batch:
         """The batches of each member's next step; the clock is moved on by `advance` alone.
@@ -78,3 +130,21 @@ class ResidentFeed:
         if self.panel is not None:
             self.panel = Panel(self.panel.period[index], self.panel.first[index])
         self._length = self._at = 0  # what was gathered is of other members
+
+
+def resident_feed(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset) -> ResidentFeed:
+    """The feed of members that train on rows of `ds`."""
+    seeds = [(trainer.seed, member.seed) for member in members]
+    ordered = trainer.batch_size is None  # all rows at once: their order only matters to a loss of the whole sample
+    rows = [time_order(ds, member.train) if ordered else np.asarray(member.train) for member in members]
+    batch_size = len(rows[0]) if trainer.batch_size is None else min(trainer.batch_size, len(rows[0]))
+    order = None if ordered else partial(_order, trainer.sampler, ds)
+    clock = Clock(rows, seeds, batch_size, order, trainer.max_steps)
+    weighted = not trainer.sampler.replaces_weight
+    inputs = Inputs(ds, [member.transforms for member in members], weighted)
+    panel = None if loss.additive else panel_of(ds, rows, clock.width)
+    return ResidentFeed(inputs, clock, panel)
+
+
+def _order(sampler: Sampler, ds: TimeDataset, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    return sampler.order(rows, ds, generator)

@@ -28,6 +28,7 @@ class Inputs:
         distinct = list({id(transform): transform for transform in transforms}.values())
         views = [ds.features if each is None else each.apply(ds.features) for each in distinct]
         place = {id(transform): view * len(ds.features) for view, transform in enumerate(distinct)}
+        self.ds = ds
         self.features = views[0] if len(views) == 1 else torch.cat(views)
         self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
         self.ends, self.y, self.window = ds.ends, ds.y, ds.window
