@@ -55,3 +55,34 @@ def losses_and_gradient(forward: Forward, loss: Loss, batch: Batch, size: int | 
     for part in parts:
         take(forward(batch.x[:, part], part), slopes[:, part], part.start == 0)
     return losses.detach()
+
+
+Pullback = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], list[Tensor]]]]  # features to outputs, and their `pull`
+Put = Callable[[list[Tensor], bool], None]  # gradients of all parameters, and whether they are the first of the batch
+
+
+@torch.no_grad()
+def losses_and_written_gradient(pullback: Pullback, loss: Loss, batch: Batch, size: int | None, put: Put) -> Tensor:
+    """`losses_and_gradient` of a network that knows its own gradient: without torch's graph."""
+    parts = list(micro_batches(batch.share.shape[1], size))
+    if isinstance(loss, Additive):
+        losses = torch.zeros_like(batch.share[:, 0])
+        for part in parts:
+            share = batch.share[:, part]
+            output, pull = pullback(batch.x[:, part])
+            losses = losses + (loss.rows(output, batch.y[:, part]) * share).sum(1)
+            slopes = loss.slopes(output, batch.y[:, part])
+            put(pull(slopes * share.view(*share.shape, *(1,) * (slopes.ndim - 2))), part.start == 0)
+        return losses
+    if len(parts) == 1:
+        output, pull = pullback(batch.x)
+    else:
+        output, pull = torch.cat([pullback(batch.x[:, part])[0] for part in parts], dim=1), None
+    with torch.enable_grad():
+        leaf = output.requires_grad_()
+        losses = loss(leaf, batch.y, batch.weight, batch.panel)
+        (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+    for part in parts:
+        again = pull or pullback(batch.x[:, part])[1]  # what a micro-batch remembers is not kept: it is run once more
+        put(again(slopes[:, part]), part.start == 0)
+    return losses.detach()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,28 +13,31 @@ import torch
 from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
-from qfml.engine.backward import losses_and_gradient
+from qfml.engine.backward import losses_and_gradient, losses_and_written_gradient
 from qfml.engine.clipping import clip_norm_, clip_value_, norms
-from qfml.engine.clock import Clock
+from qfml.engine.compiling import forward_of
 from qfml.engine.dropout import DropoutBytes
-from qfml.engine.feed import Batch, ResidentFeed
+from qfml.engine.feed import Batch, Feed
 from qfml.engine.fit import Fit
 from qfml.engine.groups import group_factors
-from qfml.engine.inputs import Inputs, panel_of, time_order
+from qfml.engine.inputs import time_order
 from qfml.engine.member import Member
 from qfml.engine.monitor import judged
-from qfml.engine.optimizers import Step
+from qfml.engine.optimizers import Step, start_state
 from qfml.engine.precision import casting, rescale, start_scale
-from qfml.engine.sampling import Sampler
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
+from qfml.engine.stream_feed import StreamedData, feed_of
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
+from qfml.engine.watching.birth import birthplace, one_member, validation_fault
 from qfml.losses import Loss
+from qfml.networks import Dropout, WrittenGradient
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
 OnLog = Callable[[int, int, dict[str, float]], None]
+OnFail = Callable[[int, int, str], None]
 
 
 class Block:
@@ -49,29 +53,24 @@ class Block:
         trainer: Trainer,
         members: Sequence[Member],
         loss: Loss,
-        ds: TimeDataset,
+        ds: TimeDataset | StreamedData,
         on_epoch: OnEpoch,
         on_log: OnLog,
+        on_fail: OnFail,
     ) -> None:
         self.trainer, self.everyone, self.loss, self.ds = trainer, members, loss, ds
-        self.on_epoch, self.on_log = on_epoch, on_log
-        self.network, self.device = members[0].network, ds.y.device
+        self.on_epoch, self.on_log, self.on_fail = on_epoch, on_log, on_fail
+        self.network, self.device = members[0].network, ds.device if isinstance(ds, StreamedData) else ds.y.device
         self.fits: dict[int, Fit] = {}
+        self.failures: dict[int, tuple[int, str]] = {}  # the step, and where what is not finite came from
         self.histories: list[list[dict[str, Any]]] = [[] for _ in members]
         self.members = list(range(len(members)))
 
         seeds = [(trainer.seed, member.seed) for member in members]
-        ordered = trainer.batch_size is None  # all rows at once: their order only matters to a loss of the whole sample
-        rows = [time_order(ds, member.train) if ordered else np.asarray(member.train) for member in members]
-        batch_size = len(rows[0]) if trainer.batch_size is None else min(trainer.batch_size, len(rows[0]))
-        order = None if ordered else partial(_order, trainer.sampler, ds)
-        self.clock = Clock(rows, seeds, batch_size, order, trainer.max_steps)
-        weighted = not trainer.sampler.replaces_weight
-        self.inputs = Inputs(ds, [member.transforms for member in members], weighted)
-        panel = None if loss.additive else panel_of(ds, rows, self.clock.width)
-        self.feed = ResidentFeed(self.inputs, self.clock, panel)
+        self.feed = feed_of(trainer, members, loss, ds)
+        self.clock, self.inputs = self.feed.clock, self.feed.inputs
 
-        drawn = [_initial(member, self.inputs, seed) for member, seed in zip(members, seeds)]
+        drawn = [_initial(member, self.feed, seed, loss.n_outputs) for member, seed in zip(members, seeds)]
         self.layout = Layout.of(drawn[0])
         parameters = torch.stack([self.layout.flatten(one) for one in drawn]).to(self.device)
         no_loss = torch.zeros(len(members), dtype=torch.float64, device=self.device)
@@ -82,7 +81,7 @@ class Block:
             "weight_sum": no_loss.clone(),
             "healthy": torch.ones(len(members), 1, dtype=torch.bool, device=self.device),
         }
-        self.tensor |= _over("optimizer.", trainer.optimizer.start(parameters))
+        self.tensor |= _over("optimizer.", start_state(trainer.optimizer, parameters, self.layout))
         self.tensor |= _over("precision.", start_scale(trainer.precision, parameters))
         if trainer.averaging is not None:
             self.tensor["average"] = parameters.clone()
@@ -95,6 +94,13 @@ class Block:
             "n_updates": np.zeros(len(members), dtype=np.int64),
         } | _over("schedule.", trainer.schedule.start(len(members)))
         self.groups = group_factors(trainer.parameter_groups, self.layout, parameters)
+        self.written = (
+            isinstance(self.network, WrittenGradient)
+            and self.network.writes_gradient
+            and trainer.precision in ("fp32", "tf32")
+            and trainer.compile is None
+        )
+        self.forward = forward_of(self.network, trainer.compile)
         self._bind()
 
     @property
@@ -107,9 +113,11 @@ class Block:
         batch = self.feed.next()
         losses = self._gradient(batch, self.views, self.gradient)
         norm = norms(self.gradient)
-        moving = self._guard(norm)
-        if self.clips:
-            clip_norm_(self.gradient, norm, self.clip_norm)
+        moving = None
+        if not self._calm(norm):
+            moving = self._guard(norm, batch)
+            if self.clips:
+                clip_norm_(self.gradient, norm, self.clip_norm)
         if self.trainer.clip_value is not None:
             clip_value_(self.gradient, self.trainer.clip_value)
         self._update(moving, batch)
@@ -125,11 +133,26 @@ class Block:
 
     def _gradient(self, batch: Batch, views: dict[str, Tensor], out: Tensor) -> Tensor:
         """Losses of the members (M,) at the parameters `views`; their gradients go to `out`."""
+        if self.written:
+            pullback = partial(self.network.pullback, views)  # pyright: ignore[reportAttributeAccessIssue]
+
+            def put(found: list[Tensor], first: bool) -> None:
+                self.layout.write(found, out, add=not first)
+
+            with casting(self.trainer.precision, self.device):
+                losses = losses_and_written_gradient(pullback, self.loss, batch, self.trainer.micro_batch_size, put)
+        else:
+            losses = self._graph_gradient(batch, views, out)
+        if self.groups.trained is not None:
+            out.mul_(self.groups.trained)
+        return losses
+
+    def _graph_gradient(self, batch: Batch, views: dict[str, Tensor], out: Tensor) -> Tensor:
         dropout = self.dropout.next(self.clock)
 
         def forward(x: Tensor, part: slice) -> Tensor:
             with casting(self.trainer.precision, self.device):
-                output = self.network.forward(views, x, None if dropout is None else dropout[part])
+                output = self.forward(views, x, None if dropout is None else dropout[part])
             return output.float()
 
         def take(values: Tensor, weights: Tensor | None, first: bool) -> None:
@@ -141,8 +164,6 @@ class Block:
         losses = losses_and_gradient(forward, self.loss, batch, self.trainer.micro_batch_size, take)
         if self.scaling:
             out.div_(self.scaling["scale"])
-        if self.groups.trained is not None:
-            out.mul_(self.groups.trained)
         return losses
 
     def _evaluate(self, batch: Batch, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +171,11 @@ class Block:
         gradient = torch.zeros_like(parameters)
         return self._gradient(batch, self.layout.views(parameters, requires_grad=True), gradient), gradient
 
-    def _guard(self, norm: Tensor) -> Tensor | None:
+    def _calm(self, norm: Tensor) -> bool:
+        """Whether every gradient is known to be finite and short enough: on a CPU, where a look costs little."""
+        return self.well and bool((norm.numpy() + np.float32(1e-6) <= self.longest).all())
+
+    def _guard(self, norm: Tensor, batch: Batch) -> Tensor | None:
         """Which members move, (M, 1); None if all are known to.
 
         A member whose gradient is not finite is frozen for good; with a scaled loss it skips the step, until no scale
@@ -158,16 +183,37 @@ class Block:
         """
         if self.well and bool(np.isfinite(norm.numpy()).all()):
             return None
-        moving = torch.isfinite(norm)
+        moving, before = torch.isfinite(norm), self.healthy.clone()
         if self.scaling:
             rescale(self.scaling, moving)
             self.healthy.logical_and_(self.scaling["scale"] >= 1)
         else:
             self.healthy.logical_and_(moving)
         self.well = False
+        if self.device.type == "cpu":
+            for member in torch.nonzero(before & ~self.healthy)[:, 0].tolist():
+                self._fail(member, self._birthplace(member, batch))
         moving = moving & self.healthy
         self.gradient.masked_fill_(~moving, 0)
         return moving
+
+    def _fail(self, member: int, place: str) -> None:
+        """Note and tell that a member trains no further, since at `place` something was not finite."""
+        step, epoch = int(self.clock.n_steps[member]) + 1, int(self.clock.epoch[member]) + 1
+        self.failures[self.members[member]] = step, f"step {step}, epoch {epoch}: {place}"
+        self.on_fail(self.members[member], *self.failures[self.members[member]])
+
+    def _birthplace(self, member: int, batch: Batch) -> str:
+        """Where the gradient of a member's present step became infinite or NaN: the step is taken once more, alone."""
+        own, dropout = slice(member, member + 1), self.dropout.next(self.clock)
+        alone = None if dropout is None else Dropout(dropout.random_bytes[own])
+
+        def forward(views: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            with casting(self.trainer.precision, self.device):
+                return self.network.forward(views, x, alone).float()
+
+        batch = one_member(batch, member)
+        return birthplace(forward, self.loss, self.layout, self.parameters[own], batch, self.gradient[own])
 
     def _update(self, moving: Tensor | None, batch: Batch) -> None:
         """One step of the optimizer; of a member that skips it nothing changes, its moments neither."""
@@ -275,20 +321,39 @@ class Block:
 
     def _finish(self, member: int, status: str) -> None:
         own = self.everyone[self.members[member]]
+        if status == "nan" and self.members[member] not in self.failures:
+            self._fail(member, self._unseen_fault(member))
         best_epoch = int(self.array["best_epoch"][member])
         kept = self.tensor["best" if best_epoch else "parameters"][member]  # nan in the first epoch: nothing better
         history = tuple(self.histories[self.members[member]])
         self.fits[self.members[member]] = Fit(
             own.network, self.loss, kept.clone(), self.layout, own.transforms, own.seed, status, history, best_epoch
         )
+        if self.members[member] in self.failures:
+            failure = self.failures[self.members[member]][1]
+            self.fits[self.members[member]] = replace(self.fits[self.members[member]], failure=failure)
+
+    def _unseen_fault(self, member: int) -> str:
+        """What stopped a member whose gradients were not looked at one by one, or were all finite."""
+        if not bool(self.healthy[member]):
+            return (
+                "a gradient of this epoch was not finite; on a GPU no step is waited for, so that its rows are not "
+                "known: train the member on a CPU to learn where it came from"
+            )
+        val = self.everyone[self.members[member]].val
+        assert val is not None
+        assert self.inputs is not None
+        parameters = self.tensor["average" if self.trainer.averaging else "parameters"][member][None]
+        return validation_fault(self.network, self.loss, self.inputs, self.layout, parameters, member, val)
 
     def _validate(self, members: np.ndarray, weights: Tensor) -> list[dict[str, float]]:
         """Loss and metrics of each of `members` on its own validation rows; nothing for one without any."""
+        if self.inputs is None:
+            return [{} for _ in members]
+        ds = self.inputs.ds
         rows = {int(member): self.everyone[self.members[member]].val for member in members}
-        chosen = {member: time_order(self.ds, own) for member, own in rows.items() if own is not None}
-        found = validated(
-            self.network, self.loss, self.ds, self.inputs, self.layout, weights, chosen, self.trainer.metrics
-        )
+        chosen = {member: time_order(ds, own) for member, own in rows.items() if own is not None}
+        found = validated(self.network, self.loss, ds, self.inputs, self.layout, weights, chosen, self.trainer.metrics)
         return [found.get(member, {}) for member in rows]
 
     def _keep(self, places: np.ndarray) -> None:
@@ -313,17 +378,19 @@ class Block:
         self.clip_norm = torch.from_numpy(self.array["clip_norm"]).to(self.parameters)[:, None]
         # a GPU is not waited for
         self.well = self.device.type == "cpu" and not self.scaling and bool(self.healthy.all())
+        self.longest = np.minimum(self.array["clip_norm"], np.finfo(np.float32).max).astype(np.float32)[:, None]
         self.clips = bool(np.isfinite(self.array["clip_norm"]).any())
 
-    def joined(self, members: Sequence[Member], on_epoch: OnEpoch, on_log: OnLog) -> Block:
+    def joined(self, members: Sequence[Member], on_epoch: OnEpoch, on_log: OnLog, on_fail: OnFail) -> Block:
         """A block of the members that are left, where they stand, and of `members`, which begin.
 
         The fits of those that have stopped stay with this one.
         """
         going = len(self.members)
         everyone = [*(self.everyone[member] for member in self.members), *members]
-        block = Block(self.trainer, everyone, self.loss, self.ds, on_epoch, on_log)
+        block = Block(self.trainer, everyone, self.loss, self.ds, on_epoch, on_log, on_fail)
         block.histories[:going] = [self.histories[member] for member in self.members]
+        block.failures = {i: self.failures[old] for i, old in enumerate(self.members) if old in self.failures}
         for name, value in block.tensor.items():
             value[:going] = self.tensor[name]
         for name, value in block.array.items():
@@ -345,12 +412,14 @@ class Block:
             "clock": self.clock.state(),
             "arrays": {name: value.tolist() for name, value in self.array.items()},
             "histories": self.histories,
+            "failures": [[place, step, sentence] for place, (step, sentence) in self.failures.items()],
             "fits": {str(place): fit for place, fit in fits.items()},
         }
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Continue where `tensors()` and `counters()` were taken."""
         self.histories = counters["histories"]
+        self.failures = {place: (step, sentence) for place, step, sentence in counters["failures"]}
         for place, fit in counters["fits"].items():
             self.tensor["best"][int(place)] = self.parameters[int(place)] = tensors[f"fit.{place}"]
             self.array["best_epoch"][int(place)] = fit["best_epoch"]
@@ -361,10 +430,6 @@ class Block:
             value.copy_(tensors[name])
         for name, value in self.array.items():
             value[...] = counters["arrays"][name]
-
-
-def _order(sampler: Sampler, ds: TimeDataset, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    return sampler.order(rows, ds, generator)
 
 
 def _filled(values: Sequence[float | None], default: float) -> np.ndarray:
@@ -379,8 +444,8 @@ def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
-def _initial(member: Member, inputs: Inputs, seed: tuple[int, int]) -> dict[str, Tensor]:
+def _initial(member: Member, feed: Feed, seed: tuple[int, int], n_outputs: int) -> dict[str, Tensor]:
     """A member's first parameters: those of an earlier fit, or drawn from its own stream."""
     if member.start is not None:
         return member.start.named_parameters()
-    return member.network.init(inputs.features.shape[1], inputs.window, stream(*seed, "init"))
+    return member.network.init(feed.n_features, feed.window, stream(*seed, "init"), n_outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,10 @@ class Layout:
     ) -> Flat:
         """The gradient of a weighted sum of `values` in all parameters, written into `out` (M, P), or added to it."""
         weights = torch.ones_like(values) if weights is None else weights
-        found = torch.autograd.grad(values, list(views.values()), weights)
+        return self.write(torch.autograd.grad(values, list(views.values()), weights), out, add)
+
+    def write(self, found: Sequence[Tensor], out: Flat, add: bool = False) -> Flat:
+        """Gradients of the parameters (M, ...), in their order, written into `out` (M, P), or added to it."""
         gradients = [gradient.view(len(out), -1) for gradient in map(Tensor.contiguous, found)]
         own = out[:, : self.n_parameters]  # the padding stays 0
         if add:

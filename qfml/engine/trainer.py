@@ -14,6 +14,7 @@ from qfml.config import OneOf, Section
 from qfml.data.dataset import TimeDataset
 from qfml.engine.averaging import AVERAGES, Averaging
 from qfml.engine.callbacks import Callback
+from qfml.engine.compiling import check_compile
 from qfml.engine.fit import Fit
 from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
@@ -22,9 +23,10 @@ from qfml.engine.optimizers import OPTIMIZERS, AdamW, Optimizer
 from qfml.engine.precision import check_precision
 from qfml.engine.sampling import SAMPLERS, Sampler, Shuffled
 from qfml.engine.schedules import SCHEDULES, Constant, Schedule
+from qfml.engine.watching.settings import Profile, check_watch
 from qfml.errors import UserError
 from qfml.losses import Loss
-from qfml.networks import Network
+from qfml.networks import ModuleFactory, Network
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Trainer:
         micro_batch_size: rows that go through the network at a time; it limits memory and never changes the gradient.
         precision: "fp32", "tf32", "bf16" or "fp16": the format of the network's products. The promise of equal bits is
             for fp32.
+        compile: "default" compiles forward and backward pass by `torch.compile` for the shapes of stack and batch, some
+            ten seconds for each; "cuda_graphs" also records their kernels, on a GPU. The promise of equal bits is for
+            None.
         parameter_groups: other learning rates and weight decays for parameters chosen by name.
         averaging: `EMA(...)` or `SWA(...)`: averaged weights are validated and kept in place of the last ones.
         max_steps: steps after which a member stops, even within an epoch; None leaves it to `max_epochs`.
@@ -51,17 +56,28 @@ class Trainer:
         monitor: what decides which epoch was best: "val_loss", "train_loss", or "val_" and one of `metrics`.
         mode: "min" or "max": which values of it are better.
         min_delta: by how much a value must be better to count as better.
-        metrics: computed on the validation rows after each epoch: mse, mae, r2, rank_ic, accuracy, roc_auc, brier.
+        metrics: computed on the validation rows after each epoch: mse, mae, r2, rank_ic, accuracy, roc_auc, brier; of
+            probabilities of classes accuracy and brier; of quantiles coverage_error.
         patience: epochs without a better value after which a member stops; None never stops early.
         max_seconds: time after which all members stop where they are, with status "max_time". What they are then
-            depends on the machine.
+            depends on the machine. Resumed from its checkpoint, the training goes on, for as long again.
         fast_dev_run: two steps and one validation of each member, no checkpoint: does it run at all?
         log_every: steps between two calls of the callbacks' `log`, the only ones that read numbers from the device;
             None logs epochs only.
+        watch: what else is logged on these steps: "layers" (norms of gradient and weights by parameter) and
+            "activations" (mean, standard deviation, share of zeros and dead units by layer, from one more forward
+            pass without dropout); and "memory", told once. Nothing watched changes a result.
+        time_split: tell callbacks in each epoch what its time went into.
+        profile: steps whose trace is written by torch's profiler.
         seed: enters every member's random streams.
         device: where the training runs.
         member_block: members trained at a time; None fits a block into the cache. It changes the speed only.
-        checkpoint_seconds: the least time between two checkpoints; never below 20 times what the last one took.
+        checkpoint_seconds: the least time between two checkpoints; never below 20 times what the last one cost: the
+            time that the training waited for it plus that of the thread that wrote it.
+        keep_checkpoints: the last so many are kept, at least 2. Each holds every member's best parameters so far beside
+            its present ones, so that the best are never lost.
+        deterministic: on CUDA, take deterministic algorithms only; needs the environment variable
+            CUBLAS_WORKSPACE_CONFIG. On a CPU training is deterministic in any case.
 
     Example:
         >>> import numpy as np, qfml
@@ -83,6 +99,7 @@ class Trainer:
     micro_batch_size: int | None = None
     max_steps: int | None = None
     precision: str = "fp32"
+    compile: str | None = None
     parameter_groups: tuple[Annotated[ParameterGroup, Section(ParameterGroup)], ...] = ()
     averaging: Annotated[Averaging, OneOf(AVERAGES)] | None = None
     clip_norm: float | None = None
@@ -95,10 +112,15 @@ class Trainer:
     max_seconds: float | None = None
     fast_dev_run: bool = False
     log_every: int | None = None
+    watch: tuple[str, ...] = ()
+    time_split: bool = False
+    profile: Annotated[Profile, Section(Profile)] | None = None
     seed: int = 0
     device: str = "cpu"
     member_block: int | None = None
     checkpoint_seconds: float = 30.0
+    keep_checkpoints: int = 2
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -146,16 +168,25 @@ class Trainer:
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UserError(f"`max_seconds` must be positive, got {self.max_seconds}; leave it out to train to the end")
         check_precision(self.precision, torch.device(self.device))
+        check_watch(self.watch, self.log_every)
+        check_compile(self.compile, torch.device(self.device))
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise UserError(f"`{name}` must be positive, got {limit}; leave it out to train without")
+        if type(self.keep_checkpoints) is not int or self.keep_checkpoints < 2:
+            raise UserError(
+                f"`keep_checkpoints` must be a whole number, at least 2, got {self.keep_checkpoints!r}: the one before "
+                "the last is what a damaged one falls back on"
+            )
+        if not isinstance(self.deterministic, bool):
+            raise UserError(f"`deterministic` must be True or False, got {self.deterministic!r}")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
 
     def fit(
         self,
-        network: Network,
+        network: Network | ModuleFactory,
         loss: Loss,
         ds: TimeDataset,
         *,
@@ -202,3 +233,47 @@ class Trainer:
 
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return train(self, members, loss, ds, callbacks, folder, resume, refill)
+
+    def fit_stream(
+        self,
+        members: Sequence[Member],
+        loss: Loss,
+        data: Any,
+        *,
+        val: TimeDataset | None = None,
+        adapter: Callable[[Any], Any] | None = None,
+        ahead: int = 2,
+        callbacks: Sequence[Callback] = (),
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
+    ) -> list[Fit]:
+        """Train many networks on batches that do not lie in memory, all of them on the same ones.
+
+        The order is the stream's own and does not depend on the number of workers. A `StreamingTimeDataset` is told
+        epoch and position. Another DataLoader has its `generator` seeded by the trainer's seed and the epoch, and is
+        resumed by reading on to the position; what its data set draws at random is not ours to repeat.
+
+        Args:
+            members: `StreamMember`s; nothing of them is changed.
+            loss: one of `qfml.losses.LOSSES`, not one of the whole sample.
+            data: a `StreamingTimeDataset`, or a DataLoader of one (with `batch_size=None`) or of anything else.
+                `batch_size` of the trainer is that of its batches.
+            val: data in memory that the members are judged on; without, the last epoch is taken.
+            adapter: makes of a batch `(x, y)`, `(x, y, weight)` or a dict of these; None if batches are such.
+            ahead: batches that a thread prepares while the networks train, where no workers of `data` do.
+            callbacks: told of what happens.
+            checkpoint_dir: write checkpoints here, on time, on Ctrl-C and SIGTERM, and at the end.
+            resume: continue from the newest checkpoint of `checkpoint_dir`.
+
+        Returns:
+            One `Fit` a member, in the members' order.
+
+        Raises:
+            ValueError: what a stream cannot do, a batch that breaks a rule, a worker process that died.
+            Interrupted: stopped by a signal, after a checkpoint was written.
+            CheckpointError: nothing to resume from, or the checkpoint belongs to other data or settings.
+        """
+        from qfml.engine.stream_training import train_stream  # it is built on this class
+
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        return train_stream(self, members, loss, data, val, adapter, ahead, callbacks, folder, resume)

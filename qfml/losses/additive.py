@@ -23,6 +23,10 @@ class MSE(Additive):
         """Squared errors."""
         return (output - y).square()
 
+    def slopes(self, output: Tensor, y: Tensor) -> Tensor:
+        """Twice the errors."""
+        return 2 * (output - y)
+
     def prediction(self, output: Tensor) -> Tensor:
         """The output is the label's conditional mean."""
         return output
@@ -36,6 +40,7 @@ class MAE(Additive):
     """Mean absolute error; the output is the label's conditional median."""
 
     kind: ClassVar[str] = "mae"
+    predicts: ClassVar[str] = "median"
 
     def rows(self, output: Tensor, y: Tensor) -> Rows:
         """Absolute errors."""
@@ -99,6 +104,7 @@ class Pinball(Additive):
     """
 
     kind: ClassVar[str] = "pinball"
+    predicts: ClassVar[str] = "quantile"
     level: float
 
     def __post_init__(self) -> None:
@@ -123,6 +129,7 @@ class BCE(Additive):
     """Binary cross-entropy of labels 0 and 1 (probabilities between are allowed); the output is a logit."""
 
     kind: ClassVar[str] = "bce"
+    predicts: ClassVar[str] = "probability"
 
     def rows(self, output: Tensor, y: Tensor) -> Rows:
         """Minus the log-likelihood of each label."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,17 +27,27 @@ class Panel:
 
 @runtime_checkable
 class Loss(Protocol):
-    """A training loss. `weight` (M, B) is 0 on rows that only fill up a batch."""
+    """A training loss. `weight` (M, B) is 0 on rows that only fill up a batch.
+
+    `predicts` says what `prediction` gives: "mean", "median", "quantile", "probability" or "position", one number a
+    row; "class_probabilities" or "quantiles", K numbers a row.
+    """
 
     kind: ClassVar[str]
     additive: ClassVar[bool]
+    predicts: ClassVar[str]
 
-    def __call__(self, output: Rows, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
+    @property
+    def n_outputs(self) -> int:
+        """Outputs that the network must have for a row: 1 stands for outputs (M, B), K > 1 for (M, B, K)."""
+        ...
+
+    def __call__(self, output: Tensor, y: Rows, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""
         ...
 
     def prediction(self, output: Tensor) -> Tensor:
-        """What the network's raw output means: the label's mean, a probability, or a position."""
+        """What the network's raw outputs mean, of their shape, as `predicts` says."""
         ...
 
     def check_labels(self, y: Tensor) -> None:
@@ -48,10 +59,22 @@ class Additive:
     """A loss that is a weighted mean over rows: a subclass says what one row contributes."""
 
     additive: ClassVar[bool] = True
+    predicts: ClassVar[str] = "mean"
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network for a row."""
+        return 1
 
     def rows(self, output: Tensor, y: Tensor) -> Rows:
         """What each row contributes, shape (M, B)."""
         raise NotImplementedError
+
+    def slopes(self, output: Tensor, y: Tensor) -> Tensor:
+        """The derivative of what each row contributes in its output, of the output's shape."""
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            return torch.autograd.grad(self.rows(leaf, y).sum(), leaf)[0]
 
     def __call__(self, output: Tensor, y: Tensor, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""

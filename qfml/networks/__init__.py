@@ -1,8 +1,9 @@
 """Network specifications, run as stacks of members."""
 
-from qfml.networks.base import Dropout, Network
+from qfml.networks.base import Dropout, Network, WrittenGradient
 from qfml.networks.convex import ConvexMLP
 from qfml.networks.mlp import MLP
+from qfml.networks.module import Module, ModuleFactory, as_network
 from qfml.networks.monotone import MonotoneMLP
 from qfml.networks.recurrent import GRU, LSTM
 from qfml.networks.residual_mlp import ResidualMLP
@@ -22,9 +23,13 @@ __all__ = [
     "TCN",
     "ConvexMLP",
     "Dropout",
+    "Module",
+    "ModuleFactory",
     "MonotoneMLP",
     "Network",
     "ResidualMLP",
     "TabM",
     "Transformer",
+    "WrittenGradient",
+    "as_network",
 ]

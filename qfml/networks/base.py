@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from qfml.errors import UserError
 
 Parameters = Mapping[str, Tensor]
+GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715  # Hendrycks, Gimpel (2016), section 2
 
 
 @runtime_checkable
@@ -25,17 +26,33 @@ class Network(Protocol):
 
     kind: ClassVar[str]
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
-        """Parameters of one member, drawn from `generator` in a fixed order."""
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
+        """Parameters of one member with `n_outputs` outputs a row, drawn from `generator` in a fixed order."""
         ...
 
-    def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Float[Tensor, "member row"]:
-        """Outputs (M, B) of M members on features `x` of shape (M, B, F) or (M, B, L, F)."""
+    def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Outputs of M members on features `x` of shape (M, B, F) or (M, B, L, F): (M, B), or (M, B, K) of several."""
         ...
 
     @property
     def dropout_units(self) -> int:
         """Units a row that dropout may switch off in one forward pass; 0 without dropout."""
+        ...
+
+
+@runtime_checkable
+class WrittenGradient(Protocol):
+    """A network that knows its own gradient, which spares a small one the cost of torch's graph."""
+
+    @property
+    def writes_gradient(self) -> bool:
+        """Whether these settings of the network have one."""
+        ...
+
+    def pullback(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """The outputs, and the map from slopes of the outputs to the gradients of `parameters`, in their order."""
         ...
 
 
@@ -78,20 +95,23 @@ def affine(name: str, inputs: int, outputs: int, generator: torch.Generator) -> 
 
 
 def linear(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row outputs"]:
-    """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O).
+    """One affine map a member: `x` (M, B, I), `weight` (M, I, O), `bias` (M, O)."""
+    if 1 in weight.shape[1:]:  # no matrix: its product is summed in another order when there is one member
+        return (x[..., None] * weight[:, None]).sum(2) + bias[:, None]
+    return torch.baddbmm(bias[:, None], *padded(x, weight))
 
-    A matrix product rounds differently where a matrix does not begin on a cache line, so inputs are filled up with
-    zeros until I x O is a multiple of 16: the weights' gradients then begin on one for every member of a stack. (The
-    engine does the same for rows.)
+
+def padded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` (M, B, I) and `weight` (M, I, O) filled up with zeros until I x O is a multiple of 16.
+
+    A matrix product rounds differently where a matrix does not begin on a cache line; so filled up, the weights'
+    gradients begin on one for every member of a stack. (The engine does the same for rows.)
     """
     n_inputs, n_outputs = weight.shape[1:]
-    if 1 in (n_inputs, n_outputs):  # no matrix: its product is summed in another order when there is one member
-        return (x[..., None] * weight[:, None]).sum(2) + bias[:, None]
     extra = -n_inputs % (16 // math.gcd(16, n_outputs))
-    if extra:
-        x = torch.nn.functional.pad(x, (0, extra))
-        weight = torch.nn.functional.pad(weight, (0, 0, 0, extra))
-    return torch.baddbmm(bias[:, None], x, weight)
+    if not extra:
+        return x, weight
+    return torch.nn.functional.pad(x, (0, extra)), torch.nn.functional.pad(weight, (0, 0, 0, extra))
 
 
 def product(x: Float[Tensor, "member row inputs"], weight: Tensor) -> Float[Tensor, "member row outputs"]:
@@ -111,12 +131,21 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.nn.functional.layer_norm(x, (width,)) * scale.view(own) + shift.view(own)
 
 
-def head(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row"]:
-    """A single output a member: `weight` (M, I), `bias` (M, 1).
+def head_parameters(inputs: int, n_outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The parameters of `head`: `head_weight` (I,), or (I, K) of several outputs, and `head_bias` (K,)."""
+    shape = (inputs,) if n_outputs == 1 else (inputs, n_outputs)
+    weight = uniform(shape, inputs, generator)
+    return {"head_weight": weight, "head_bias": uniform((n_outputs,), inputs, generator)}
 
-    A product and a sum, not a matrix product: one of width 1 is summed in another order when there is one member, and
-    a member must come out the same to the last bit whatever the stack.
+
+def head(x: Float[Tensor, "member row inputs"], weight: Tensor, bias: Tensor) -> Float[Tensor, "member row *output"]:
+    """The outputs: (M, B) from `weight` (M, I) and `bias` (M, 1), or (M, B, K) from (M, I, K) and (M, K).
+
+    A single one is a product and a sum, not a matrix product: one of width 1 is summed in another order when there is
+    one member, and a member must come out the same to the last bit whatever the stack.
     """
+    if weight.ndim == 3:
+        return linear(x, weight, bias)
     return (x * weight[:, None]).sum(-1) + bias
 
 
@@ -132,7 +161,7 @@ def silu(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """Gaussian error linear unit, tanh form (Hendrycks, Gimpel 2016)."""
-    return 0.5 * x * (1 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1 + torch.tanh(GELU_SCALE * (x + GELU_CUBIC * x * x * x)))
 
 
 # Written with tanh: torch's own sigmoid, silu and gelu round the last few elements of a buffer differently from the

@@ -8,12 +8,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, head, layer_norm, linear, uniform
+from qfml.networks.base import (
+    ACTIVATIONS,
+    Dropout,
+    Parameters,
+    check_hidden,
+    head,
+    head_parameters,
+    layer_norm,
+    linear,
+    uniform,
+)
+from qfml.networks.dense import Pull, pullback
 
 
 @dataclass(frozen=True)
 class MLP:
-    """Multilayer perceptron with one output; windows (L, F) are read as one row of L x F features.
+    """Multilayer perceptron; windows (L, F) are read as one row of L x F features.
 
     Each hidden layer is affine -> layer norm (if asked) -> activation -> dropout (if asked). Weights and biases start
     as in `torch.nn.Linear`: uniform on +-1/sqrt(inputs).
@@ -40,7 +51,9 @@ class MLP:
     def __post_init__(self) -> None:
         check_hidden("hidden", self.hidden, self.activation, self.dropout)
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member."""
         parameters: dict[str, Tensor] = {}
         inputs = n_features * (window or 1)
@@ -50,12 +63,10 @@ class MLP:
             if self.layer_norm:
                 parameters[f"scale{i}"], parameters[f"shift{i}"] = torch.ones(width), torch.zeros(width)
             inputs = width
-        parameters["head_weight"] = uniform((inputs,), inputs, generator)
-        parameters["head_bias"] = uniform((1,), inputs, generator)
-        return parameters
+        return parameters | head_parameters(inputs, n_outputs, generator)
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         activation = ACTIVATIONS[self.activation]
         x = x.flatten(2)
         for i in range(len(self.hidden)):
@@ -66,6 +77,15 @@ class MLP:
             if dropout is not None and self.dropout:
                 x = dropout(x, self.dropout)
         return head(x, parameters["head_weight"], parameters["head_bias"])
+
+    @property
+    def writes_gradient(self) -> bool:
+        """Without layer norm and dropout."""
+        return not self.layer_norm and not self.dropout
+
+    def pullback(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Pull]:
+        """Outputs, and what turns their slopes into gradients."""
+        return pullback(x.flatten(2), self.activation, list(parameters.values()))
 
     @property
     def dropout_units(self) -> int:
