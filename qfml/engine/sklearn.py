@@ -1,0 +1,433 @@
+"""`NeuralRegressor` and `NeuralClassifier`: the engine behind scikit-learn's interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from qfml.data.dataset import TimeDataset
+from qfml.engine.member import Member
+from qfml.engine.trainer import Trainer
+from qfml.errors import DataError, SplitError, UserError
+from qfml.losses import BCE, MSE, Loss
+from qfml.networks import MLP, Network
+from qfml.splits.validation import validation_tail
+
+__all__ = ["EXPECTED_FAILED_CHECKS", "NeuralClassifier", "NeuralRegressor", "nested_fields", "rebuilt"]
+
+EXPECTED_FAILED_CHECKS = {
+    "check_sample_weight_equivalence_on_dense_data": "repeating a row changes which rows share a batch; a weight cannot"
+}
+"""What `sklearn.utils.estimator_checks.check_estimator` is told in `expected_failed_checks`, with the reason."""
+
+_DTYPES = (np.float64, np.float32)  # what is neither of them becomes the first
+_CONTAINERS = (None, "default", "pandas")
+
+
+def nested_fields(component: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, and those of the dataclasses in it after two underscores.
+
+    Example:
+        >>> fields = nested_fields(Trainer(max_epochs=5, batch_size=32))
+        >>> fields["max_epochs"], fields["optimizer__lr"]
+        (5, 0.001)
+    """
+    found: dict[str, Any] = {}
+    if not _is_component(component):
+        return found
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        found[field.name] = value
+        found |= {f"{field.name}__{name}": inner for name, inner in nested_fields(value).items()}
+    return found
+
+
+def rebuilt(component: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a frozen dataclass with some of its `nested_fields` changed, all at once.
+
+    Example:
+        >>> trainer = rebuilt(Trainer(max_epochs=5, batch_size=32), {"max_epochs": 9, "optimizer__lr": 0.1})
+        >>> trainer.max_epochs, trainer.optimizer.lr
+        (9, 0.1)
+    """
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = defaultdict(dict)
+    known = [field.name for field in dataclasses.fields(component)] if _is_component(component) else []
+    for name, value in changes.items():
+        first, within, rest = name.partition("__")
+        if first not in known:
+            raise UserError(f"{component!r} has no field `{first}`; it has: {', '.join(known) or 'none'}")
+        if within:
+            inner[first][rest] = value
+        else:
+            own[first] = value
+    for first, nested in inner.items():
+        own[first] = rebuilt(own.get(first, getattr(component, first)), nested)
+    return dataclasses.replace(component, **own)
+
+
+def _is_component(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+class _Neural(BaseEstimator):
+    """What the regressor and the classifier share: parameters, times, training, the predictions of each seed."""
+
+    def __init__(
+        self,
+        network: Any = None,
+        loss: Any = None,
+        trainer: Any = None,
+        *,
+        validation: Any = None,
+        embargo: Any = 0,
+        purge_lookback: Any = False,
+        n_seeds: Any = 1,
+        random_state: Any = None,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.trainer = trainer
+        self.validation = validation
+        self.embargo = embargo
+        self.purge_lookback = purge_lookback
+        self.n_seeds = n_seeds
+        self.random_state = random_state
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name; with `deep` also what lies in them, as `trainer__max_epochs`."""
+        params = super().get_params(deep=False)
+        if deep:
+            for name in ("network", "loss", "trainer"):
+                inner = nested_fields(self._component(name))
+                params |= {f"{name}__{field}": value for field, value in inner.items()}
+        return params
+
+    def set_params(self, **params: Any) -> _Neural:
+        """Set parameters by name; `trainer__optimizer__lr=0.1` rebuilds the trainer with another optimizer in it."""
+        super().set_params(**{name: value for name, value in params.items() if "__" not in name})
+        inner: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, value in params.items():
+            first, within, rest = name.partition("__")
+            if within:
+                inner[first][rest] = value
+        for first, changes in inner.items():
+            if first not in ("network", "loss", "trainer"):
+                raise UserError(f"`{first}` has no parameters of its own; network, loss and trainer have")
+            setattr(self, first, rebuilt(self._component(first), changes))
+        return self
+
+    def set_output(self, *, transform: str | None = None) -> _Neural:
+        """Choose what predictions come in: "pandas" gives them the index of X, "default" leaves numpy arrays.
+
+        The keyword is scikit-learn's; None changes nothing.
+        """
+        if transform not in _CONTAINERS:
+            raise UserError(f'`transform` must be "default", "pandas" or None, got {transform!r}')
+        if transform is not None:
+            self._sklearn_output_config = {"predict": transform}  # under this name `clone` copies it
+        return self
+
+    def _component(self, name: str) -> Any:
+        """The network, loss or trainer that None stands for, or the one given."""
+        given = getattr(self, name)
+        return self._default(name) if given is None else given
+
+    def _default(self, name: str) -> Any:
+        return {"network": MLP(), "trainer": Trainer(max_epochs=100, batch_size=32)}[name]
+
+    def _checked_component(self, name: str, kind: type, example: str) -> Any:
+        component = self._component(name)
+        if isinstance(component, type) or not isinstance(component, kind):
+            raise UserError(f"`{name}` must be one such as {example}, got {component!r}")
+        return component
+
+    def _train(self, X: np.ndarray, y: np.ndarray, loss: Loss, weight: Any, times: Mapping[str, Any]) -> None:
+        """Train one stack of `n_seeds` members, which differ in nothing but their seed, into `fits_`."""
+        network = self._checked_component("network", Network, "MLP(hidden=(32, 32))")
+        trainer = self._checked_component("trainer", Trainer, "Trainer(max_epochs=100, batch_size=32)")
+        seeds = self.n_seeds
+        if isinstance(seeds, bool) or not isinstance(seeds, (int, np.integer)) or seeds < 1:
+            raise UserError(f"`n_seeds` must be a whole number, at least 1, got {seeds!r}")
+        if self.random_state is not None:
+            trainer = dataclasses.replace(trainer, seed=_seed(self.random_state))
+        ds = timed(X, y, weight, times)
+        train, val = self._split(ds, trainer)
+        self._check_rows(ds, train, val)
+        members = [Member(network, train, val, seed=seed) for seed in range(int(seeds))]
+        self.fits_ = trainer.fit_many(members, loss, ds)
+        self.input_shape_ = X.shape[1:]
+        broken = [fit.seed for fit in self.fits_ if fit.status == "nan"]
+        if broken:
+            warnings.warn(
+                f"the networks of the seeds {broken} met a NaN or infinity and were kept as they were before; lower "
+                "the learning rate, clip the gradient, or scale X and y",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _split(self, ds: TimeDataset, trainer: Trainer) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows to train on and, if asked for, the validation rows at the end of time."""
+        rows = np.arange(len(ds))
+        if self.validation is not None:
+            if len(ds) < 2:
+                raise DataError("`validation` needs rows to train on and others to judge by, got n_samples=1")
+            try:
+                fold = validation_tail(
+                    ds, rows, self.validation, embargo=self.embargo, purge_lookback=self.purge_lookback
+                )
+            except SplitError as error:
+                raise SplitError(f"`validation` cannot be kept back: {error}") from None
+            return fold.train, fold.test
+        for name, unused in (("embargo", self.embargo not in (0, None)), ("purge_lookback", self.purge_lookback)):
+            if unused:
+                raise UserError(
+                    f"`{name}` acts between training and validation rows, of which there are none: set `validation`, "
+                    f"such as 0.2, or leave `{name}` out, got {getattr(self, name)!r}"
+                )
+        waits = trainer.patience is not None and trainer.monitor != "train_loss"
+        if waits or trainer.monitor not in ("val_loss", "train_loss"):
+            raise UserError(
+                f"the trainer waits for `{trainer.monitor}`, but there are no validation rows: set `validation`, such "
+                'as 0.2, or the trainer\'s `monitor` to "train_loss"'
+            )
+        return rows, None
+
+    def _check_rows(self, ds: TimeDataset, train: np.ndarray, val: np.ndarray | None) -> None:
+        """Raise ValueError where all rows of one side weigh nothing."""
+        for name, rows in (("training", train), ("validation", val)):
+            if rows is not None and ds.weight is not None and not bool((ds.weight[rows] > 0).any()):
+                raise DataError(f"`sample_weight` is zero on all {len(rows)} {name} rows: leave such rows out")
+
+    def _each_seed(self, X: Any) -> np.ndarray:
+        """Predictions (n_seeds, n, ...), float64."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=_DTYPES, allow_nd=True)
+        if X.shape[1:] != self.input_shape_:
+            raise DataError(f"X has samples of shape {X.shape[1:]}, but the networks know {self.input_shape_}")
+        rows = np.arange(len(X))
+        ds = timed(X, np.zeros(len(X)), None, {})
+        return np.stack([fit.predict(ds, rows) for fit in self.fits_])
+
+    def _mean_and_std(self, each: np.ndarray, X: Any, return_std: bool, columns: Any = None) -> Any:
+        """The mean over seeds and, if wanted, their sample standard deviation, in the container that was chosen."""
+        if not return_std:
+            return self._contained(each.mean(0), X, columns)
+        if len(each) < 2:
+            raise UserError("`return_std` is the spread over seeds, of which there is one: set `n_seeds` to at least 2")
+        return tuple(self._contained(value, X, columns) for value in (each.mean(0), each.std(0, ddof=1)))
+
+    def _contained(self, values: np.ndarray, X: Any, columns: Any = None) -> Any:
+        """`values` as an array or, if `set_output` said so, as a pandas object with the index of X."""
+        if getattr(self, "_sklearn_output_config", {}).get("predict", "default") == "default":
+            return values
+        index = getattr(X, "index", None)
+        if values.ndim == 1:
+            return pd.Series(values, index=index, name="prediction")
+        return pd.DataFrame(values, index=index, columns=columns)
+
+
+def timed(X: np.ndarray, y: np.ndarray, weight: Any, times: Mapping[str, Any]) -> TimeDataset:
+    """The samples with the times that were given; without any, the rows in their order, each label known at once."""
+    given: dict[str, Any] = {name: value for name, value in times.items() if value is not None}
+    if given and not {"time", "label_end"} <= given.keys():
+        raise DataError(
+            f"`time` and `label_end` are needed to purge, but only {', '.join(f'`{name}`' for name in given)} was "
+            "passed: pass both (`label_end=time` says that labels are known at once), or no times at all"
+        )
+    if not given:
+        given = {name: np.arange(len(X)) for name in ("time", "label_end", "window_start")}
+    return TimeDataset(X, y, weight=weight, **given)
+
+
+def _seed(random_state: Any) -> int:
+    """A whole number is the seed itself; a generator draws one."""
+    if isinstance(random_state, (int, np.integer)):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _weights(sample_weight: Any, n: int) -> np.ndarray | None:
+    if sample_weight is None:
+        return None
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.shape != (n,):
+        raise DataError(f"`sample_weight` must have shape ({n},) like the rows of X, got {weight.shape}")
+    bad = ~(np.isfinite(weight) & (weight >= 0))
+    if bad.any():
+        raise DataError(
+            f"`sample_weight` must be finite and >= 0, got {weight[bad][0]} in row {bad.argmax()} ({bad.sum()} such)"
+        )
+    if not weight.any():
+        raise DataError("`sample_weight` is zero everywhere: no row is left to train on")
+    return weight
+
+
+class NeuralRegressor(RegressorMixin, _Neural):
+    """Regression by small networks, trained as one stack of seeds, as a scikit-learn estimator.
+
+    Without times the rows count as samples in their order whose labels are known at once: `validation` then keeps the
+    last rows and nothing is purged. Pass `time` and `label_end` to `fit` (through a Pipeline or a search by metadata
+    routing: `set_fit_request(time=True, label_end=True)`) to purge training rows whose labels reach into validation.
+
+    Args:
+        network: one of `qfml.networks.NETWORKS`; `MLP()` if None. Networks on windows take X of shape (n, L, F).
+        loss: one of `qfml.losses.LOSSES` whose prediction is a number; `MSE()` if None.
+        trainer: how to train; `Trainer(max_epochs=100, batch_size=32)` if None.
+        validation: how much of the end of time to keep back for early stopping and the choice of the best epoch: a
+            share of the timestamps (0.2), a count, or a length of time ("6M"); None trains on all rows.
+        embargo: widens the gap before the validation rows: a count of timestamps or a length of time.
+        purge_lookback: also purge training rows whose features or labels share times with validation windows.
+        n_seeds: networks that differ in their seed only; the prediction is their mean.
+        random_state: replaces the trainer's `seed`: a whole number, or a numpy `RandomState` that draws one. None
+            keeps the trainer's, so that two fits agree to the last bit.
+
+    Attributes:
+        fits_: one `Fit` a seed, with its history, status and best epoch.
+        n_features_in_: number of features (of rows of a window, if X holds windows).
+        feature_names_in_: names of the columns of X, where X had names.
+        input_shape_: shape of one sample, (F,) or (L, F).
+
+    Parameters of network, loss and trainer are reached by two underscores, as in
+    `GridSearchCV(model, {"trainer__optimizer__lr": [1e-3, 1e-2]})`.
+
+    Example:
+        >>> X = np.linspace(-1, 1, 200)[:, None]
+        >>> model = NeuralRegressor(trainer=Trainer(max_epochs=10, batch_size=32), n_seeds=2)
+        >>> model = model.set_params(trainer__optimizer__lr=0.02).fit(X, 2 * X[:, 0])
+        >>> mean, std = model.predict(X, return_std=True)
+        >>> mean.shape, std.shape, bool(model.score(X, 2 * X[:, 0]) > 0.9)
+        ((200,), (200,), True)
+    """
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        time: Any = None,
+        label_end: Any = None,
+        window_start: Any = None,
+        group: Any = None,
+    ) -> NeuralRegressor:
+        """Train on the samples.
+
+        Args:
+            X: features, shape (n, F), or (n, L, F) for networks on windows.
+            y: labels, shape (n,).
+            sample_weight: weights >= 0 of the rows in training and validation loss, shape (n,).
+            time: decision times, shape (n,): datetimes or numbers.
+            label_end: moments at which the labels are known, shape (n,).
+            window_start: earliest information of the features, shape (n,); `time` itself if omitted.
+            group: the asset of each sample of a panel, shape (n,).
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: data or settings that break a rule; the message says which.
+        """
+        X, y = validate_data(self, X, y, dtype=_DTYPES, allow_nd=True, y_numeric=True)
+        times = {"time": time, "label_end": label_end, "window_start": window_start, "group": group}
+        loss = self._checked_component("loss", Loss, "MSE()")
+        self._train(X, np.asarray(y), loss, _weights(sample_weight, len(X)), times)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Predictions (n,), the mean over seeds; with `return_std` also their standard deviation over seeds (n,)."""
+        return self._mean_and_std(self._each_seed(X), X, return_std)
+
+    def _default(self, name: str) -> Any:
+        return MSE() if name == "loss" else super()._default(name)
+
+
+class NeuralClassifier(ClassifierMixin, _Neural):
+    """Classification by small networks, trained as one stack of seeds, as a scikit-learn estimator.
+
+    Times, validation and nested parameters are those of `NeuralRegressor`.
+
+    Args:
+        network: one of `qfml.networks.NETWORKS`; `MLP()` if None.
+        loss: `BCE()` if None, or another of its family: `WeightedBCE(...)`, `Focal(...)`.
+        trainer: how to train; `Trainer(max_epochs=100, batch_size=32)` if None.
+        validation: how much of the end of time to keep back, as in `NeuralRegressor`.
+        embargo: widens the gap before the validation rows.
+        purge_lookback: also purge by the windows of the features.
+        n_seeds: networks that differ in their seed only; the probability is their mean.
+        random_state: replaces the trainer's `seed`, as in `NeuralRegressor`.
+
+    Attributes:
+        classes_: the labels, sorted.
+        fits_: one `Fit` a seed, with its history, status and best epoch.
+        n_features_in_: number of features (of rows of a window, if X holds windows).
+        feature_names_in_: names of the columns of X, where X had names.
+        input_shape_: shape of one sample, (F,) or (L, F).
+
+    Example:
+        >>> X = np.linspace(-1, 1, 200)[:, None]
+        >>> model = NeuralClassifier(trainer=Trainer(max_epochs=10, batch_size=32))
+        >>> model = model.fit(X, np.where(X[:, 0] > 0, "up", "down"))
+        >>> model.classes_, model.predict([[-0.9], [0.9]])
+        (array(['down', 'up'], dtype='<U4'), array(['down', 'up'], dtype='<U4'))
+    """
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        time: Any = None,
+        label_end: Any = None,
+        window_start: Any = None,
+        group: Any = None,
+    ) -> NeuralClassifier:
+        """Train on the samples; `y` (n,) holds the classes, all else is as in `NeuralRegressor.fit`."""
+        X, y = validate_data(self, X, y, dtype=_DTYPES, allow_nd=True)
+        check_classification_targets(y)
+        weight = _weights(sample_weight, len(X))
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(np.unique(codes if weight is None else codes[weight > 0])) < 2:
+            raise DataError(f"`y` holds one class only, {self.classes_}: a classifier needs two classes that weigh")
+        if len(self.classes_) > 2:
+            raise DataError(
+                f"Only binary classification is supported. The type of the target is multiclass: {self.classes_}"
+            )
+        times = {"time": time, "label_end": label_end, "window_start": window_start, "group": group}
+        loss = self._checked_component("loss", BCE, "BCE()")
+        self._train(X, codes.astype(np.float32), loss, weight, times)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """The most probable class of each sample, shape (n,)."""
+        probabilities = self._probabilities(X).mean(0)
+        return self._contained(self.classes_[probabilities.argmax(1)], X)
+
+    def predict_proba(self, X: Any, return_std: bool = False) -> Any:
+        """Probabilities (n, n_classes), the mean over seeds; with `return_std` also their spread over seeds."""
+        return self._mean_and_std(self._probabilities(X), X, return_std, self.classes_)
+
+    def _probabilities(self, X: Any) -> np.ndarray:
+        """Probabilities (n_seeds, n, n_classes)."""
+        of_last = self._each_seed(X)
+        return np.stack([1 - of_last, of_last], axis=-1)
+
+    def _default(self, name: str) -> Any:
+        return BCE() if name == "loss" else super()._default(name)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
