@@ -8,7 +8,10 @@ from qfml.engine.member import Member
 from qfml.engine.optimizers import LBFGS, OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Lion, Muon, RAdam, RMSprop
 from qfml.engine.progress import Bar
 from qfml.engine.sampling import SAMPLERS, ClassBalanced, Sequential, SequentialBootstrap, Shuffled, Weighted
+from qfml.engine.saving import load_member
 from qfml.engine.schedules import SCHEDULES, Constant, Cosine, Exponential, OneCycle, Plateau, StepDecay, Warmup
+from qfml.engine.sklearn import NeuralClassifier, NeuralRegressor
+from qfml.engine.stream_feed import StreamMember
 from qfml.engine.trainer import Trainer
 
 __all__ = [
@@ -33,6 +36,8 @@ __all__ = [
     "Lion",
     "Member",
     "Muon",
+    "NeuralClassifier",
+    "NeuralRegressor",
     "OneCycle",
     "ParameterGroup",
     "Plateau",
@@ -42,9 +47,11 @@ __all__ = [
     "SequentialBootstrap",
     "Shuffled",
     "StepDecay",
+    "StreamMember",
     "Trainer",
     "Warmup",
     "Weighted",
     "load_fits",
+    "load_member",
     "save_fits",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from qfml.config import config_hash
+from qfml.config import config_hash, to_dict
 from qfml.data.dataset import TimeDataset
-from qfml.engine.block import Block, OnEpoch, OnLog
+from qfml.engine.block import Block, OnEpoch, OnFail, OnLog
 from qfml.engine.callbacks import Callback
-from qfml.engine.checkpoint import read_checkpoint, write_checkpoint
+from qfml.engine.checkpoint import newest_whole
+from qfml.engine.determinism import deterministic
 from qfml.engine.fit import Fit
 from qfml.engine.inputs import n_periods
 from qfml.engine.interrupt import StopRequest, stop_on_signals
 from qfml.engine.member import Member
+from qfml.engine.monitor import check_metrics
+from qfml.engine.provenance import provenance
+from qfml.engine.saving import Saver, unpack_histories
+from qfml.engine.stackable import stackable
+from qfml.engine.stream_feed import StreamedData
 from qfml.engine.trainer import Trainer
+from qfml.engine.watching.memory import explained
+from qfml.engine.watching.watch import Watching
 from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.losses import Loss
-from qfml.networks import Network
+from qfml.networks import Module, Network
 
 Refill = Callable[[int], Sequence[Member]]
 
@@ -37,7 +45,7 @@ def train(
     trainer: Trainer,
     members: Sequence[Member],
     loss: Loss,
-    ds: TimeDataset,
+    ds: TimeDataset | StreamedData,
     callbacks: Sequence[Callback],
     checkpoint_dir: Path | None,
     resume: bool,
@@ -59,7 +67,8 @@ def train(
     # product stays on one thread, and a member's bits do not depend on the size of the stack.
     threads = torch.get_num_threads()
     try:
-        return run.finish(threads)
+        with deterministic(trainer.deterministic, torch.device(trainer.device)), explained(run.memory_settings):
+            return run.finish(threads)
     finally:
         torch.set_num_threads(threads)
 
@@ -72,7 +81,7 @@ class _Run:
         trainer: Trainer,
         members: Sequence[Member],
         loss: Loss,
-        ds: TimeDataset,
+        ds: TimeDataset | StreamedData,
         callbacks: Sequence[Callback],
         folder: Path | None,
         refill: Refill | None = None,
@@ -81,14 +90,16 @@ class _Run:
         self.callbacks, self.folder, self.refill = callbacks, folder, refill
         self.plan = plan_blocks(trainer, members, loss, ds)
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
-        self.began = self.written = time.monotonic()
-        self.interval = trainer.checkpoint_seconds
+        self.began, self.threads = time.monotonic(), torch.get_num_threads()
+        self.damaged: list[int] = []  # checkpoints that were passed over
+        self.watching = Watching(trainer, callbacks, torch.device(trainer.device))
+        self.write = self.watching.checkpoint(self.write)
         for callback in callbacks:
             callback.begin(len(members), trainer.max_epochs)
 
     def finish(self, threads: int) -> list[Fit]:
         """Train what is left on at most `threads` threads, and return the fits in the members' order."""
-        with stop_on_signals() if self.folder else _never() as request:
+        with self._saver() as saver, stop_on_signals() if self.folder else _never() as request:
             while True:
                 if not self.blocks or self.blocks[-1].done:
                     if len(self.blocks) == len(self.plan):
@@ -96,6 +107,9 @@ class _Run:
                     self._begin_block()
                 block = self.blocks[-1]
                 if self.late:
+                    if saver is not None:  # before they stop: a resumed run goes on from here
+                        self.write(saver, wait=True)
+                        saver = None
                     block.stop("max_time")
                     continue
                 going = len(block.members)
@@ -103,15 +117,19 @@ class _Run:
                 block.step()
                 if self.refill is not None and len(block.members) < going:
                     self._fill_up(block, self.refill(going - len(block.members)))
+                if saver is None:
+                    continue
                 if request.signal_number:
-                    self.write()
+                    self.write(saver, wait=True)
                     raise Interrupted(request.signal_number)
-                if self.folder and time.monotonic() - self.written > self.interval:
-                    self.write()
-        if self.folder:
-            self.write()
+                self._announce(saver.written())
+                if saver.due:
+                    self.write(saver)
+            if saver is not None:
+                self.write(saver, wait=True)
         fits = {ids[own]: fit for ids, block in zip(self.plan, self.blocks) for own, fit in block.fits.items()}
         in_order = [fits[place] for place in range(len(self.members))]
+        self.watching.end()
         for callback in self.callbacks:
             callback.end(in_order)
         return in_order
@@ -122,14 +140,21 @@ class _Run:
         limit = self.trainer.max_seconds
         return limit is not None and time.monotonic() - self.began > limit
 
+    @property
+    def memory_settings(self) -> dict[str, int | None]:
+        """What decides how much memory is needed, by name."""
+        own = {name: getattr(self.trainer, name) for name in ("micro_batch_size", "member_block", "batch_size")}
+        return own | {"window": None if isinstance(self.ds, StreamedData) else self.ds.window}
+
     def _begin_block(self) -> Block:
         ids = self.plan[len(self.blocks)]
         members = [self.members[place] for place in ids]
         block = Block(self.trainer, members, self.loss, self.ds, *self._listeners(ids))
+        self.watching.attach(block)
         self.blocks.append(block)
         return block
 
-    def _listeners(self, ids: list[int]) -> tuple[OnEpoch, OnLog]:
+    def _listeners(self, ids: list[int]) -> tuple[OnEpoch, OnLog, OnFail]:
         """What a block of the members `ids` tells the callbacks, who know them by these numbers."""
 
         def on_epoch(member: int, record: dict[str, Any], stopped: bool) -> bool:
@@ -139,7 +164,11 @@ class _Run:
             for callback in self.callbacks:
                 callback.log(ids[member], step, values)
 
-        return on_epoch, on_log
+        def on_fail(member: int, step: int, sentence: str) -> None:
+            for callback in self.callbacks:
+                callback.fail(ids[member], step, sentence)
+
+        return on_epoch, on_log, on_fail
 
     def _fill_up(self, block: Block, new: Sequence[Member]) -> None:
         """Take `new` members into the block at work if they are of its kind, and plan blocks for the others."""
@@ -157,6 +186,7 @@ class _Run:
             ids = [*(old[member] for member in block.members), *added]
             self.plan.insert(len(self.blocks), ids)
             self.blocks.append(block.joined([self.members[place] for place in added], *self._listeners(ids)))
+            self.watching.attach(self.blocks[-1])
 
     def _kind(self, place: int) -> Any:
         return kind_of(self.trainer, self.members[place], self.loss, self.ds)
@@ -166,32 +196,56 @@ class _Run:
         wishes = [callback.epoch(member, record, stopped) for callback in self.callbacks]
         return any(wishes)
 
-    def write(self) -> None:
-        """Write a checkpoint of everything so far."""
-        assert self.folder is not None
-        begin = time.monotonic()
-        tensors = {f"{i}.{name}": t.cpu() for i, block in enumerate(self.blocks) for name, t in block.tensors().items()}
-        state = {"fingerprint": self.fingerprint, "blocks": [block.counters() for block in self.blocks]}
-        written = write_checkpoint(self.folder, tensors, state)
-        for callback in self.callbacks:
-            callback.checkpoint(written)
-        self.written = time.monotonic()
-        self.interval = max(self.trainer.checkpoint_seconds, 20 * (self.written - begin))
+    def _saver(self) -> Saver | nullcontext[None]:
+        if self.folder is None:
+            return nullcontext()
+        return Saver(self.folder, self.trainer.checkpoint_seconds, self.trainer.keep_checkpoints, self.damaged)
+
+    def write(self, saver: Saver, wait: bool = False) -> None:
+        """Begin to write a checkpoint of everything so far, once the one before is written."""
+        self._announce(saver.written(wait=True))
+        tensors = {f"{i}.{name}": t for i, block in enumerate(self.blocks) for name, t in block.tensors().items()}
+        counters = [
+            block.counters() | {"ids": ids, "shapes": block.layout.shapes} for ids, block in zip(self.plan, self.blocks)
+        ]
+        saver.begin(tensors, {"fingerprint": self.fingerprint, "blocks": counters}, self.record)
+        if wait:
+            self._announce(saver.written(wait=True))
+
+    def _announce(self, written: Path | None) -> None:
+        if written is not None:
+            for callback in self.callbacks:
+                callback.checkpoint(written)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of where the run came from."""
+        distinct = {id(member.network): member.network for member in self.members}.values()
+        networks = [network.identity if isinstance(network, Module) else network for network in distinct]
+        settings = to_dict({"trainer": self.trainer, "loss": self.loss, "networks": networks})
+        seeds = [self.trainer.seed, *(member.seed for member in self.members)]
+        found = provenance(
+            seeds=seeds, data_hash=self.ds.data_hash, config_hash=config_hash(settings), threads=self.threads
+        )
+        return found | {"config": settings}
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, telling the callbacks of the epochs that it holds."""
         if self.folder is None:
             raise CheckpointError("`resume` needs `checkpoint_dir`, the folder of the checkpoints to resume from")
-        tensors, state = read_checkpoint(self.folder)
-        if state["fingerprint"] != self.fingerprint:
+        tensors, state, self.damaged = newest_whole(self.folder)
+        if state.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
                 f"the checkpoint in {self.folder} belongs to other data, members or settings: resume with those it was "
                 "written for, or start a new run"
             )
+        tensors, state = unpack_histories(tensors, state)
         for i, counters in enumerate(state["blocks"]):
             block = self._begin_block()
             own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
             block.restore(own, counters)
+            for member, failure in block.failures.items():
+                block.on_fail(member, *failure)
             for member, history in enumerate(block.histories):
                 for record in history:
                     last = record is history[-1]
@@ -200,12 +254,18 @@ class _Run:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides the result: data, members, loss and settings."""
-        trainer = replace(self.trainer, device="cpu", checkpoint_seconds=0.0, max_seconds=None, log_every=None)
+        aside = {"device": "cpu", "deterministic": False, "max_seconds": None, "log_every": None}
+        aside |= {"watch": (), "time_split": False, "profile": None}  # what is watched decides nothing
+        trainer = replace(self.trainer, checkpoint_seconds=0.0, keep_checkpoints=2, **aside)
         return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
 
 
 def plan_blocks(
-    trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, places: Sequence[int] | None = None
+    trainer: Trainer,
+    members: Sequence[Member],
+    loss: Loss,
+    ds: TimeDataset | StreamedData,
+    places: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which members (of `places`) train together: those of one kind, as many as fit into the cache."""
     alike: dict[Any, list[int]] = {}
@@ -213,34 +273,37 @@ def plan_blocks(
         alike.setdefault(kind_of(trainer, members[place], loss, ds), []).append(place)
     blocks = []
     for (network, batch, _, width), own in alike.items():
-        size = trainer.member_block or _block_size(network, batch, width, ds.window)
+        size = trainer.member_block or _block_size(network, batch, width, ds.window, loss.n_outputs)
+        size = size if stackable(trainer, [members[place] for place in own], loss.n_outputs, ds) else 1
         blocks += [own[i : i + size] for i in range(0, len(own), size)]
     return blocks
 
 
-def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset) -> tuple[Any, ...]:
+def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset | StreamedData) -> tuple[Any, ...]:
     """What members must have in common to train in one block: the architecture and the shape of a batch."""
     rows = len(member.train)
     batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
-    return (member.network, batch, None if loss.additive else n_periods(ds, member.train), _width(member, ds))
+    periods = None if loss.additive or isinstance(ds, StreamedData) else n_periods(ds, member.train)
+    return (member.network, batch, periods, _width(member, ds))
 
 
-def _width(member: Member, ds: TimeDataset) -> int:
+def _width(member: Member, ds: TimeDataset | StreamedData) -> int:
     if member.transforms is None:
         return ds.n_features
     return member.transforms.n_features
 
 
-def _block_size(network: Network, batch: int, n_features: int, window: int | None) -> int:
+def _block_size(network: Network, batch: int, n_features: int, window: int | None, n_outputs: int) -> int:
     """Members whose parameters, gradient, two moments and batch of inputs fill the cache."""
-    parameters = sum(value.numel() for value in network.init(n_features, window, torch.Generator()).values())
+    drawn = network.init(n_features, window, torch.Generator(), n_outputs)
+    parameters = sum(value.numel() for value in drawn.values())
     return max(1, _CACHE_BYTES // (16 * parameters + 4 * batch * n_features * (window or 1)))
 
 
-def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trainer) -> None:
+def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData, trainer: Trainer) -> None:
     if not members:
         raise UserError("`members` is empty: there is nothing to train")
-    if not isinstance(ds, TimeDataset):
+    if not isinstance(ds, TimeDataset | StreamedData):
         raise UserError(f"`ds` must be a TimeDataset, got {type(ds).__name__}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         raise UserError(f"`loss` must be one such as MSE(), got {loss!r}")
@@ -248,8 +311,15 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trai
         raise UserError(
             f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"
         )
+    check_metrics(trainer.metrics, loss)
     for place, member in enumerate(members):
-        member.check(ds)
+        if isinstance(ds, TimeDataset):
+            member.check(ds)
+        if member.start is not None and member.start.loss.n_outputs != loss.n_outputs:
+            raise UserError(
+                f"`start` of member {place} has {member.start.loss.n_outputs} outputs, but `{loss.kind}` needs "
+                f"{loss.n_outputs}: start from a fit of the same outputs, or leave `start` out"
+            )
         if trainer.optimizer.kind == "lbfgs" and member.network.dropout_units:
             raise UserError(
                 f"member {place} has dropout, with which the optimizer lbfgs cannot train: its line search needs a "
@@ -260,14 +330,16 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset, trainer: Trai
                 f"the schedule {trainer.schedule.kind!r} waits for `{trainer.monitor}`, which member {place} has not: "
                 'give it `val` rows, or set `monitor` to "train_loss"'
             )
-    loss.check_labels(ds.y)
+    if isinstance(ds, TimeDataset):  # a stream's labels are checked batch by batch
+        loss.check_labels(ds.y)
 
 
 def _identity(member: Member) -> list[Any]:
     transforms = None if member.transforms is None else member.transforms.meta()
     start = None if member.start is None else member.start.parameters.cpu().numpy()
     own = [member.seed, member.lr, member.weight_decay, member.clip_norm, member.patience]
-    return [member.network, *own, transforms, _digest(member.train), _digest(member.val), _digest(start)]
+    network = member.network.identity if isinstance(member.network, Module) else member.network
+    return [network, *own, transforms, _digest(member.train), _digest(member.val), _digest(start)]
 
 
 def _digest(array: np.ndarray | None) -> str | None:

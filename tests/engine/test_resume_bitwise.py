@@ -13,6 +13,7 @@ from engine import kill_target
 
 import qfml
 from qfml.engine.checkpoint import read_checkpoint
+from qfml.engine.saving import unpack_histories
 from qfml.errors import CheckpointError, Interrupted
 
 N_EPOCHS = 95  # of all members together, a little less than the run takes
@@ -114,6 +115,6 @@ def test_resume_refuses_other_settings_and_missing_checkpoints(tmp_path):
 
 def test_one_stacked_file_holds_a_row_for_each_member(tmp_path):
     kill_target.train(tmp_path, resume=False, max_epochs=1)
-    tensors, state = read_checkpoint(tmp_path / "checkpoints")
+    tensors, state = unpack_histories(*read_checkpoint(tmp_path / "checkpoints"))
     assert [len(block["histories"]) for block in state["blocks"]] == [3, 2]
     assert {name for name in tensors if ".fit." in name} == {"0.fit.0", "0.fit.1", "0.fit.2", "1.fit.0", "1.fit.1"}
