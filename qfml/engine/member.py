@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.fit import Fit
 from qfml.errors import UserError
-from qfml.networks import Network
+from qfml.networks import Network, as_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +19,8 @@ class Member:
     """One network to be trained, alone or in a stack; what it becomes does not depend on the stack.
 
     Args:
-        network: the specification; parameters are drawn from `seed`.
+        network: the specification, or a function that builds a `torch.nn.Module` (see `Module`); parameters are drawn
+            from `seed`.
         train: row ids to train on.
         val: row ids that decide when to stop and which epoch was best; without any, the last epoch is taken.
         seed: names the member's random streams (initial weights, shuffles, dropout).
@@ -27,7 +29,7 @@ class Member:
         start: continue from the parameters of this fit (warm start) instead of drawing them.
     """
 
-    network: Network
+    network: Any  # a Network; a bare factory becomes one
     train: np.ndarray
     val: np.ndarray | None = None
     seed: int = 0
@@ -41,6 +43,7 @@ class Member:
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", np.asarray(self.train))
         object.__setattr__(self, "val", None if self.val is None else np.asarray(self.val))
+        object.__setattr__(self, "network", as_network(self.network))
         if isinstance(self.network, type) or not isinstance(self.network, Network):
             raise UserError(f"`network` must be a specification such as MLP(hidden=(32, 32)), got {self.network!r}")
 

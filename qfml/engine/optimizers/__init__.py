@@ -8,6 +8,7 @@ from qfml.engine.optimizers.lion import Lion
 from qfml.engine.optimizers.muon import Muon
 from qfml.engine.optimizers.rmsprop import RMSprop
 from qfml.engine.optimizers.sgd import SGD
+from qfml.engine.optimizers.torch_optimizer import TorchOptimizer, start_state
 
 __all__ = [
     "LBFGS",
@@ -23,6 +24,8 @@ __all__ = [
     "RMSprop",
     "State",
     "Step",
+    "TorchOptimizer",
+    "start_state",
 ]
 
 OPTIMIZERS: dict[str, type] = {cls.kind: cls for cls in (Adagrad, Adam, AdamW, LBFGS, Lion, Muon, RAdam, RMSprop, SGD)}
