@@ -24,6 +24,7 @@ from qfml.losses import (
     BCE,
     MAE,
     MSE,
+    CrossEntropy,
     EntropicRisk,
     ExpectedShortfall,
     Focal,
@@ -31,6 +32,7 @@ from qfml.losses import (
     MeanVariance,
     NegativeSharpe,
     Pinball,
+    Quantiles,
     WeightedBCE,
 )
 from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, MonotoneMLP, ResidualMLP, TabM, Transformer
@@ -57,6 +59,7 @@ __all__ = [
     "Bar",
     "Callback",
     "ConvexMLP",
+    "CrossEntropy",
     "EntropicRisk",
     "ExpectedShortfall",
     "Fit",
@@ -70,6 +73,7 @@ __all__ = [
     "NegativeSharpe",
     "ParameterGroup",
     "Pinball",
+    "Quantiles",
     "RAdam",
     "RMSprop",
     "ResidualMLP",

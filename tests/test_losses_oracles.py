@@ -14,6 +14,7 @@ from qfml.losses import (
     LOSSES,
     MAE,
     MSE,
+    CrossEntropy,
     EntropicRisk,
     ExpectedShortfall,
     Focal,
@@ -24,6 +25,7 @@ from qfml.losses import (
     Panel,
     Pinball,
     PnLLoss,
+    Quantiles,
     WeightedBCE,
 )
 
@@ -59,6 +61,8 @@ EXAMPLES = {
     "expected_shortfall": ExpectedShortfall(cost_bps=10.0, tail=0.23),
     "entropic_risk": EntropicRisk(cost_bps=10.0, risk_aversion=30.0),
     "mean_variance": MeanVariance(cost_bps=10.0, risk_aversion=5.0),
+    "cross_entropy": CrossEntropy(n_classes=3, class_weight=(1.0, 2.0, 0.5)),
+    "quantiles": Quantiles(levels=(0.1, 0.5, 0.9)),
 }
 
 
@@ -130,6 +134,8 @@ def test_a_member_comes_out_the_same_wherever_it_lies_in_the_stack(name, width):
     # vectorised kernels may treat the last elements of a buffer differently from the others
     loss, members = EXAMPLES[name], 7
     output, y, weight = rows((members, width))
+    if loss.n_outputs > 1:
+        output, y = torch.stack([output, output.flip(1), -output], dim=-1), (3 * y).floor().clamp_max(2)
     y = y / 100 if isinstance(loss, PnLLoss) else y
     panel = Panel(torch.arange(width).expand(members, width), (torch.arange(width) == 0).expand(members, width))
 
@@ -256,10 +262,18 @@ def test_every_registered_loss_keeps_the_contract(name):
     assert type(loss) is LOSSES[name]
     assert loss.kind == name
     output = torch.linspace(-3, 3, 7)[None]
-    y = torch.full((1, 7), 0.5)
+    y = torch.full((1, 7), 0.5 if loss.kind != "cross_entropy" else 1.0)
+    if loss.n_outputs > 1:
+        output = torch.stack([torch.zeros(1, 7), output, torch.zeros(1, 7)], dim=-1)
     panel = Panel(torch.arange(7)[None], torch.arange(7)[None] == 0)
     assert loss(output, y, torch.ones(1, 7), panel).shape == (1,)
-    assert bool((loss.prediction(output).diff() > 0).all()), "a prediction grows with the output"
+    prediction = loss.prediction(output)
+    assert prediction.shape == output.shape
+    if loss.kind == "cross_entropy":
+        prediction = prediction[..., 1]
+    if loss.kind == "quantiles":
+        prediction = prediction.sum(-1)
+    assert bool((prediction.diff() > 0).all()), "a prediction grows with the output"
     loss.check_labels(y)
     assert hash(loss) == hash(EXAMPLES[name])
 

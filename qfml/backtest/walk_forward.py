@@ -28,7 +28,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Transform
 from qfml.engine import Callback
 from qfml.errors import UserError
-from qfml.losses import BCE, Loss, PnLLoss
+from qfml.losses import Loss
 from qfml.networks import Network
 
 __all__ = ["walk_forward"]
@@ -272,9 +272,14 @@ def _check(n_seeds: int, n_bootstrap: int, baselines: Sequence[Baseline]) -> Non
 
 
 def _meaning(loss: Loss) -> Meaning:
-    if isinstance(loss, BCE):
+    if loss.n_outputs > 1:
+        raise UserError(
+            f"`loss` {loss.kind} predicts {loss.n_outputs} numbers a row, and a position is made of one: take bce for "
+            "two classes, pinball for one quantile, or mse"
+        )
+    if loss.predicts == "probability":
         return "probability"
-    return "position" if isinstance(loss, PnLLoss) else "label"
+    return "position" if loss.predicts == "position" else "label"
 
 
 def _baseline_meaning(baseline: Baseline, means: Meaning) -> Meaning:

@@ -36,6 +36,7 @@ class Fit:
             (stopped at the last finite parameters).
         history: per epoch "epoch", "train_loss", "val_loss" and "val_" and each metric (None without validation rows).
         best_epoch: the epoch whose parameters were kept, counted from 1.
+        failure: of a member that ended as "nan": step, epoch and the first place that was not finite; else None.
     """
 
     network: Network
@@ -47,6 +48,7 @@ class Fit:
     status: str
     history: tuple[dict[str, Any], ...]
     best_epoch: int
+    failure: str | None = None
 
     @property
     def n_epochs(self) -> int:
@@ -63,18 +65,22 @@ class Fit:
         return {name: value[0] for name, value in self.layout.views(self.parameters[None]).items()}
 
     def predict(self, ds: TimeDataset, rows: np.ndarray | None = None) -> np.ndarray:
-        """Predictions (n,), float64, for the samples `rows` of `ds` (all of them if omitted)."""
+        """Predictions for the samples `rows` of `ds` (all of them if omitted): what `loss.predicts` says.
+
+        Returns:
+            float64 of shape (n,), or (n, K) for a loss of K outputs: a probability a class, a quantile a level.
+        """
         ends = ds.ends if rows is None else ds.ends[torch.as_tensor(rows)]
         return self.predict_windows(ds.features, ends, ds.window)
 
     def predict_windows(self, features: Tensor, ends: Tensor, window: int | None) -> np.ndarray:
-        """Predictions (n,) for the windows of `features` (R, F) that end at the rows `ends` (n,)."""
+        """Predictions (n,) or (n, K) for the windows of `features` (R, F) that end at the rows `ends` (n,)."""
         if self.transforms is not None:
             features = self.transforms.apply(features)
         views = self.layout.views(self.parameters[None].to(features.device))
-        outputs = [torch.empty(0)]
+        outputs = [torch.empty(0) if self.loss.n_outputs == 1 else torch.empty(0, self.loss.n_outputs)]
         with torch.no_grad():
-            for chunk in ends.split(ROWS_AT_A_TIME):
+            for chunk in ends.split(ROWS_AT_A_TIME) if len(ends) else ():
                 full = torch.cat([chunk, chunk[:1].expand(ROWS_AT_A_TIME - len(chunk))])
                 output = self.network.forward(views, gather_windows(features, full, window)[None])
                 outputs.append(self.loss.prediction(output)[0, : len(chunk)].cpu())
@@ -88,7 +94,7 @@ def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = 
     for i, transforms in enumerate(distinct):  # the seeds of a fold share theirs
         tensors |= {f"transforms.{i}.{name}": value for name, value in transforms.state().items()}
     place = {id(transforms): i for i, transforms in enumerate(distinct)}
-    names = ("seed", "status", "history", "best_epoch")
+    names = ("seed", "status", "history", "best_epoch", "failure")
     members = [
         {name: getattr(fit, name) for name in names} | {"transforms": place.get(id(fit.transforms))} for fit in fits
     ]

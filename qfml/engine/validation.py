@@ -49,7 +49,7 @@ def validated(
             predicted = loss.prediction(torch.cat(outputs, dim=1)).double().cpu().numpy()
             labels = ds.y.double().cpu().numpy()
             for record, member, prediction in zip(records, members, predicted, strict=True):
-                record |= measured(metrics, labels[rows[member]], prediction[: len(rows[member])])
+                record |= measured(metrics, labels[rows[member]], prediction[: len(rows[member])], loss)
         return records
 
     if not rows:

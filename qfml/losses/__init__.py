@@ -1,4 +1,4 @@
-"""Training losses of a stack: outputs (M, B) in, one loss a member (M,) out.
+"""Training losses of a stack: outputs (M, B), or (M, B, K) of several, in, one loss a member (M,) out.
 
 An additive loss is a weighted mean over rows, and may be taken batch by batch. A loss of the whole sample (the Sharpe
 ratio, a risk measure of the P&L) is a function of all rows at once: it is trained with `batch_size=None` and sees its
@@ -8,6 +8,7 @@ rows sorted by asset and time.
 from qfml.losses.additive import BCE, MAE, MSE, Focal, Huber, Pinball, WeightedBCE
 from qfml.losses.base import Additive, Loss, Panel, weighted_mean
 from qfml.losses.sample import EntropicRisk, ExpectedShortfall, MeanVariance, NegativeSharpe, PnLLoss
+from qfml.losses.several import CrossEntropy, Quantiles
 
 __all__ = [
     "BCE",
@@ -15,6 +16,7 @@ __all__ = [
     "MAE",
     "MSE",
     "Additive",
+    "CrossEntropy",
     "EntropicRisk",
     "ExpectedShortfall",
     "Focal",
@@ -25,6 +27,7 @@ __all__ = [
     "Panel",
     "Pinball",
     "PnLLoss",
+    "Quantiles",
     "WeightedBCE",
     "weighted_mean",
 ]
@@ -39,6 +42,8 @@ LOSSES: dict[str, type] = {
         BCE,
         WeightedBCE,
         Focal,
+        CrossEntropy,
+        Quantiles,
         NegativeSharpe,
         ExpectedShortfall,
         EntropicRisk,

@@ -119,12 +119,18 @@ class PnLLoss:
 
     kind: ClassVar[str]
     additive: ClassVar[bool] = False
+    predicts: ClassVar[str] = "position"
     least_periods: ClassVar[int] = 1
     cost_bps: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.cost_bps < 10_000:
             raise UserError(f"`cost_bps` must lie in [0, 10000) basis points, got {self.cost_bps}")
+
+    @property
+    def n_outputs(self) -> int:
+        """One position a row."""
+        return 1
 
     def of_pnl(self, pnl: Periods, used: Periods) -> PerMember:
         """The loss of each member's P&L (M, T); periods where `used` is 0 do not count."""

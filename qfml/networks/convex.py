@@ -15,15 +15,15 @@ from qfml.networks.constrained import average, check_chosen, check_width, column
 
 @dataclass(frozen=True)
 class ConvexMLP:
-    """Partially input-convex network: convex in some features, such as an option's strike; one output.
+    """Partially input-convex network: convex in some features, such as an option's strike.
 
     With y the convex features and u_0 the free ones,
 
         u_{i+1} = act(U_i u_i + d_i),
         z_{i+1} = act(A_i^2 (z_i [V_i u_i + v_i]_+) + Y_i (y (S_i u_i + s_i)) + C_i u_i + b_i),
 
-    products of vectors and squares taken entry by entry, without the term in z for i = 0; the output is one more such
-    z, of width 1 and without `act`. At fixed u each z is a non-decreasing convex function of a non-negative
+    products of vectors and squares taken entry by entry, without the term in z for i = 0; the outputs are one more
+    such z, without `act`. At fixed u each z is a non-decreasing convex function of a non-negative
     combination of convex functions and an affine one, so the output is convex in y jointly, whatever the weights.
     Without free features it is the fully input-convex network, z_{i+1} = act(A_i^2 z_i + Y_i y + b_i).
 
@@ -32,7 +32,8 @@ class ConvexMLP:
 
     Features are what the network sees: convexity in a raw feature survives scaling and shifting it, but not a curved
     transform such as ranks or logarithms. In windows (L, F) the output is convex in the chosen features of all rows.
-    For a concave output, turn the labels' sign.
+    For a concave output, turn the labels' sign. Of several outputs each is convex; what is made of them (probabilities
+    of classes, sorted quantiles but the highest) need not be.
 
     Args:
         convex: columns of the features in which the output is convex, counted from 0.
@@ -69,13 +70,15 @@ class ConvexMLP:
         if not self.convex:
             raise UserError("`convex` is empty: name a column, such as (0,), or take the network mlp")
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member; a `root` holds the square roots of the weights that are used."""
         check_width("convex", self.convex, n_features)
         rows = window or 1
         chosen, free, inputs = rows * len(self.convex), rows * (n_features - len(self.convex)), 0
         parameters: dict[str, Tensor] = {}
-        for i, width in enumerate((*self.hidden, 1)):
+        for i, width in enumerate((*self.hidden, n_outputs)):
             parameters[f"convex{i}_weight"] = uniform((chosen, width), chosen, generator)
             parameters[f"bias{i}"] = uniform((width,), free or chosen, generator)
             if i:
@@ -93,7 +96,7 @@ class ConvexMLP:
         return parameters
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         p, act = parameters, _ACTIVATIONS[self.activation]
         y = columns(x, self.convex)
         u = others(x, self.convex) if "free0_weight" in p else None
@@ -117,7 +120,7 @@ class ConvexMLP:
                 z = dropout(z, self.dropout)
             if u is not None:
                 u = act(linear(u, p[f"free{i}_weight"], p[f"free{i}_bias"]))
-        return z[..., 0]
+        return z[..., 0] if z.shape[-1] == 1 else z
 
     @property
     def dropout_units(self) -> int:

@@ -15,18 +15,20 @@ from qfml.networks.constrained import average, check_chosen, check_width, column
 
 @dataclass(frozen=True)
 class MonotoneMLP:
-    """Multilayer perceptron that never falls in some features and never rises in others; one output.
+    """Multilayer perceptron that never falls in some features and never rises in others.
 
     With m the chosen features (the decreasing ones negated) and u_0 the free ones,
 
         z_1 = act(A_0^2 m + C_0 u_0 + b_0),  u_{i+1} = act(U_i u_i + d_i),
         z_{i+1} = act(A_i^2 z_i + C_i u_i + b_i),
 
-    squares taken entry by entry; the output is one more such z, of width 1 and without `act`.
+    squares taken entry by entry; the outputs are one more such z, without `act`.
     `act` never falls, so the output never falls in m, whatever the weights; the free features act through weights of
     any sign. Squares need no projection after a step, keep weight decay's meaning (it pulls a weight to 0, where that
     of a softplus would pull it to log 2), and let a weight vanish. Weights start such that a layer takes averages of
     what it reads: sums of non-negative weights would otherwise grow with the width.
+
+    Of several outputs each keeps the directions, and so do sorted quantiles; the probabilities of classes need not.
 
     Features are what the network sees: an increasing transform (a scaler, ranks) keeps the direction. In windows
     (L, F) a chosen feature is monotone at each row.
@@ -79,14 +81,16 @@ class MonotoneMLP:
     def _chosen(self) -> tuple[int, ...]:
         return self.increasing + self.decreasing
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member; a `root` holds the square roots of the weights that are used."""
         check_width("increasing", self.increasing, n_features)
         check_width("decreasing", self.decreasing, n_features)
         rows = window or 1
         inputs, free = rows * len(self._chosen), rows * (n_features - len(self._chosen))
         parameters: dict[str, Tensor] = {}
-        for i, width in enumerate((*self.hidden, 1)):
+        for i, width in enumerate((*self.hidden, n_outputs)):
             parameters[f"root{i}"] = average(inputs, width, generator)
             parameters[f"bias{i}"] = uniform((width,), 1, generator)  # thresholds over the range of scaled features
             if free:
@@ -98,7 +102,7 @@ class MonotoneMLP:
         return parameters
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         p = parameters
         up = [columns(x, self.increasing)] if self.increasing else []
         down = [-columns(x, self.decreasing)] if self.decreasing else []
@@ -114,7 +118,7 @@ class MonotoneMLP:
             if u is not None:
                 act = torch.relu if self.activation == "relu" else torch.tanh
                 u = act(linear(u, p[f"free{i}_weight"], p[f"free{i}_bias"]))
-        return z[..., 0]
+        return z[..., 0] if z.shape[-1] == 1 else z
 
     @property
     def dropout_units(self) -> int:

@@ -18,6 +18,7 @@ from qfml.networks.base import (
     check_window,
     each_position,
     head,
+    head_parameters,
     linear,
     product,
     sigmoid,
@@ -27,7 +28,7 @@ from qfml.networks.base import (
 
 @dataclass(frozen=True)
 class LSTM:
-    """Long short-term memory on windows (L, F); one output, read from the last row's hidden state.
+    """Long short-term memory on windows (L, F), read from the last row's hidden state.
 
     With i, f, o = logistic and g = tanh of W x_t + R h_{t-1} + b, the state is c_t = f c_{t-1} + i g and
     h_t = o tanh(c_t), starting at zero with each window. One product gives W x_t of the whole window.
@@ -63,17 +64,19 @@ class LSTM:
         if not math.isfinite(self.forget_bias):
             raise UserError(f"`forget_bias` must be finite, such as 1.0, got {self.forget_bias}")
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member: uniform on +-1/sqrt(hidden) as in torch.nn.LSTM; gates in the order i, f, g, o."""
         check_window("an LSTM", window)
         parameters: dict[str, Tensor] = {}
         for i in range(self.layers):
             parameters |= _layer(i, self.hidden if i else n_features, self.hidden, 4, generator)
             parameters[f"bias{i}"][self.hidden : 2 * self.hidden] += self.forget_bias
-        return parameters | _head(self.hidden, generator)
+        return parameters | head_parameters(self.hidden, n_outputs, generator)
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         return _run(self, _lstm, parameters, x, dropout)
 
     @property
@@ -84,7 +87,7 @@ class LSTM:
 
 @dataclass(frozen=True)
 class GRU:
-    """Gated recurrent units on windows (L, F); one output, read from the last row's hidden state.
+    """Gated recurrent units on windows (L, F), read from the last row's hidden state.
 
     With r, z = logistic of W x_t + R h_{t-1} + b, the candidate is n = tanh(W_n x_t + b_n + r (R_n h_{t-1} + b'_n)) and
     the state h_t = (1 - z) n + z h_{t-1}, starting at zero with each window. The reset gate multiplies the product
@@ -115,17 +118,19 @@ class GRU:
     def __post_init__(self) -> None:
         _check(self)
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member: uniform on +-1/sqrt(hidden) as in torch.nn.GRU; gates in the order r, z, n."""
         check_window("a GRU", window)
         parameters: dict[str, Tensor] = {}
         for i in range(self.layers):
             parameters |= _layer(i, self.hidden if i else n_features, self.hidden, 3, generator)
             parameters[f"candidate_bias{i}"] = uniform((self.hidden,), self.hidden, generator)
-        return parameters | _head(self.hidden, generator)
+        return parameters | head_parameters(self.hidden, n_outputs, generator)
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         return _run(self, _gru, parameters, x, dropout)
 
     @property
@@ -146,10 +151,6 @@ def _layer(i: int, inputs: int, hidden: int, gates: int, generator: torch.Genera
         f"recurrent_weight{i}": uniform((hidden, gates * hidden), hidden, generator),
         f"bias{i}": uniform((gates * hidden,), hidden, generator),
     }
-
-
-def _head(hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
-    return {"head_weight": uniform((hidden,), hidden, generator), "head_bias": uniform((1,), hidden, generator)}
 
 
 def _run(network: LSTM | GRU, cell: Any, parameters: Parameters, x: Tensor, dropout: Dropout | None) -> Tensor:

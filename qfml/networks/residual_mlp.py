@@ -16,15 +16,15 @@ from qfml.networks.base import (
     check_count,
     check_hidden,
     head,
+    head_parameters,
     layer_norm,
     linear,
-    uniform,
 )
 
 
 @dataclass(frozen=True)
 class ResidualMLP:
-    """Residual multilayer perceptron with one output; windows (L, F) are read as one row of L x F features.
+    """Residual multilayer perceptron; windows (L, F) are read as one row of L x F features.
 
     h_0 = W x + b;  h_{i+1} = h_i + W'_i drop(act(W_i norm(h_i) + b_i)) + b'_i;  output = w' act(norm(h)) + c.
 
@@ -62,7 +62,9 @@ class ResidualMLP:
             check_count(name, getattr(self, name))
         check_hidden("hidden", (self.hidden,), self.activation, self.dropout)
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member."""
         parameters = affine("first", n_features * (window or 1), self.width, generator)
         for i in range(self.blocks):
@@ -70,9 +72,7 @@ class ResidualMLP:
             parameters |= affine(f"inner{i}", self.width, self.hidden, generator)
             parameters |= affine(f"outer{i}", self.hidden, self.width, generator)
         parameters |= self._norm("norm")
-        parameters["head_weight"] = uniform((self.width,), self.width, generator)
-        parameters["head_bias"] = uniform((1,), self.width, generator)
-        return parameters
+        return parameters | head_parameters(self.width, n_outputs, generator)
 
     def _norm(self, name: str) -> dict[str, Tensor]:
         if not self.layer_norm:
@@ -80,7 +80,7 @@ class ResidualMLP:
         return {f"{name}_scale": torch.ones(self.width), f"{name}_shift": torch.zeros(self.width)}
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         p, activation = parameters, ACTIVATIONS[self.activation]
 
         def normalised(x: Tensor, name: str) -> Tensor:

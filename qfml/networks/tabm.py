@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_count, check_hidden, product, uniform
+from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_count, check_hidden, linear, product, uniform
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class TabM:
         check_hidden("hidden", self.hidden, self.activation, self.dropout)
         check_count("k", self.k, at_least=2)
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member."""
         parameters: dict[str, Tensor] = {}
         inputs = n_features * (window or 1)
@@ -63,16 +65,17 @@ class TabM:
             parameters[f"leave{i}"] = torch.ones(self.k, width)
             parameters[f"bias{i}"] = uniform((self.k, width), inputs, generator)
             inputs = width
-        parameters["head_weight"] = uniform((self.k, inputs), inputs, generator)
-        parameters["head_bias"] = uniform((self.k,), inputs, generator)
+        several = () if n_outputs == 1 else (n_outputs,)
+        parameters["head_weight"] = uniform((self.k, inputs, *several), inputs, generator)
+        parameters["head_bias"] = uniform((self.k, *several), inputs, generator)
         return parameters
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         return self.predictions(parameters, x, dropout).sum(-1) / self.k
 
     def predictions(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """The outputs (M, B, K) of the K perceptrons."""
+        """The outputs (M, B, K) of the K perceptrons, or (M, B, O, K) of O outputs each."""
         p, activation = {name: value[:, None] for name, value in parameters.items()}, ACTIVATIONS[self.activation]
         x = x.flatten(2)[:, :, None]  # from here on (M, B, K, units)
         for i in range(len(self.hidden)):
@@ -80,7 +83,11 @@ class TabM:
             x = activation(x * p[f"leave{i}"] + p[f"bias{i}"])
             if dropout is not None and self.dropout:
                 x = dropout(x.flatten(2), self.dropout).unflatten(2, (self.k, -1))
-        return (x * p["head_weight"]).sum(-1) + p["head_bias"]
+        weight, bias = parameters["head_weight"], parameters["head_bias"]
+        if weight.ndim == 3:
+            return (x * p["head_weight"]).sum(-1) + p["head_bias"]
+        each = linear(x.transpose(1, 2).flatten(0, 1), weight.flatten(0, 1), bias.flatten(0, 1))
+        return each.unflatten(0, (-1, self.k)).permute(0, 2, 3, 1).contiguous()  # (M, K, B, O) -> (M, B, O, K)
 
     @property
     def dropout_units(self) -> int:

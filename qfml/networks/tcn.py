@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 
 from qfml.errors import UserError
-from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, check_hidden, each_position, head, uniform
+from qfml.networks.base import (
+    ACTIVATIONS,
+    Dropout,
+    Parameters,
+    check_hidden,
+    each_position,
+    head,
+    head_parameters,
+    uniform,
+)
 
 
 @dataclass(frozen=True)
 class TCN:
-    """Temporal convolutional network on windows (L, F): residual blocks of two causal dilated convolutions, one output.
+    """Temporal convolutional network on windows (L, F): residual blocks of two causal dilated convolutions.
 
     Level i has dilation 2^i. Only the positions that the last row depends on are computed: convolutions are "valid",
     the window being padded with zeros on its left where the receptive field reaches further back.
@@ -50,7 +59,9 @@ class TCN:
         """Number of rows, the present one included, that the output depends on."""
         return 1 + sum(2 * (self.kernel - 1) * 2**level for level in range(len(self.channels)))
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member."""
         if window is None:
             raise UserError("a temporal convolution needs windows: give the data set a `window`")
@@ -69,12 +80,10 @@ class TCN:
                 parameters[f"weight{i}skip"] = uniform((inputs, width), inputs, generator)
                 parameters[f"bias{i}skip"] = uniform((width,), inputs, generator)
             inputs = width
-        parameters["head_weight"] = uniform((inputs,), inputs, generator)
-        parameters["head_bias"] = uniform((1,), inputs, generator)
-        return parameters
+        return parameters | head_parameters(inputs, n_outputs, generator)
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         activation = ACTIVATIONS[self.activation]
         x = torch.nn.functional.pad(x, (0, 0, self.receptive_field - x.shape[2], 0))
         for i, width in enumerate(self.channels):

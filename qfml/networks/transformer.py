@@ -20,6 +20,7 @@ from qfml.networks.base import (
     check_window,
     each_position,
     head,
+    head_parameters,
     layer_norm,
     uniform,
 )
@@ -27,7 +28,7 @@ from qfml.networks.base import (
 
 @dataclass(frozen=True)
 class Transformer:
-    """Pre-norm transformer encoder on windows (L, F), each row attending to itself and earlier rows; one output.
+    """Pre-norm transformer encoder on windows (L, F), each row attending to itself and earlier rows.
 
     h = E x + e + position;  for each layer h = h + attention(norm(h)), then h = h + W' drop(act(W norm(h) + b)) + b';
     the output is an affine map of norm(h) at the last row. The last layer is computed at that row alone.
@@ -75,7 +76,9 @@ class Transformer:
         if self.positions not in ("sinusoidal", "learned"):
             raise UserError(f"`positions` must be sinusoidal or learned, got {self.positions!r}")
 
-    def init(self, n_features: int, window: int | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def init(
+        self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
+    ) -> dict[str, Tensor]:
         """Parameters of one member; weights as in torch.nn.Linear, queries, keys and values side by side."""
         length = check_window("a transformer", window)
         parameters = affine("embed", n_features, self.width, generator)
@@ -89,15 +92,13 @@ class Transformer:
             parameters |= affine(f"inner{i}", self.width, self.hidden, generator)
             parameters |= affine(f"outer{i}", self.hidden, self.width, generator)
         parameters |= self._norm("norm")
-        parameters["head_weight"] = uniform((self.width,), self.width, generator)
-        parameters["head_bias"] = uniform((1,), self.width, generator)
-        return parameters
+        return parameters | head_parameters(self.width, n_outputs, generator)
 
     def _norm(self, name: str) -> dict[str, Tensor]:
         return {f"{name}_scale": torch.ones(self.width), f"{name}_shift": torch.zeros(self.width)}
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Outputs (M, B)."""
+        """Outputs (M, B), or (M, B, K) of several."""
         p, length = parameters, x.shape[2]
 
         def normalised(h: Tensor, name: str) -> Tensor:
