@@ -93,6 +93,7 @@ def test_without_out_the_printed_command_names_the_folder_that_was_made(place):
     assert (place / words[1] / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_resumed_run_can_be_resumed_again(place, cut):
     process = start("resume", cut, cwd=place)
     last = checkpoints(cut)[-1]
@@ -172,6 +173,7 @@ SAVING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", SAVING)
 def test_kill_9_while_the_result_is_saved(place, cut, moment):
     assert qfml("resume", cut, cwd=place, before=textwrap.dedent(SAVING[moment])).code == -signal.SIGKILL
@@ -263,6 +265,7 @@ whole, result._replace = result._replace, full
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions.parquet", "metrics.json"])
 def test_a_full_disk_while_the_result_is_saved(place, cut, name):
     full = qfml("resume", cut, cwd=place, before=FULL.format(name=name))

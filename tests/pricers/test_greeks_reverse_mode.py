@@ -319,6 +319,7 @@ def test_the_graph_of_a_grid_is_weighed_before_it_is_made():
 AMERICAN = (pr.American(100.0, 1.0, "put"), pr.BlackScholes(0.2), pr.Market(100.0, 0.03, 0.01))
 
 
+@pytest.mark.slow
 def test_second_derivatives_by_the_spot_hold_the_region_of_exercise():
     """The derivative of the vega by the spot is that of the delta by the vol, which first derivatives know."""
     engine, size = pr.FiniteDifference(), 2e-3
@@ -345,6 +346,7 @@ def test_second_derivatives_that_move_the_region_of_exercise_are_refused(model, 
         pr.greeks(AMERICAN[0], model, AMERICAN[2], (pair,), pr.FiniteDifference())
 
 
+@pytest.mark.slow
 def test_wide_bumps_let_the_region_of_exercise_move():
     """Against second differences of prices on the grid of 480 by 160: 0.87 at bumps of 0.02."""
     engine = pr.FiniteDifference(n_space=120, n_time=40)

@@ -145,6 +145,7 @@ def test_exchange_option_on_two_assets():
     agree(found, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["pseudo", "antithetic", "sobol"])
 def test_standard_errors_tell_the_scatter_between_seeds(noise):
     """Over 24 seeds the squared errors in units of the stated one average to 1, within four of their own errors."""

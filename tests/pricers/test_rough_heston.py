@@ -176,6 +176,7 @@ def test_mass_and_martingale_identities(hurst, expiry):
     torch.testing.assert_close(imaginary[:40], -imaginary[40:], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_many_arguments_equal_few():
     rough, expiry = model(*PARAMETERS), double(0.7)
     u = torch.linspace(0.02, 900.0, 700, dtype=torch.float64)

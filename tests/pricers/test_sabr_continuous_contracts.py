@@ -138,6 +138,7 @@ def test_far_barriers_leave_the_european():
     assert down == pytest.approx(call, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_what_is_absorbed_hits_any_barrier_below_and_its_minimum_is_zero():
     model, engine = pr.SABR(60.0, 0.1, 0.0, 0.5), pr.MonteCarlo(2**13, n_steps=32, seed=4)
     european = pr.price(pr.European(100.0, 5.0, "put"), model, MARKET, engine)

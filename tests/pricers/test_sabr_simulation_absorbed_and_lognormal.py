@@ -213,6 +213,7 @@ def test_lognormal_scheme_has_weak_order_two_on_coupled_paths():
     assert abs(forward.mean().item() - 1.0) <= 4.0 * forward.std().item() / math.sqrt(100_000)
 
 
+@pytest.mark.slow
 def test_both_schemes_agree_where_both_apply():
     model = sabr(0.3, 1.0, -0.5, 0.6)
     generator = torch.Generator().manual_seed(12)

@@ -115,6 +115,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("contract", "model", "options"), CASES)
 def test_two_standard_errors_cover_what_they_promise(contract, model, options):
     """With the slopes of the paths and without Student's factor 11 to 13 % of heavy-tailed cases lay beyond."""

@@ -145,6 +145,7 @@ def test_a_smooth_surface_comes_back_nearly_unchanged(knots_per_quote):
         assert (fit.surface.vol(between, expiry) - truth).abs().max().item() < 8.0 * BP
 
 
+@pytest.mark.slow
 def test_noise_is_taken_out(noisy_fit):
     noise = (NOISY - SMILE).square().mean().sqrt().item()
     error = (noisy_fit.errors + NOISY - SMILE).square().mean().sqrt().item()

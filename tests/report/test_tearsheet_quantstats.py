@@ -80,6 +80,7 @@ def test_gains_without_a_loss_cannot_pass_for_prices(run_dir: Path) -> None:
     assert "would read returns as prices" in outcome.notes[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("times", "net", "reason"),
     [

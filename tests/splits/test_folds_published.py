@@ -98,6 +98,7 @@ def test_path_predictions_complete_each_path_from_the_right_splits():
     assert np.array_equal(joined // 1000, np.array(ref.COMBINATORIAL_PATHS_5_2)[fold_of_row])
 
 
+@pytest.mark.slow
 def test_every_split_of_16_choose_8_is_purged():
     time = np.arange(160)
     n = 0
