@@ -18,6 +18,7 @@ from qfml.engine import (
     ParameterGroup,
     RAdam,
     RMSprop,
+    TorchOptimizer,
     Trainer,
 )
 from qfml.losses import (
@@ -35,7 +36,7 @@ from qfml.losses import (
     Quantiles,
     WeightedBCE,
 )
-from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, MonotoneMLP, ResidualMLP, TabM, Transformer
+from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, Module, MonotoneMLP, ResidualMLP, TabM, Transformer
 from qfml.predict import predict
 from qfml.run import resume, run
 
@@ -68,6 +69,7 @@ __all__ = [
     "Lion",
     "MeanVariance",
     "Member",
+    "Module",
     "MonotoneMLP",
     "Muon",
     "NegativeSharpe",
@@ -78,6 +80,7 @@ __all__ = [
     "RMSprop",
     "ResidualMLP",
     "TabM",
+    "TorchOptimizer",
     "Trainer",
     "Transformer",
     "WalkForwardResult",

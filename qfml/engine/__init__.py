@@ -5,7 +5,19 @@ from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit, load_fits, save_fits
 from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
-from qfml.engine.optimizers import LBFGS, OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Lion, Muon, RAdam, RMSprop
+from qfml.engine.optimizers import (
+    LBFGS,
+    OPTIMIZERS,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    Muon,
+    RAdam,
+    RMSprop,
+    TorchOptimizer,
+)
 from qfml.engine.progress import Bar
 from qfml.engine.sampling import SAMPLERS, ClassBalanced, Sequential, SequentialBootstrap, Shuffled, Weighted
 from qfml.engine.saving import load_member
@@ -48,6 +60,7 @@ __all__ = [
     "Shuffled",
     "StepDecay",
     "StreamMember",
+    "TorchOptimizer",
     "Trainer",
     "Warmup",
     "Weighted",

@@ -128,7 +128,8 @@ def as_network(network: Any) -> Any:
     """A bare factory as a `Module`; anything else as it is."""
     if isinstance(network, type):
         return Module(network) if issubclass(network, nn.Module) else network
-    return Module(network) if callable(network) and not hasattr(network, "kind") else network
+    factory: Any = network
+    return Module(factory) if callable(network) and not hasattr(network, "kind") else network
 
 
 class _Runner:
