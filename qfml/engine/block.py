@@ -25,6 +25,7 @@ from qfml.engine.member import Member
 from qfml.engine.monitor import judged
 from qfml.engine.optimizers import Step, start_state
 from qfml.engine.precision import casting, rescale, start_scale
+from qfml.engine.restoring import check_restorable
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
 from qfml.engine.stream_feed import StreamedData, feed_of
@@ -411,13 +412,14 @@ class Block:
             "members": self.members,
             "clock": self.clock.state(),
             "arrays": {name: value.tolist() for name, value in self.array.items()},
-            "histories": self.histories,
+            "histories": [list(history) for history in self.histories],  # they grow while they are written
             "failures": [[place, step, sentence] for place, (step, sentence) in self.failures.items()],
             "fits": {str(place): fit for place, fit in fits.items()},
         }
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Continue where `tensors()` and `counters()` were taken."""
+        """Continue where `tensors()` and `counters()` were taken; CheckpointError if they cannot be of this block."""
+        check_restorable(self, tensors, counters)
         self.histories = counters["histories"]
         self.failures = {place: (step, sentence) for place, step, sentence in counters["failures"]}
         for place, fit in counters["fits"].items():

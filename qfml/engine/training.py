@@ -240,7 +240,11 @@ class _Run:
                 "written for, or start a new run"
             )
         tensors, state = unpack_histories(tensors, state)
+        if len(state["blocks"]) > len(self.plan):
+            raise CheckpointError(f"the checkpoint in {self.folder} is not ours: it has more blocks than the run")
         for i, counters in enumerate(state["blocks"]):
+            if self.blocks and not self.blocks[-1].done:
+                raise CheckpointError(f"the checkpoint in {self.folder} is not ours: block {i} began before its turn")
             block = self._begin_block()
             own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
             block.restore(own, counters)
