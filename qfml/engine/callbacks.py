@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,43 @@ class Callback:
         """
 
     def log(self, member: int, step: int, values: dict[str, float]) -> None:
-        """What a step of a member was like, every `log_every` steps: "loss", "gradient_norm" before clipping, "lr"."""
+        """What a step of a member was like, every `log_every` steps.
+
+        Args:
+            member: its number.
+            step: counted from 1.
+            values: "loss", "gradient_norm" before clipping, "lr", "update_ratio" (length of the step over that of the
+                parameters), and what the trainer's `watch` adds to them.
+        """
+
+    def fail(self, member: int, step: int, sentence: str) -> None:
+        """A member has met something that is not finite, and trains no further.
+
+        Args:
+            member: its number.
+            step: the step, counted from 1.
+            sentence: step, epoch and the first place that was not finite, as in `Fit.failure`. A resumed fit repeats
+                it.
+        """
+
+    def split(self, epoch: int, seconds: Mapping[str, float], verdict: str) -> None:
+        """What the time went into, with the trainer's `time_split`.
+
+        Args:
+            epoch: the epoch that the first member of the block at work has ended; blocks begin again at 1.
+            seconds: by part, since the last call: "data" (waiting for batches), "copy" (to the device), "forward",
+                "backward" (the loss and its gradient), "step" (guard, clipping, optimizer), "validation", "checkpoint",
+                "other" (callbacks, ends of epochs, beginnings of blocks). On a GPU they are the GPU's own.
+            verdict: one line on the largest of them.
+        """
+
+    def memory(self, bytes_by_part: Mapping[str, int]) -> None:
+        """What a block holds after its first step, with "memory" in the trainer's `watch`.
+
+        Args:
+            bytes_by_part: "parameters", "gradient", "optimizer", "other_state", "batch", "data", and "peak", the most
+                that the GPU, or on a CPU the whole process, has held.
+        """
 
     def checkpoint(self, folder: Path) -> None:
         """A checkpoint was written."""

@@ -1,0 +1,60 @@
+"""A trace of some steps, by torch's profiler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qfml.engine.watching.settings import Profile
+
+
+class Tracer:
+    """Runs the profiler around the steps that were chosen, and writes the trace."""
+
+    def __init__(self, profile: Profile, device: torch.device) -> None:
+        self.profile, self.device, self.n_steps = profile, device, 0
+        self._profiler: torch.profiler.profile | None = None
+
+    def traced(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """`step`, traced when its turn comes."""
+
+        def run() -> Any:
+            self.n_steps += 1
+            if self.n_steps == self.profile.first:
+                self._begin()
+            result = step()
+            if self.n_steps == self.profile.last:
+                self._write()
+            return result
+
+        return run
+
+    def end(self) -> None:
+        """Training is over: write what there is."""
+        self._write()
+        if self.n_steps < self.profile.first:
+            warnings.warn(
+                f"no trace was written to {self.profile.path}: the training had {self.n_steps} steps, and the first to "
+                f"be traced is step {self.profile.first}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _begin(self) -> None:
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True)
+        self._profiler.start()
+
+    def _write(self) -> None:
+        profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return
+        profiler.stop()
+        Path(self.profile.path).parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(self.profile.path)
