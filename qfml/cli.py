@@ -15,6 +15,7 @@ import rich.text
 import typer
 
 import qfml
+from qfml import tuning
 from qfml.errors import Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -42,17 +43,32 @@ def run(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="A YAML file with search spaces and a section `tune`.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The folder; made under runs/ if left out.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b.c=value.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search the spaces in CONFIG, and backtest the winner on rows that no trial has seen."""
+    _show_search(tuning.tune(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
+
+
+@app.command()
 def resume(run: Run, quiet: Quiet = False) -> None:
-    """Continue a run that was interrupted or killed."""
-    _show(qfml.resume(run, progress=not quiet, say=_say(quiet)))
+    """Continue a run or a search that was interrupted or killed."""
+    if tuning.is_search(run):
+        _show_search(tuning.resume(run, progress=not quiet, say=_say(quiet)))
+    else:
+        _show(qfml.resume(run, progress=not quiet, say=_say(quiet)))
 
 
 @app.command()
 def report(run: Run) -> None:
-    """Rebuild the report of a finished run from its folder."""
-    from qfml.report import write_report
+    """Rebuild the report of a finished run or search from its folder."""
+    from qfml.report import write_report, write_tuning_report
 
-    out.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+    write = write_tuning_report if tuning.is_search(run) else write_report
+    out.print(f"report: {write(run)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -113,6 +129,36 @@ def _show(folder: Path) -> None:
     )
     out.print(significance["verdict"], highlight=False)
     out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _show_search(folder: Path) -> None:
+    """The table of the best trials, what their number makes of the winner, and where the reports are."""
+    from qfml.run import read_metrics
+
+    found = read_metrics(folder)
+    objective, winner = found["objective"], found["winner"]
+    known = [trial for trial in found["trials"] if trial["value"] is not None and trial["state"] == "complete"]
+    known.sort(key=lambda trial: trial["value"], reverse=objective["mode"] == "max")
+    table = rich.table.Table(
+        title=f"best of {len(found['trials'])} trials by {objective['name']} ({objective['mode']})"
+    )
+    table.add_column("trial", justify="right")
+    for name in (objective["name"], "Sharpe", *winner["params"]):
+        table.add_column(name, justify="right", overflow="fold")
+    for trial in known[:10]:
+        values = (trial["value"], trial["sharpe_ratio"], *trial["params"].values())
+        table.add_row(str(trial["place"] + 1), *map(_cell, values))
+    out.print(table)
+    significance = found["significance"]
+    deflated, pbo = significance["deflated_sharpe_ratio"], significance["pbo"]
+    out.print(
+        f"winner: trial {winner['place'] + 1}; on the blocks it was chosen by, deflated Sharpe ratio "
+        f"{_number(deflated, '{:.3f}')}, probability of backtest overfitting {_number(pbo, '{:.3f}')}",
+        highlight=False,
+    )
+    out.print(f"its backtest: {found['backtest']['verdict']}", highlight=False)
+    for report in (folder / "report.html", folder / "winner" / "report.html"):
+        out.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -38,8 +38,9 @@ from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationRepo
 from qfml.data.weights import WEIGHTS, Weights
 from qfml.engine import Bar, Callback, Trainer
 from qfml.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
-from qfml.ledger import Ledger, trial_hash
+from qfml.ledger import Ledger, Trials, trial_hash
 from qfml.losses import LOSSES, Loss
+from qfml.metrics import SharpeMoments
 from qfml.networks import NETWORKS, Network
 from qfml.report import write_report
 from qfml.splits import SPLITTERS
@@ -184,7 +185,7 @@ class WalkForwardTask:
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Read, train, judge and write everything but the report into `folder`."""
         begin = time.perf_counter()
-        _check_device(self.trainer.device)
+        check_device(self.trainer.device)
         frame, report = self.data.read()
         ds = self.data.dataset(frame)
         say(f"{self.data.source.describe()}: {len(frame):,} rows, {len(ds):,} samples, {ds.n_features} features")
@@ -244,18 +245,8 @@ class WalkForwardTask:
 
     def _count_trial(self, result: WalkForwardResult) -> WalkForwardResult:
         """Enter the run into the ledger, and deflate its Sharpe ratio by all that was tried on these data."""
-        settings = as_settings(self)
-        ledger = Ledger(self.ledger)
-        data_hash = config.config_hash(_absolute(settings["data"]["source"]))
-        ledger.record(
-            data_hash=data_hash,
-            trial_hash=trial_hash(_of_a_trial(settings)),
-            config_hash=config.config_hash(settings),
-            periods_per_year=result.metrics["conventions"]["periods_per_year"],
-            label=self.name,
-            **result.moments._asdict(),
-        )
-        trials = ledger.trials(data_hash)
+        periods_per_year = result.metrics["conventions"]["periods_per_year"]
+        trials = record_trial(self, result.moments, periods_per_year)
         return result.with_trials(trials.n_trials, trials.variance)
 
 
@@ -265,6 +256,8 @@ TASKS: dict[str, type[WalkForwardTask]] = {cls.task: cls for cls in (WalkForward
 def read_task(settings: Mapping[str, Any]) -> WalkForwardTask:
     """The task that plain settings describe; ConfigError names what is wrong in them."""
     name = settings.get("task")
+    if "tune" in settings:
+        raise ConfigError("this config has a section `tune`: search with `qfml tune`, or remove the section to run it")
     if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")
     return config.build(TASKS[name], {key: value for key, value in settings.items() if key != "task"})
@@ -273,6 +266,22 @@ def read_task(settings: Mapping[str, Any]) -> WalkForwardTask:
 def as_settings(task: WalkForwardTask) -> dict[str, Any]:
     """The full settings of a task, nothing left to a default; `read_task` reads them back."""
     return {"task": task.task} | config.to_dict(task)
+
+
+def record_trial(task: WalkForwardTask, moments: SharpeMoments, periods_per_year: float) -> Trials:
+    """Enter a configuration into its ledger, with the moments of its returns; all trials on its data, it included."""
+    settings = as_settings(task)
+    ledger = Ledger(task.ledger)
+    data_hash = config.config_hash(_absolute(settings["data"]["source"]))
+    ledger.record(
+        data_hash=data_hash,
+        trial_hash=trial_hash(of_a_trial(settings)),
+        config_hash=config.config_hash(settings),
+        periods_per_year=periods_per_year,
+        label=task.name,
+        **moments._asdict(),
+    )
+    return ledger.trials(data_hash)
 
 
 def run(
@@ -301,14 +310,14 @@ def run(
     """
     settings = dict(path) if isinstance(path, Mapping) else config.read_yaml(path)
     task = read_task(config.override(settings, overrides))
-    folder = _new_folder(task, out)
+    folder = new_folder(task, out)
     config.write_yaml(as_settings(task), folder / "config.yaml")
     try:
         return _finish(folder, task, resume=False, progress=progress, say=say)
     except CheckpointError:  # training had begun
         raise
     except UserError:
-        _forget_if_not_begun(folder)
+        forget_if_not_begun(folder)
         raise
 
 
@@ -330,7 +339,7 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
 
 
 def _finish(folder: Path, task: WalkForwardTask, *, resume: bool, progress: bool, say: Say) -> Path:
-    with _way_on(folder):
+    with way_on(folder):
         with Bar() if progress else nullcontext() as bar:
             task.execute(folder, resume=resume, callbacks=() if bar is None else (bar,), say=say)
         write_report(folder)
@@ -338,7 +347,7 @@ def _finish(folder: Path, task: WalkForwardTask, *, resume: bool, progress: bool
 
 
 @contextmanager
-def _way_on(folder: Path) -> Iterator[None]:
+def way_on(folder: Path) -> Iterator[None]:
     """Note on whatever stops a run how it goes on; Ctrl-C outside training becomes `Interrupted` too."""
     try:
         yield
@@ -361,13 +370,14 @@ def _next_command(folder: Path) -> str:
     return f"{'report' if finished else 'resume'} {shlex.quote(str(folder))}"
 
 
-def _forget_if_not_begun(folder: Path) -> None:
+def forget_if_not_begun(folder: Path) -> None:
     """Give the name of a run that was refused before it began back to the next attempt."""
     if [path.name for path in folder.iterdir()] == ["config.yaml"]:
         shutil.rmtree(folder)
 
 
-def _new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
+def new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
+    """The empty folder of a new run; made under `runs/` if `out` is None."""
     if out is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         out = Path("runs") / f"{task.name}-{stamp}-{config.config_hash(as_settings(task))[:6]}"
@@ -378,7 +388,7 @@ def _new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
     return folder
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     """Refuse a device that is not there before anything is read."""
     try:
         torch.empty(0, device=name)
@@ -389,7 +399,7 @@ def _check_device(name: str) -> None:
         ) from None
 
 
-def _of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
+def of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what does not make another trial: where and how fast it runs, how many seeds, its name."""
     kept = {key: value for key, value in settings.items() if key not in ("name", "ledger", "n_seeds", "seed")}
     aside = ("device", "member_block", "checkpoint_seconds")

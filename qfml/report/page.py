@@ -18,7 +18,7 @@ from qfml.report.markup import Html, el, join
 from qfml.report.style import CSS, SCRIPT
 from qfml.report.tearsheet import Tearsheet, write_tearsheet
 
-__all__ = ["write_report"]
+__all__ = ["document", "write_report"]
 
 FILE_NAME = "report.html"
 OFFLINE = "The page works offline. Drag across a chart to zoom, double-click to see all of it again."
@@ -71,7 +71,7 @@ def _page(run: RunFolder, tearsheet: Tearsheet) -> Html:
         el("main", results.headline(run), *(section.html() for section in sections)),
         el("footer", f"{made_by} from the run folder ", el("code", run.path.resolve().name), ". ", OFFLINE),
     ]
-    return _document(body, charts)
+    return document(body, charts, "Walk-forward backtest")
 
 
 def _tearsheet_note(tearsheet: Tearsheet) -> Html:
@@ -82,7 +82,8 @@ def _tearsheet_note(tearsheet: Tearsheet) -> Html:
     return join([el("p", link, ", made by quantstats, lies beside this page."), *told])
 
 
-def _document(body: list[Html], charts: Charts) -> Html:
+def document(body: list[Html], charts: Charts, title: str) -> Html:
+    """A whole page that works offline and may send no request."""
     from plotly.offline import get_plotlyjs
 
     figures, arrays = _split(charts)
@@ -93,7 +94,7 @@ def _document(body: list[Html], charts: Charts) -> Html:
         el("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="robots", content="noindex"),
-        el("title", "Walk-forward backtest"),
+        el("title", title),
         el("style", Html(CSS)),
     ]
     told = el("noscript", el("p", "The charts need JavaScript; the numbers do not.", class_="note"))
