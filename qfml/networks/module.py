@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class Module:
         except TypeError:
             raise UserError(f"`factory` must be hashable, got {factory!r}; wrap it into a function") from None
         self.factory = factory
+        self._built: _Runner | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Module) and self.factory == other.factory
@@ -76,17 +77,26 @@ class Module:
     def __repr__(self) -> str:
         return f"Module({_name(self.factory)})"
 
+    def __reduce__(self) -> tuple[type, tuple[ModuleFactory]]:
+        return Module, (self.factory,)
+
+    @property
+    def _runner(self) -> _Runner:
+        if self._built is None:
+            self._built = _shared(self.factory)
+        return self._built
+
     @property
     def identity(self) -> dict[str, Any]:
         """What is known of the factory's code: its name, and name and shape of all that the module holds."""
-        template = _runner(self).template
+        template = self._runner.template
         shapes = {name: list(value.shape) for name, value in template.state_dict().items()}
         return {"kind": self.kind, "factory": _name(self.factory), "module": str(template), "state": shapes}
 
     @property
     def dropout_units(self) -> int:
         """Random bytes of a row, from which all its masks are made; 0 without dropout."""
-        return KEY_BYTES if _runner(self).dropouts else 0
+        return KEY_BYTES if self._runner.dropouts else 0
 
     def init(
         self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
@@ -96,17 +106,17 @@ class Module:
         The shapes are the factory's: how many features and outputs it was built for shows when it is given rows.
         """
         seed = int(torch.randint(2**62, (), generator=generator))
-        module, template = _built(self.factory, seed), _runner(self)
+        module, template = _made(self.factory, seed), self._runner
         _check_alike(module, template)
         return {name: value.detach().clone() for name, value in module.named_parameters()}
 
     def forward(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Outputs (M, B), or (M, B, K) of a module with K > 1 outputs."""
-        return _runner(self).forward(parameters, x, dropout)
+        return self._runner.forward(parameters, x, dropout)
 
     def stacks(self, x: Tensor, n_outputs: int = 1) -> bool:
         """Whether members can run as one stack; judged on one member's features `x`, (B, F) or (B, L, F)."""
-        runner = _runner(self)
+        runner = self._runner
         reason = runner.examine(x)
         if runner.n_outputs != n_outputs:
             raise UserError(
@@ -117,7 +127,7 @@ class Module:
 
     def module(self, parameters: Parameters) -> nn.Module:
         """A module of one member's `parameters`, in evaluation mode: `fit.network.module(fit.named_parameters())`."""
-        module = _built(self.factory, 0)
+        module = _made(self.factory, 0)
         with torch.no_grad():
             for name, value in module.named_parameters():
                 value.copy_(parameters[name])
@@ -137,8 +147,7 @@ class _Runner:
 
     def __init__(self, factory: ModuleFactory) -> None:
         self.name = _name(factory)
-        self.factory = factory
-        self.template = _built(factory, 0)
+        self.template = _made(factory, 0)
         _check_trainable(self.template)
         self.shapes = {name: tuple(value.shape) for name, value in self.template.named_parameters()}
         self.buffers = dict(self.template.named_buffers())
@@ -281,12 +290,21 @@ class _Runner:
         return None, tuple(name for name, gradient in zip(two, found, strict=True) if gradient is None)
 
 
-@lru_cache(maxsize=128)
-def _runner(network: Module) -> _Runner:
-    return _Runner(network.factory)
+_RUNNERS: WeakKeyDictionary[Any, _Runner] = WeakKeyDictionary()
 
 
-def _built(factory: ModuleFactory, seed: int) -> nn.Module:
+def _shared(factory: ModuleFactory) -> _Runner:
+    """The runner of a factory: one for all equal networks, so that what was found out is found out, and said, once."""
+    try:
+        runner = _RUNNERS.get(factory)
+    except TypeError:  # a callable that cannot be referred to weakly
+        return _Runner(factory)
+    if runner is None:
+        runner = _RUNNERS[factory] = _Runner(factory)
+    return runner
+
+
+def _made(factory: ModuleFactory, seed: int) -> nn.Module:
     """What the factory builds while torch's random state is that of `seed`; the global state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

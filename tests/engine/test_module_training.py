@@ -156,3 +156,21 @@ def test_a_network_that_is_none_is_still_refused():
     for network in (qfml.MLP, int, "mlp", nn.Linear(5, 1)):
         with pytest.raises(qfml.errors.UserError, match=r"`(network|factory)` must"):
             qfml.Member(network, np.arange(9))
+
+
+def test_fits_of_a_module_are_not_saved_and_nothing_is_left_behind(tmp_path):
+    """A factory is code, and no file can hold it; the parameters are the user's to keep."""
+    fit = qfml.Trainer(max_epochs=1, batch_size=50).fit(mlp, qfml.MSE(), make_data(), train=np.arange(200))
+    with pytest.raises((TypeError, qfml.errors.UserError), match="Module"):
+        qfml.engine.save_fits(tmp_path / "fits", [fit])
+    assert not (tmp_path / "fits").exists()
+    kept = {name: value.numpy().copy() for name, value in fit.named_parameters().items()}
+    module = Module(mlp).module({name: torch.from_numpy(value) for name, value in kept.items()})
+    x = make_data().features
+    np.testing.assert_allclose(module(x)[:, 0].detach(), fit.predict(make_data()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_of_a_named_factory_survives_pickling_by_reference():
+    network = Module(Recurrent)
+    cls, arguments = network.__reduce__()
+    assert cls(*arguments) == network

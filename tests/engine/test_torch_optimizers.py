@@ -140,7 +140,7 @@ def make_data():
 
 
 def trainer(name, **settings):
-    settings = {"max_epochs": 3, "batch_size": 50, "checkpoint_seconds": 0.0} | settings
+    settings = {"max_epochs": 3, "batch_size": 80, "checkpoint_seconds": 0.0} | settings
     return qfml.Trainer(optimizer=TorchOptimizer(FACTORIES[name]), **settings)
 
 
