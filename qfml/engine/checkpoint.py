@@ -84,7 +84,7 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"cannot write a checkpoint into {folder}: {error.strerror or error}; the previous checkpoint is intact. "
-            "Make room, then resume the run"
+            "Make room or mend the disk, then resume the run"
         ) from error
     whole = [number for number in numbers if number not in damaged]
     for number in [*whole[: max(0, len(whole) + 1 - max(keep, 2))], *set(damaged).intersection(numbers)]:

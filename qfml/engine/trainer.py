@@ -179,8 +179,6 @@ class Trainer:
                 f"`keep_checkpoints` must be a whole number, at least 2, got {self.keep_checkpoints!r}: the one before "
                 "the last is what a damaged one falls back on"
             )
-        if not isinstance(self.deterministic, bool):
-            raise UserError(f"`deterministic` must be True or False, got {self.deterministic!r}")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"`checkpoint_seconds` must be >= 0, got {self.checkpoint_seconds}")
 

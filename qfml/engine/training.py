@@ -20,10 +20,11 @@ from qfml.engine.block import Block, OnEpoch, OnFail, OnLog
 from qfml.engine.callbacks import Callback
 from qfml.engine.checkpoint import newest_whole
 from qfml.engine.determinism import deterministic
+from qfml.engine.differential import check_differential
 from qfml.engine.fit import Fit
 from qfml.engine.inputs import n_periods
 from qfml.engine.interrupt import StopRequest, stop_on_signals
-from qfml.engine.member import Member
+from qfml.engine.member import Member, check_weights
 from qfml.engine.monitor import check_metrics
 from qfml.engine.provenance import provenance
 from qfml.engine.saving import Saver, unpack_histories
@@ -90,7 +91,7 @@ class _Run:
         self.callbacks, self.folder, self.refill = callbacks, folder, refill
         self.plan = plan_blocks(trainer, members, loss, ds)
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
-        self.began, self.threads = time.monotonic(), torch.get_num_threads()
+        self.threads = torch.get_num_threads()
         self.damaged: list[int] = []  # checkpoints that were passed over
         self.watching = Watching(trainer, callbacks, torch.device(trainer.device))
         self.write = self.watching.checkpoint(self.write)
@@ -99,6 +100,7 @@ class _Run:
 
     def finish(self, threads: int) -> list[Fit]:
         """Train what is left on at most `threads` threads, and return the fits in the members' order."""
+        self.began = time.monotonic()
         with self._saver() as saver, stop_on_signals() if self.folder else _never() as request:
             while True:
                 if not self.blocks or self.blocks[-1].done:
@@ -319,6 +321,8 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
     for place, member in enumerate(members):
         if isinstance(ds, TimeDataset):
             member.check(ds)
+            check_weights(member, place, loss, ds)
+        check_differential(loss, member, place, ds, trainer.precision, trainer.compile is not None)
         if member.start is not None and member.start.loss.n_outputs != loss.n_outputs:
             raise UserError(
                 f"`start` of member {place} has {member.start.loss.n_outputs} outputs, but `{loss.kind}` needs "

@@ -126,6 +126,101 @@ def test_hostile_files_are_refused_and_nothing_is_executed(tmp_path, monkeypatch
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("linked", ["state.json", "tensors.safetensors", "manifest.json", "."])
+def test_links_are_not_followed(tmp_path, linked):
+    write(tmp_path / "c", 1, 2)
+    newest, aside = tmp_path / "c" / "checkpoint-00000002", tmp_path / "aside"
+    target = newest if linked == "." else newest / linked
+    target.rename(aside)
+    target.symlink_to(aside)
+    with pytest.warns(UserWarning, match="checkpoint-00000002 is damaged"):
+        assert read_checkpoint(tmp_path / "c")[1]["value"] == 1
+    assert aside.exists()
+    write(tmp_path / "c", 3, 4)  # what is pruned is the link, never what it leads to
+    assert aside.exists()
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
+    write(tmp_path, 1, 2)
+    (tmp_path / "checkpoint-00000002" / "state.json").unlink()
+    os.mkfifo(tmp_path / "checkpoint-00000002" / "state.json")
+    with pytest.warns(UserWarning, match="state.json is not a plain file"):
+        assert read_checkpoint(tmp_path)[1]["value"] == 1
+
+
+def test_text_of_ten_gigabytes_is_refused_before_it_is_read(tmp_path):
+    write(tmp_path, 1, 2)
+    for name in ("state.json", "manifest.json"):
+        with (tmp_path / "checkpoint-00000002" / name).open("r+b") as file:
+            file.truncate(10 * 2**30)  # sparse: it takes no room
+        with pytest.warns(UserWarning, match=rf"{name} has 10,737,418,240 bytes, more than any of ours"):
+            assert read_checkpoint(tmp_path)[1]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[" * 200_000, "RecursionError"), ("[1, 2]", "holds no object"), ('{"a": ', "JSONDecodeError")],
+)
+def test_text_that_was_made_up_is_refused(tmp_path, text, reason):
+    write(tmp_path, 1, 2)
+    newest = tmp_path / "checkpoint-00000002"
+    (newest / "state.json").write_text(text)
+    rehash(newest)
+    with pytest.warns(UserWarning, match=f"checkpoint-00000002 is damaged: .*{reason}"):
+        assert read_checkpoint(tmp_path)[1]["value"] == 1
+
+
+def header(**entries):
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(w={"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}),  # claims 4 TB
+        header(w={"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}) + b"0000",
+        header(w={"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}) + b"0000",
+        header(w={"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}) + b"0000",
+        header() + b"more than the header tells of",
+        (100).to_bytes(8, "little") + b"[" * 100,
+        b"",
+    ],
+)
+def test_tensor_files_that_were_made_up_are_refused(tmp_path, content):
+    write(tmp_path, 1, 2)
+    newest = tmp_path / "checkpoint-00000002"
+    (newest / "tensors.safetensors").write_bytes(content)
+    rehash(newest)
+    with pytest.warns(UserWarning, match="checkpoint-00000002 is damaged: SafetensorError"):
+        assert read_checkpoint(tmp_path)[1]["value"] == 1
+
+
+def test_a_disk_that_loses_what_was_written_is_found_out_at_once(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    replace = os.replace
+
+    def decaying(source, target):
+        replace(source, target)
+        damage_flip(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", decaying)
+        with pytest.raises(CheckpointError, match=r"does not return what was written to tensors\.safetensors"):
+            write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000001"]
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    damage_flip(tmp_path / "checkpoint-00000003")
+    with pytest.warns(UserWarning, match="checkpoint-00000003 is damaged"):
+        _, state, damaged = checkpoint.newest_whole(tmp_path)
+    assert (state["value"], damaged) == (2, [3])
+    write_checkpoint(tmp_path, {}, {"value": 4}, damaged=damaged)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002", "checkpoint-00000004"]
+
+
 def rehash(folder, extra=None):
     """Make the manifest agree with the files again, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text())
