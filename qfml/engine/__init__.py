@@ -2,6 +2,7 @@
 
 from qfml.engine.averaging import AVERAGES, EMA, SWA
 from qfml.engine.callbacks import Callback
+from qfml.engine.finders import find_batch_size, find_lr
 from qfml.engine.fit import Fit, load_fits, save_fits
 from qfml.engine.groups import ParameterGroup
 from qfml.engine.member import Member
@@ -64,6 +65,8 @@ __all__ = [
     "Trainer",
     "Warmup",
     "Weighted",
+    "find_batch_size",
+    "find_lr",
     "load_fits",
     "load_member",
     "save_fits",
