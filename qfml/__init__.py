@@ -34,6 +34,7 @@ from qfml.losses import (
     NegativeSharpe,
     Pinball,
     Quantiles,
+    Twin,
     WeightedBCE,
 )
 from qfml.networks import GRU, LSTM, MLP, TCN, ConvexMLP, Module, MonotoneMLP, ResidualMLP, TabM, Transformer
@@ -83,6 +84,7 @@ __all__ = [
     "TorchOptimizer",
     "Trainer",
     "Transformer",
+    "Twin",
     "WalkForwardResult",
     "WeightedBCE",
     "predict",

@@ -26,6 +26,7 @@ from qfml.losses import (
     Pinball,
     PnLLoss,
     Quantiles,
+    Twin,
     WeightedBCE,
 )
 
@@ -63,6 +64,7 @@ EXAMPLES = {
     "mean_variance": MeanVariance(cost_bps=10.0, risk_aversion=5.0),
     "cross_entropy": CrossEntropy(n_classes=3, class_weight=(1.0, 2.0, 0.5)),
     "quantiles": Quantiles(levels=(0.1, 0.5, 0.9)),
+    "twin": Twin(label_scale=2.0, gradient_scale=(0.5, 3.0)),
 }
 
 
@@ -136,6 +138,8 @@ def test_a_member_comes_out_the_same_wherever_it_lies_in_the_stack(name, width):
     output, y, weight = rows((members, width))
     if loss.n_outputs > 1:
         output, y = torch.stack([output, output.flip(1), -output], dim=-1), (3 * y).floor().clamp_max(2)
+    if loss.differential:
+        output, y = torch.stack([output, output.flip(1), -output], dim=-1), torch.stack([y, -y, y], dim=-1)
     y = y / 100 if isinstance(loss, PnLLoss) else y
     panel = Panel(torch.arange(width).expand(members, width), (torch.arange(width) == 0).expand(members, width))
 
@@ -263,15 +267,17 @@ def test_every_registered_loss_keeps_the_contract(name):
     assert loss.kind == name
     output = torch.linspace(-3, 3, 7)[None]
     y = torch.full((1, 7), 0.5 if loss.kind != "cross_entropy" else 1.0)
-    if loss.n_outputs > 1:
+    if loss.n_outputs > 1 or loss.differential:
         output = torch.stack([torch.zeros(1, 7), output, torch.zeros(1, 7)], dim=-1)
+    if loss.differential:
+        y = y[..., None].expand(1, 7, 3)
     panel = Panel(torch.arange(7)[None], torch.arange(7)[None] == 0)
     assert loss(output, y, torch.ones(1, 7), panel).shape == (1,)
     prediction = loss.prediction(output)
     assert prediction.shape == output.shape
     if loss.kind == "cross_entropy":
         prediction = prediction[..., 1]
-    if loss.kind == "quantiles":
+    if loss.kind in ("quantiles", "twin"):
         prediction = prediction.sum(-1)
     assert bool((prediction.diff() > 0).all()), "a prediction grows with the output"
     loss.check_labels(y)

@@ -39,6 +39,8 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         feature_names: one name per feature.
         window: cut windows of this many rows from a (N, F) matrix: the sample of a row sees that row and the
             `window - 1` rows of its group before it. Rows without a full window are no samples; `dropped` counts them.
+        label_gradient: derivative of each label in the sample's features, in units of the label over the feature's,
+            shape (N, F), or (N, L, F) for windows, cut or to be cut; what the loss `Twin` learns from.
 
     Raises:
         DataError: lengths that differ, NaN or infinity, a label that ends before its decision, a window that starts
@@ -68,6 +70,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
     feature_names: tuple[str, ...]
     window: int | None
     dropped: dict[str, int] = field(default_factory=dict)
+    label_gradient: Tensor | None = None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         returns: Any = None,
         feature_names: Sequence[str] | None = None,
         window: int | None = None,
+        label_gradient: Any = None,
     ) -> None:
         matrix = _float32(X, "X")
         if matrix.ndim not in (2, 3):
@@ -116,6 +120,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
             feature_names=names,
             window=length,
             dropped=dropped,
+            label_gradient=_gradient(label_gradient, (n, *([] if length is None else [length]), matrix.shape[-1])),
         )
         _check(self)
         if window is not None:
@@ -153,7 +158,9 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
     def to(self, device: torch.device | str) -> TimeDataset:
         """The same data with its tensors on `device`; times stay in numpy."""
         moved = {name: getattr(self, name).to(device) for name in ("features", "ends", "y")}
-        return replaced(self, **moved, weight=None if self.weight is None else self.weight.to(device))
+        optional = {name: getattr(self, name) for name in ("weight", "label_gradient")}
+        moved |= {name: None if value is None else value.to(device) for name, value in optional.items()}
+        return replaced(self, **moved)
 
     @property
     def n_features(self) -> int:
@@ -165,7 +172,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         """16 hex digits that change when any feature, label, time, group, weight or return does."""
         digest = hashlib.sha256(repr((self.feature_names, self.window, self.group_names)).encode())
         arrays = [self.features, self.ends, self.y, self.weight, self.time, self.label_end, self.window_start]
-        for array in (*arrays, self.group, self.returns):
+        for array in (*arrays, self.group, self.returns, self.label_gradient):
             if array is not None:
                 values = array.cpu().numpy() if isinstance(array, Tensor) else array
                 digest.update(values.dtype.str.encode())
@@ -228,7 +235,7 @@ def select_samples(ds: TimeDataset, keep: Array, reason: str) -> TimeDataset:
     return replaced(ds, **taken, dropped={**ds.dropped, **lost})
 
 
-_PER_SAMPLE = ("ends", "y", "time", "label_end", "window_start", "group", "weight", "returns")
+_PER_SAMPLE = ("ends", "y", "time", "label_end", "window_start", "group", "weight", "returns", "label_gradient")
 
 
 def _rows(column: Any, rows: Array) -> Any:
@@ -315,6 +322,16 @@ def _column(values: Any, name: str, n: int) -> Tensor:
     if column.shape != (n,):
         raise DataError(f"`{name}` must have shape ({n},) like `X`'s rows, got {tuple(column.shape)}")
     return column
+
+
+def _gradient(values: Any, shape: tuple[int, ...]) -> Tensor | None:
+    if values is None:
+        return None
+    gradient = _float32(values, "label_gradient")
+    if gradient.shape != shape:
+        raise DataError(f"`label_gradient` must have shape {shape}, that of the samples, got {tuple(gradient.shape)}")
+    _refuse(~torch.isfinite(gradient).flatten(1).all(1).numpy(), "`label_gradient` must be finite", gradient)
+    return gradient
 
 
 def _same(values: Array, name: str, n: int) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from qfml.engine.differential import with_slopes
 from qfml.engine.feed import Batch
 from qfml.losses import Additive, Loss
 
@@ -31,6 +32,8 @@ def losses_and_gradient(forward: Forward, loss: Loss, batch: Batch, size: int | 
     micro-batch then contributes its vector-Jacobian product.
     """
     width = batch.share.shape[1]
+    if loss.differential:
+        forward = with_slopes(forward)
     if size is None or size >= width:
         output = forward(batch.x, slice(0, width))
         if isinstance(loss, Additive):

@@ -100,6 +100,7 @@ class Block:
             and self.network.writes_gradient
             and trainer.precision in ("fp32", "tf32")
             and trainer.compile is None
+            and not loss.differential
         )
         self.forward = forward_of(self.network, trainer.compile)
         self._bind()

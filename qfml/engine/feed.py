@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
 from qfml.engine.clock import Clock, Counters
+from qfml.engine.differential import labels_of
 from qfml.engine.inputs import Inputs, panel_of, time_order
 from qfml.engine.member import Member
 from qfml.engine.sampling import Sampler
@@ -141,7 +142,7 @@ def resident_feed(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: T
     order = None if ordered else partial(_order, trainer.sampler, ds)
     clock = Clock(rows, seeds, batch_size, order, trainer.max_steps)
     weighted = not trainer.sampler.replaces_weight
-    inputs = Inputs(ds, [member.transforms for member in members], weighted)
+    inputs = Inputs(ds, [member.transforms for member in members], weighted, labels_of(loss, ds))
     panel = None if loss.additive else panel_of(ds, rows, clock.width)
     return ResidentFeed(inputs, clock, panel)
 

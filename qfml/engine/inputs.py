@@ -21,17 +21,23 @@ class Inputs:
     """Features, labels and weights of a data set, gathered by (M, B) row ids; each member sees its own transform.
 
     A transform is applied once to all rows, not batch by batch; members that share one share the transformed rows.
-    Without `weighted` the sample weights do not weigh the training loss.
+    Without `weighted` the sample weights do not weigh the training loss. `labels` (N,) or (N, K) replace the data's.
     """
 
-    def __init__(self, ds: TimeDataset, transforms: Sequence[FittedTransform | None], weighted: bool = True) -> None:
+    def __init__(
+        self,
+        ds: TimeDataset,
+        transforms: Sequence[FittedTransform | None],
+        weighted: bool = True,
+        labels: Tensor | None = None,
+    ) -> None:
         distinct = list({id(transform): transform for transform in transforms}.values())
         views = [ds.features if each is None else each.apply(ds.features) for each in distinct]
         place = {id(transform): view * len(ds.features) for view, transform in enumerate(distinct)}
         self.ds = ds
         self.features = views[0] if len(views) == 1 else torch.cat(views)
         self.offset = torch.tensor([place[id(transform)] for transform in transforms], device=ds.y.device)[:, None]
-        self.ends, self.y, self.window = ds.ends, ds.y, ds.window
+        self.ends, self.y, self.window = ds.ends, ds.y if labels is None else labels, ds.window
         self.sample_weight = ds.weight if weighted else None
         rows = torch.arange(len(ds.ends), device=ds.ends.device)
         self.plain = len(views) == 1 and ds.window is None and torch.equal(ds.ends, rows)  # samples are rows
@@ -43,7 +49,7 @@ class Inputs:
         return 4 * (self.features.shape[1] * (self.window or 1) + 4)
 
     def gather(self, rows: Int[Tensor, "step member row"]) -> tuple[Tensor, Tensor]:
-        """`x` (S, M, B, F) or (S, M, B, L, F) and `y` (S, M, B); `x` is overwritten by the next call."""
+        """`x` (S, M, B, F) or (S, M, B, L, F) and `y` (S, M, B[, K]); `x` is overwritten by the next call."""
         rows = rows.to(self.y.device)
         ends = rows if self.plain else self.ends.index_select(0, rows.flatten()).view(rows.shape) + self.offset
         shape = (*ends.shape, *(() if self.window is None else (self.window,)), self.features.shape[1])
@@ -51,7 +57,7 @@ class Inputs:
             self._x = self.features.new_empty(math.prod(shape))  # fresh memory for each chunk would cost as much again
         x = self._x[: math.prod(shape)].view(shape)
         gather_windows(self.features, ends, self.window, out=x)
-        return x, self.y.index_select(0, rows.flatten()).view(rows.shape)
+        return x, self.y.index_select(0, rows.flatten()).view(*rows.shape, *self.y.shape[1:])
 
     def weights(self, rows: Int[Tensor, "step member row"], weight: Tensor) -> Tensor:
         """The weights (S, M, B) of rows, 0 for fillers, times the sample weights."""

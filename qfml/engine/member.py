@@ -11,6 +11,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.fit import Fit
 from qfml.errors import UserError
+from qfml.losses import Loss
 from qfml.networks import Network, as_network
 
 
@@ -60,3 +61,24 @@ class Member:
                 raise UserError(f"`{name}` names a row twice: {len(rows)} ids, {len(np.unique(rows))} of them distinct")
         if self.val is not None and np.intersect1d(self.train, self.val).size:
             raise UserError("`val` shares rows with `train`: a network would be judged on what it was trained on")
+
+
+def check_weights(member: Member, place: int, loss: Loss, ds: TimeDataset) -> None:
+    """Raise ValueError where the sample weights leave a loss nothing, or too few periods, to be taken of."""
+    if ds.weight is None:
+        return
+    for name, rows in (("train", member.train), ("val", member.val)):
+        if rows is None:
+            continue
+        counts = rows[ds.weight.cpu().numpy()[rows] > 0]
+        if len(counts) == 0:
+            raise UserError(
+                f"all {len(rows)} rows of `{name}` of member {place} have weight 0: a loss of nothing is no number; "
+                "give it rows that count, or leave the weights out"
+            )
+        least = getattr(loss, "least_periods", 1)
+        if not loss.additive and (periods := len(np.unique(ds.time[counts]))) < least:
+            raise UserError(
+                f"`{loss.kind}` needs at least {least} periods whose weight is not 0, and `{name}` of member {place} "
+                f"has {periods}"
+            )

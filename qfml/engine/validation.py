@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
+from qfml.engine.differential import outputs_of
 from qfml.engine.inputs import ROWS_AT_A_TIME, Inputs, pad_rows, panel_of
 from qfml.engine.monitor import measured
 from qfml.engine.stack import Layout
@@ -37,16 +39,18 @@ def validated(
         if ds.weight is not None:
             weight = weight * ds.weight[table]
         chunks = table.split(ROWS_AT_A_TIME, dim=1)
-        outputs = [network.forward(views, inputs.gather_x(chunk, index)) for chunk in chunks]
+        forward = partial(network.forward, views)
+        outputs = [outputs_of(loss, forward, inputs.gather_x(chunk, index)) for chunk in chunks]
         if isinstance(loss, Additive):
-            losses = _means(loss, outputs, [ds.y[chunk] for chunk in chunks], weight).tolist()
+            losses = _means(loss, outputs, [inputs.y[chunk] for chunk in chunks], weight).tolist()
         else:
             own = rows[members[0]]
             output, seen = torch.cat(outputs, dim=1)[:, : len(own)], table[:, : len(own)]
             losses = loss(output, ds.y[seen], weight[:, : len(own)], panel_of(ds, [own])).tolist()
         records = [{"val_loss": value} for value in losses]
         if metrics:
-            predicted = loss.prediction(torch.cat(outputs, dim=1)).double().cpu().numpy()
+            joined = torch.cat(outputs, dim=1)
+            predicted = loss.prediction(joined[..., 0] if loss.differential else joined).double().cpu().numpy()
             labels = ds.y.double().cpu().numpy()
             for record, member, prediction in zip(records, members, predicted, strict=True):
                 record |= measured(metrics, labels[rows[member]], prediction[: len(rows[member])], loss)

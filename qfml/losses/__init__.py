@@ -9,6 +9,7 @@ from qfml.losses.additive import BCE, MAE, MSE, Focal, Huber, Pinball, WeightedB
 from qfml.losses.base import Additive, Loss, Panel, weighted_mean
 from qfml.losses.sample import EntropicRisk, ExpectedShortfall, MeanVariance, NegativeSharpe, PnLLoss
 from qfml.losses.several import CrossEntropy, Quantiles
+from qfml.losses.twin import Twin
 
 __all__ = [
     "BCE",
@@ -28,6 +29,7 @@ __all__ = [
     "Pinball",
     "PnLLoss",
     "Quantiles",
+    "Twin",
     "WeightedBCE",
     "weighted_mean",
 ]
@@ -44,6 +46,7 @@ LOSSES: dict[str, type] = {
         Focal,
         CrossEntropy,
         Quantiles,
+        Twin,
         NegativeSharpe,
         ExpectedShortfall,
         EntropicRisk,

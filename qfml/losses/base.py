@@ -30,11 +30,13 @@ class Loss(Protocol):
     """A training loss. `weight` (M, B) is 0 on rows that only fill up a batch.
 
     `predicts` says what `prediction` gives: "mean", "median", "quantile", "probability" or "position", one number a
-    row; "class_probabilities" or "quantiles", K numbers a row.
+    row; "class_probabilities" or "quantiles", K numbers a row. A `differential` loss is one of the outputs and their
+    derivatives in the n features: outputs and labels are (M, B, 1 + n).
     """
 
     kind: ClassVar[str]
     additive: ClassVar[bool]
+    differential: ClassVar[bool]
     predicts: ClassVar[str]
 
     @property
@@ -59,6 +61,7 @@ class Additive:
     """A loss that is a weighted mean over rows: a subclass says what one row contributes."""
 
     additive: ClassVar[bool] = True
+    differential: ClassVar[bool] = False
     predicts: ClassVar[str] = "mean"
 
     @property

@@ -119,6 +119,7 @@ class PnLLoss:
 
     kind: ClassVar[str]
     additive: ClassVar[bool] = False
+    differential: ClassVar[bool] = False
     predicts: ClassVar[str] = "position"
     least_periods: ClassVar[int] = 1
     cost_bps: float
