@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import time
 from types import TracebackType
 from typing import Any
 
+import rich.console
 import rich.progress
 
 from qfml.engine.callbacks import Callback
@@ -13,7 +16,8 @@ from qfml.engine.callbacks import Callback
 class Bar(Callback):
     """A progress bar with members, epochs, the mean of the members' last losses, and the time left.
 
-    The time left counts every member at its full number of epochs, so early stopping makes it shorter.
+    The time left counts every member at its full number of epochs, so early stopping makes it shorter. In a notebook
+    without the package ipywidgets, which a live bar needs there, it is a line of text that is written over.
 
     Args:
         folds: number of folds that the members are spread over, in order, fold by fold.
@@ -21,6 +25,9 @@ class Bar(Callback):
 
     def __init__(self, folds: int | None = None) -> None:
         self.folds = folds
+        self.console = rich.console.Console()
+        self.as_text = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is None
+        self._shown, self._width = -1.0, 0
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn("training"),
             rich.progress.BarColumn(),
@@ -30,16 +37,19 @@ class Bar(Callback):
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
+            console=self.console,
         )
 
     def __enter__(self) -> Bar:
-        self.bar.start()
+        if not self.as_text:
+            self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if not self.as_text:
+            self.bar.stop()
 
     def begin(self, n_members: int, max_epochs: int) -> None:
         """Training is about to start."""
@@ -64,3 +74,16 @@ class Bar(Callback):
             parts.insert(0, f"folds {sum(finished)}/{self.folds}")
         advance = 1 + (self.max_epochs - record["epoch"] if stopped else 0)
         self.bar.update(self.task, advance=advance, description=", ".join(parts))
+        if self.as_text:
+            self._write(", ".join(parts), last=len(self.stopped) == self.n_members)
+
+    def _write(self, description: str, last: bool) -> None:
+        """Write the line over the one before, a few times a second."""
+        now = time.monotonic()
+        if now - self._shown < 0.2 and not last:
+            return
+        task = self.bar.tasks[self.task]
+        left = "" if task.time_remaining is None else f", left {task.time_remaining:.0f} s"
+        line = f"training {task.percentage:.0f} %, {description}, elapsed {task.elapsed or 0:.0f} s{left}"
+        print(f"\r{line.ljust(self._width)}", end="\n" if last else "", flush=True)
+        self._shown, self._width = now, len(line)

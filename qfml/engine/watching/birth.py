@@ -22,7 +22,7 @@ def one_member(batch: Batch, member: int) -> Batch:
     """The batch of one member of a stack, as a stack of one."""
     own = slice(member, member + 1)
     panel = None if batch.panel is None else Panel(batch.panel.period[own], batch.panel.first[own])
-    return Batch(*(None if part is None else part[own] for part in batch[:-1]), panel)  # pyright: ignore[reportArgumentType]
+    return Batch._make([*(None if part is None else part[own] for part in batch[:-1]), panel])
 
 
 def birthplace(

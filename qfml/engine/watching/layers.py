@@ -102,7 +102,9 @@ class Listener(TorchFunctionMode):
         if results:
             operands = [(value, self.origin(value)) for value in _tensors([args, kwargs or {}])]
             origin = self._origin(name, operands, args, kwargs or {})
-            for value in results if origin is not None else ():
+            if origin is None:
+                return result
+            for value in results:
                 self._known[id(value)] = value, origin
                 if self.on_result is not None and origin.parameter is None:
                     self.on_result(name, origin, value, operands)

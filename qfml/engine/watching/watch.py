@@ -45,7 +45,7 @@ class Watching:
         if "memory" in self.trainer.watch:  # the last, for it undoes itself after one step
             self._report_memory(block)
 
-    def checkpoint(self, write: Callable[[], None]) -> Callable[[], None]:
+    def checkpoint(self, write: Callable[..., None]) -> Callable[..., None]:
         """`write`, with its time counted."""
         return write if self.stopwatch is None else self.stopwatch.timed("checkpoint", write)
 
