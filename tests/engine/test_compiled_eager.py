@@ -40,6 +40,6 @@ def test_ten_compiled_steps_are_within_1e_5_of_the_eager_ones():
 
 def test_what_needs_a_gpu_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="`compile` cuda_graphs needs a CUDA device"):
-        qfml.Trainer(max_epochs=1, compile="cuda_graphs")
+        qfml.Trainer(max_epochs=1, batch_size=8, compile="cuda_graphs")
     with pytest.raises(ValueError, match="`compile` must be one of default, cuda_graphs, or None, got 'fast'"):
-        qfml.Trainer(max_epochs=1, compile="fast")
+        qfml.Trainer(max_epochs=1, batch_size=8, compile="fast")
