@@ -20,8 +20,8 @@ from qfml.data.dataset import TimeDataset
 from qfml.engine.member import Member
 from qfml.engine.trainer import Trainer
 from qfml.errors import DataError, SplitError, UserError
-from qfml.losses import BCE, MSE, Loss
-from qfml.networks import MLP, Network
+from qfml.losses import BCE, MSE, CrossEntropy, Loss, Quantiles
+from qfml.networks import MLP, Network, as_network
 from qfml.splits.validation import validation_tail
 
 __all__ = ["EXPECTED_FAILED_CHECKS", "NeuralClassifier", "NeuralRegressor", "nested_fields", "rebuilt"]
@@ -155,7 +155,9 @@ class _Neural(BaseEstimator):
 
     def _train(self, X: np.ndarray, y: np.ndarray, loss: Loss, weight: Any, times: Mapping[str, Any]) -> None:
         """Train one stack of `n_seeds` members, which differ in nothing but their seed, into `fits_`."""
-        network = self._checked_component("network", Network, "MLP(hidden=(32, 32))")
+        network = as_network(self._component("network"))
+        if isinstance(network, type) or not isinstance(network, Network):
+            raise UserError(f"`network` must be one such as MLP(hidden=(32, 32)), got {network!r}")
         trainer = self._checked_component("trainer", Trainer, "Trainer(max_epochs=100, batch_size=32)")
         seeds = self.n_seeds
         if isinstance(seeds, bool) or not isinstance(seeds, (int, np.integer)) or seeds < 1:
@@ -282,8 +284,9 @@ class NeuralRegressor(RegressorMixin, _Neural):
     routing: `set_fit_request(time=True, label_end=True)`) to purge training rows whose labels reach into validation.
 
     Args:
-        network: one of `qfml.networks.NETWORKS`; `MLP()` if None. Networks on windows take X of shape (n, L, F).
-        loss: one of `qfml.losses.LOSSES` whose prediction is a number; `MSE()` if None.
+        network: one of `qfml.networks.NETWORKS`, or a function that builds a `torch.nn.Module`; `MLP()` if None.
+            Networks on windows take X of shape (n, L, F).
+        loss: one of `qfml.losses.LOSSES`; `MSE()` if None. With `Quantiles(...)` predictions have a column a level.
         trainer: how to train; `Trainer(max_epochs=100, batch_size=32)` if None.
         validation: how much of the end of time to keep back for early stopping and the choice of the best epoch: a
             share of the timestamps (0.2), a count, or a length of time ("6M"); None trains on all rows.
@@ -339,15 +342,28 @@ class NeuralRegressor(RegressorMixin, _Neural):
         Raises:
             ValueError: data or settings that break a rule; the message says which.
         """
+        if len(shape := getattr(y, "shape", ())) == 2 and shape[1] > 1:
+            raise DataError(
+                f"`y` must be one label a row, got shape {tuple(shape)}: train a network for each column by "
+                "sklearn.multioutput.MultiOutputRegressor(NeuralRegressor(...))"
+            )
         X, y = validate_data(self, X, y, dtype=_DTYPES, allow_nd=True, y_numeric=True)
         times = {"time": time, "label_end": label_end, "window_start": window_start, "group": group}
         loss = self._checked_component("loss", Loss, "MSE()")
+        if isinstance(loss, CrossEntropy):
+            raise UserError(f"`loss` predicts classes, got {loss!r}: use NeuralClassifier, or a loss such as MSE()")
         self._train(X, np.asarray(y), loss, _weights(sample_weight, len(X)), times)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Predictions (n,), the mean over seeds; with `return_std` also their standard deviation over seeds (n,)."""
-        return self._mean_and_std(self._each_seed(X), X, return_std)
+        """Predictions (n,), the mean over seeds, and with `return_std` their standard deviation over seeds (n,).
+
+        Both are (n, K) for a loss of K quantiles.
+        """
+        each = self._each_seed(X)
+        loss = self.fits_[0].loss
+        levels = loss.levels if isinstance(loss, Quantiles) else None
+        return self._mean_and_std(each, X, return_std, levels)
 
     def _default(self, name: str) -> Any:
         return MSE() if name == "loss" else super()._default(name)
@@ -359,8 +375,9 @@ class NeuralClassifier(ClassifierMixin, _Neural):
     Times, validation and nested parameters are those of `NeuralRegressor`.
 
     Args:
-        network: one of `qfml.networks.NETWORKS`; `MLP()` if None.
-        loss: `BCE()` if None, or another of its family: `WeightedBCE(...)`, `Focal(...)`.
+        network: as in `NeuralRegressor`.
+        loss: for two classes `BCE()`, `WeightedBCE(...)` or `Focal(...)`, for any number K of them
+            `CrossEntropy(n_classes=K)`; if None `BCE()` for two classes, else the cross-entropy.
         trainer: how to train; `Trainer(max_epochs=100, batch_size=32)` if None.
         validation: how much of the end of time to keep back, as in `NeuralRegressor`.
         embargo: widens the gap before the validation rows.
@@ -401,12 +418,8 @@ class NeuralClassifier(ClassifierMixin, _Neural):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(np.unique(codes if weight is None else codes[weight > 0])) < 2:
             raise DataError(f"`y` holds one class only, {self.classes_}: a classifier needs two classes that weigh")
-        if len(self.classes_) > 2:
-            raise DataError(
-                f"Only binary classification is supported. The type of the target is multiclass: {self.classes_}"
-            )
         times = {"time": time, "label_end": label_end, "window_start": window_start, "group": group}
-        loss = self._checked_component("loss", BCE, "BCE()")
+        loss = self._loss_of(len(self.classes_))
         self._train(X, codes.astype(np.float32), loss, weight, times)
         return self
 
@@ -421,13 +434,22 @@ class NeuralClassifier(ClassifierMixin, _Neural):
 
     def _probabilities(self, X: Any) -> np.ndarray:
         """Probabilities (n_seeds, n, n_classes)."""
-        of_last = self._each_seed(X)
-        return np.stack([1 - of_last, of_last], axis=-1)
+        each = self._each_seed(X)
+        return each if each.ndim == 3 else np.stack([1 - each, each], axis=-1)
+
+    def _loss_of(self, n_classes: int) -> Loss:
+        """The loss for so many classes; ValueError if the one given is for another number of them."""
+        if self.loss is None:
+            return BCE() if n_classes == 2 else CrossEntropy(n_classes=n_classes)
+        known = self.loss.n_classes if isinstance(self.loss, CrossEntropy) else 2
+        if not isinstance(self.loss, (BCE, CrossEntropy)):
+            raise UserError(f"`loss` must be one such as BCE() or CrossEntropy(n_classes=3), got {self.loss!r}")
+        if known != n_classes:
+            raise UserError(
+                f"`loss` {self.loss!r} is for {known} classes, but `y` holds {n_classes}: take "
+                f"CrossEntropy(n_classes={n_classes}), or leave `loss` out"
+            )
+        return self.loss
 
     def _default(self, name: str) -> Any:
-        return BCE() if name == "loss" else super()._default(name)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
+        return None if name == "loss" else super()._default(name)

@@ -7,22 +7,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import qfml
 from qfml.data import TimeDataset
-from qfml.engine import Member
-from qfml.engine.sklearn import NeuralClassifier, NeuralRegressor
+from qfml.engine import Member, NeuralClassifier, NeuralRegressor
+from qfml.losses import CrossEntropy, Quantiles
+from qfml.networks import Module
 from qfml.splits import PurgedKFold, WalkForward, validation_tail
 from qfml.splits import cross_val_predict as averaged_cross_val_predict
 
 NETWORK = qfml.MLP(hidden=(16,))
 TRAINER = qfml.Trainer(max_epochs=4, batch_size=32, optimizer=qfml.AdamW(lr=0.03), seed=3)
 N = 160
+
+
+def own_module():
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 
 
 @pytest.fixture
@@ -291,3 +298,79 @@ def test_one_seed_has_no_spread(data):
     model = NeuralRegressor(NETWORK, trainer=TRAINER).fit(X, y)
     with pytest.raises(ValueError, match="set `n_seeds` to at least 2"):
         model.predict(X, return_std=True)
+
+
+def test_three_classes_are_the_cross_entropy_of_their_places(data):
+    X, _, _, _ = data
+    names = np.array(["flat", "rise", "fall"])[np.digitize(X[:, 0], [-0.4, 0.4])]
+    trainer = qfml.Trainer(max_epochs=12, batch_size=32, optimizer=qfml.AdamW(lr=0.03))
+    model = NeuralClassifier(NETWORK, trainer=trainer, n_seeds=2).fit(X, names)
+    codes = np.searchsorted(["fall", "flat", "rise"], names)
+    ds = TimeDataset(X, codes, time=np.arange(N), label_end=np.arange(N))
+    members = [Member(NETWORK, np.arange(N), seed=seed) for seed in range(2)]
+    by_hand = trainer.fit_many(members, CrossEntropy(n_classes=3), ds)
+    assert np.array_equal(parameters(model), np.stack([fit.parameters.numpy() for fit in by_hand]))
+    proba, std = model.predict_proba(X, return_std=True)
+    np.testing.assert_allclose(proba, np.mean([fit.predict(ds) for fit in by_hand], axis=0), rtol=1e-12)
+    assert proba.shape == std.shape == (N, 3)
+    assert model.predict(X).tolist() == [["fall", "flat", "rise"][place] for place in proba.argmax(1)]
+    assert model.score(X, names) > 0.85
+    frame = clone(model).set_output(transform="pandas").fit(X, names).predict_proba(X)
+    assert frame.columns.tolist() == ["fall", "flat", "rise"]
+
+
+def test_two_classes_under_the_cross_entropy_agree_with_the_binary_loss(data):
+    X, y, _, _ = data
+    trainer = qfml.Trainer(max_epochs=20, batch_size=32, optimizer=qfml.AdamW(lr=0.03))
+    binary = NeuralClassifier(NETWORK, trainer=trainer).fit(X, y > 0)
+    two = NeuralClassifier(NETWORK, CrossEntropy(n_classes=2), trainer).fit(X, y > 0)
+    assert two.predict_proba(X).shape == (N, 2)
+    assert (two.predict(X) == binary.predict(X)).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (qfml.BCE(), r"is for 2 classes, but `y` holds 3: take CrossEntropy\(n_classes=3\)"),
+        (CrossEntropy(n_classes=4), "is for 4 classes, but `y` holds 3"),
+        (qfml.MSE(), r"`loss` must be one such as BCE\(\)"),
+    ],
+)
+def test_a_loss_of_other_classes_is_refused(data, loss, message):
+    X, _, _, _ = data
+    with pytest.raises(ValueError, match=message):
+        NeuralClassifier(NETWORK, loss, TRAINER).fit(X, np.arange(N) % 3)
+
+
+def test_quantiles_have_a_column_a_level(data):
+    X, y, _, _ = data
+    model = NeuralRegressor(NETWORK, Quantiles(levels=(0.1, 0.5, 0.9)), TRAINER, n_seeds=2).fit(X, y)
+    mean, std = model.predict(X, return_std=True)
+    assert mean.shape == std.shape == (N, 3)
+    assert (np.diff(mean, axis=1) >= 0).all()
+    ds = TimeDataset(X, y, time=np.arange(N), label_end=np.arange(N))
+    np.testing.assert_allclose(mean, np.mean([fit.predict(ds) for fit in model.fits_], axis=0), rtol=1e-12)
+    assert model.set_output(transform="pandas").predict(X).columns.tolist() == [0.1, 0.5, 0.9]
+    with pytest.raises(ValueError, match="use NeuralClassifier"):
+        NeuralRegressor(NETWORK, CrossEntropy(n_classes=3), TRAINER).fit(X, np.arange(N) % 3)
+
+
+def test_labels_of_several_columns_take_a_network_each(data):
+    X, y, _, _ = data
+    both = np.stack([y, -2 * X[:, 2]], axis=1)
+    model = NeuralRegressor(NETWORK, trainer=TRAINER)
+    with pytest.raises(ValueError, match=r"got shape \(160, 2\): train a network for each column"):
+        model.fit(X, both)
+    predicted = MultiOutputRegressor(model).fit(X, both).predict(X)
+    for column in range(2):
+        assert np.array_equal(predicted[:, column], clone(model).fit(X, both[:, column]).predict(X))
+
+
+def test_a_module_of_ones_own(data):
+    X, y, _, _ = data
+    model = NeuralRegressor(own_module, trainer=TRAINER).fit(X, y)
+    ds = TimeDataset(X, y, time=np.arange(N), label_end=np.arange(N))
+    by_hand = TRAINER.fit(Module(own_module), qfml.MSE(), ds, train=np.arange(N))
+    assert np.array_equal(model.predict(X), by_hand.predict(ds))
+    again = pickle.loads(pickle.dumps(clone(model).fit(X, y)))  # noqa: S301
+    assert np.array_equal(again.predict(X), model.predict(X))
