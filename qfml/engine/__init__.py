@@ -26,6 +26,7 @@ from qfml.engine.schedules import SCHEDULES, Constant, Cosine, Exponential, OneC
 from qfml.engine.sklearn import NeuralClassifier, NeuralRegressor
 from qfml.engine.stream_feed import StreamMember
 from qfml.engine.trainer import Trainer
+from qfml.engine.watching.settings import Profile
 
 __all__ = [
     "AVERAGES",
@@ -54,6 +55,7 @@ __all__ = [
     "OneCycle",
     "ParameterGroup",
     "Plateau",
+    "Profile",
     "RAdam",
     "RMSprop",
     "Sequential",

@@ -56,7 +56,8 @@ class Callback:
 
         Args:
             epoch: the epoch that the first member of the block at work has ended; blocks begin again at 1.
-            seconds: by part, since the last call: "data" (waiting for batches), "copy" (to the device), "forward",
+            seconds: by part, since the last call: "data" (waiting for batches), "copy" (to the device; 0 where they are
+                gathered there, and a stream's copies are begun while it is waited for, within "data"), "forward",
                 "backward" (the loss and its gradient), "step" (guard, clipping, optimizer), "validation", "checkpoint",
                 "other" (callbacks, ends of epochs, beginnings of blocks). On a GPU they are the GPU's own.
             verdict: one line on the largest of them.

@@ -137,6 +137,54 @@ def test_nested_parts_share_the_time_and_nothing_is_lost(monkeypatch):
     assert (seconds["other"], seconds["backward"], seconds["forward"]) == (2 + 5, 2 + 4, 3)
 
 
+def test_on_a_gpu_the_times_are_those_of_its_events(monkeypatch):
+    class Event:  # of a GPU that takes a second from each event to the next
+        n = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.n += 1
+            self.at = Event.n
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, following):
+            return 1000.0 * (following.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("qfml.engine.watching.split.MOST_EVENTS", 3)  # added up in pieces
+    watch = Stopwatch(torch.device("cuda"))
+    watch.timed("backward", watch.timed("forward", lambda: None))()
+    watch.timed("data", lambda: None)()
+    seconds = watch.take()
+    assert {part: spent for part, spent in seconds.items() if spent} == {
+        "other": 3.0,
+        "backward": 2.0,
+        "forward": 1.0,
+        "data": 1.0,
+    }
+    assert sum(watch.take().values()) == 1.0
+
+
+def test_members_that_join_a_stack_are_watched_too():
+    ds, own, told = make_data(), members(qfml.MLP(hidden=(8,)), 4), Told()
+    trainer = qfml.Trainer(max_epochs=2, batch_size=50)
+    waiting, again = [own[3]], [own[3]]
+
+    def take(pool):
+        return lambda n_free: [pool.pop()] if pool else []
+
+    plain = trainer.fit_many(own[:3], qfml.MSE(), ds, refill=take(waiting))
+    watched = replace(trainer, **EVERYTHING | {"log_every": 1})
+    fits = watched.fit_many(own[:3], qfml.MSE(), ds, refill=take(again), callbacks=[told])
+    assert len(fits) == len(plain) == 4
+    assert all(torch.equal(a.parameters, b.parameters) for a, b in zip(plain, fits, strict=True))
+    assert "dead_units/weight0" in next(values for member, _, values in told.logs if member == 3)
+
+
 @pytest.mark.parametrize(
     ("seconds", "says"),
     [

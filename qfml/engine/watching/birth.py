@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qfml.engine.differential import outputs_of
 from qfml.engine.feed import Batch
 from qfml.engine.inputs import ROWS_AT_A_TIME, Inputs
 from qfml.engine.stack import Flat, Layout
@@ -147,6 +148,7 @@ def _in_forward(
             others = _and_others(bad, batch, int(bad.nonzero()[0])) if bool(bad.any()) else ""
             return f"{found[0] if found else 'the output of the network is not finite'}{where}{others}"
         if isinstance(loss, Additive):
+            output = outputs_of(loss, lambda x: forward(views, x), batch.x) if loss.differential else output
             rows = loss.rows(output, batch.y)
             bad = ~torch.isfinite(rows[0])
             if bool(bad.any()):
