@@ -70,6 +70,7 @@ def train_stream(
         raise
     finally:
         streamed.close()
+        source.release()
 
 
 def _check(
