@@ -156,6 +156,15 @@ def test_derivatives_make_more_of_the_same_rows(tmp_path):
     assert errors["twin"] < 0.5 * errors["mse"]
 
 
+def test_a_training_that_diverges_says_where():
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=30, batch_size=32, optimizer=qfml.SGD(lr=1e4))
+    fit = trainer.fit(qfml.MLP(hidden=(8,), activation="silu"), qfml.Twin.of(ds, TRAIN), ds, train=TRAIN, val=VAL)
+    assert fit.status == "nan"
+    assert "is not finite" in fit.failure or "the loss of" in fit.failure
+    assert bool(torch.isfinite(fit.parameters).all())
+
+
 def test_gradients_go_with_their_samples():
     ds = make_data()
     X, gradient = ds.features.numpy(), np.repeat(ds.label_gradient.numpy()[:, None], 4, axis=1)
