@@ -31,6 +31,7 @@ TRAINER = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=8, batch_size=6
 
 
 def made_up_data(label: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> TimeDataset:
+    """Features drawn at random, and a label made of them."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((N_DAYS, N_FEATURES))
     day = np.datetime64("2018-01-01") + np.arange(N_DAYS)
@@ -38,6 +39,7 @@ def made_up_data(label: Callable[[np.ndarray, np.random.Generator], np.ndarray])
 
 
 def noisy(X: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What two of the features explain in part."""
     return np.tanh(X[:, 0] * X[:, 1]) + 0.3 * rng.standard_normal(len(X))
 
 
@@ -201,6 +203,7 @@ PARTS: dict[str, Callable[[], None]] = {
 
 
 def main(words: list[str] | None = None) -> None:
+    """Run the parts that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=f"parts, by commas: {', '.join(PARTS)}")
     chosen = parser.parse_args(words).only

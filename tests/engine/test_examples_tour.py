@@ -19,7 +19,7 @@ def tour(*words):
 def printed():
     done = tour()
     assert done.returncode == 0, done.stderr
-    return {name: text for name, text in re.findall(r"--- (\w+): .*?\n(.*?)\(\d", done.stdout, re.DOTALL)}
+    return dict(re.findall(r"--- (\w+): .*?\n(.*?)\(\d", done.stdout, re.DOTALL))
 
 
 def test_every_part_says_something(printed):
