@@ -1,6 +1,8 @@
 """What a training from a stream takes, what it refuses and why, and what becomes of faults while it reads."""
 
+import gc
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -247,3 +249,16 @@ def test_joining_batches_of_shards_is_refused(tmp_path):
     as_dicts = StreamingTimeDataset(tmp_path, features=["a", "b", "c"], batch_size=BATCH, as_dict=True)
     assert torch.equal(fit(stream).parameters, fit(as_dicts).parameters)
     assert torch.equal(fit(stream).parameters, fit(loader()).parameters), "stored in the same order"
+
+
+def test_a_loader_is_let_go_without_the_garbage_collector():
+    """Its workers would otherwise be waited for when the collector finds it."""
+    data = loader()
+    known = weakref.ref(data)
+    gc.disable()
+    try:
+        fit(data)
+        del data
+        assert known() is None
+    finally:
+        gc.enable()
