@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from qfml import config, metrics
 from qfml.backtest import judgement
@@ -27,6 +28,7 @@ from qfml.backtest.training import FitsMany, fit_fold_transforms, fit_folds, pre
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Transform
 from qfml.engine import Callback
+from qfml.engine.provenance import provenance
 from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network
@@ -231,6 +233,13 @@ def walk_forward(
     lists = {"transforms": [_plain(t) for t in transforms], "baselines": [_plain(b) for b in baselines]}
     settings = {"task": "walk_forward"} | {name: _plain(part) for name, part in components.items()} | lists | numbers
     found["config_hash"] = config.config_hash(settings)
+    made = provenance(
+        seeds=seeds,
+        data_hash=ds.data_hash,
+        config_hash=found["config_hash"],
+        threads=torch.get_num_threads(),
+    )
+    found["provenance"] = {name: made[name] for name in ("platform", "threads", "seeds", "git")}
     found["seconds"] = {"training": training_seconds, "total": clock.perf_counter() - begin}
     return WalkForwardResult(
         predictions=_predictions_frame(ds, folds, by_seed, predicted),

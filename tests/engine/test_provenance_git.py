@@ -3,13 +3,17 @@
 import os
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
 import qfml
+from qfml.backtest import walk_forward
+from qfml.data import TimeDataset
 from qfml.engine.determinism import deterministic
 from qfml.engine.provenance import git_revision, provenance
 from qfml.errors import UserError
+from qfml.splits import WalkForward
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
@@ -146,3 +150,24 @@ def test_without_a_fixed_workspace_cuda_is_refused_with_the_way_out(monkeypatch,
 def test_settings_are_checked(setting, value, message):
     with pytest.raises(ValueError, match=message):
         qfml.Trainer(**{"max_epochs": 1, "batch_size": 8, setting: value})
+
+
+def test_a_walk_forward_says_what_it_came_from(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    rng = np.random.default_rng(0)
+    days = np.arange("2020-01-01", "2021-02-04", dtype="datetime64[D]")
+    X, r = rng.normal(size=(400, 2)), rng.normal(0, 0.01, 400)
+    result = walk_forward(
+        TimeDataset(X, r, time=days, label_end=days + 1, returns=r),
+        splitter=WalkForward(train_size=200, test_size=100),
+        network=qfml.MLP(hidden=(4,)),
+        loss=qfml.MSE(),
+        trainer=qfml.Trainer(max_epochs=1, batch_size=64),
+        cost_bps=1.0,
+        n_bootstrap=50,
+        n_seeds=2,
+        seed=5,
+    )
+    found = result.metrics["provenance"]
+    assert found["git"] == {"revision": git(repository, "rev-parse", "HEAD"), "dirty": False}
+    assert (found["seeds"], found["threads"]) == ([5, 6], torch.get_num_threads())
