@@ -18,13 +18,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from qfml.data.dataset import TimeDataset
 from qfml.engine.member import Member
+from qfml.engine.nested_parameters import nested_fields, rebuilt
 from qfml.engine.trainer import Trainer
 from qfml.errors import DataError, SplitError, UserError
 from qfml.losses import BCE, MSE, CrossEntropy, Loss, Quantiles
 from qfml.networks import MLP, Network, as_network
 from qfml.splits.validation import validation_tail
 
-__all__ = ["EXPECTED_FAILED_CHECKS", "NeuralClassifier", "NeuralRegressor", "nested_fields", "rebuilt"]
+__all__ = ["EXPECTED_FAILED_CHECKS", "NeuralClassifier", "NeuralRegressor"]
 
 EXPECTED_FAILED_CHECKS = {
     "check_sample_weight_equivalence_on_dense_data": "repeating a row changes which rows share a batch; a weight cannot"
@@ -33,52 +34,6 @@ EXPECTED_FAILED_CHECKS = {
 
 _DTYPES = (np.float64, np.float32)  # what is neither of them becomes the first
 _CONTAINERS = (None, "default", "pandas")
-
-
-def nested_fields(component: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, and those of the dataclasses in it after two underscores.
-
-    Example:
-        >>> fields = nested_fields(Trainer(max_epochs=5, batch_size=32))
-        >>> fields["max_epochs"], fields["optimizer__lr"]
-        (5, 0.001)
-    """
-    found: dict[str, Any] = {}
-    if not _is_component(component):
-        return found
-    for field in dataclasses.fields(component):
-        value = getattr(component, field.name)
-        found[field.name] = value
-        found |= {f"{field.name}__{name}": inner for name, inner in nested_fields(value).items()}
-    return found
-
-
-def rebuilt(component: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a frozen dataclass with some of its `nested_fields` changed, all at once.
-
-    Example:
-        >>> trainer = rebuilt(Trainer(max_epochs=5, batch_size=32), {"max_epochs": 9, "optimizer__lr": 0.1})
-        >>> trainer.max_epochs, trainer.optimizer.lr
-        (9, 0.1)
-    """
-    own: dict[str, Any] = {}
-    inner: dict[str, dict[str, Any]] = defaultdict(dict)
-    known = [field.name for field in dataclasses.fields(component)] if _is_component(component) else []
-    for name, value in changes.items():
-        first, within, rest = name.partition("__")
-        if first not in known:
-            raise UserError(f"{component!r} has no field `{first}`; it has: {', '.join(known) or 'none'}")
-        if within:
-            inner[first][rest] = value
-        else:
-            own[first] = value
-    for first, nested in inner.items():
-        own[first] = rebuilt(own.get(first, getattr(component, first)), nested)
-    return dataclasses.replace(component, **own)
-
-
-def _is_component(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 class _Neural(BaseEstimator):
