@@ -39,7 +39,8 @@ class BatchSource:
     """
 
     def __init__(self, data: Data, seed: int) -> None:
-        self.data, self.seed = data, seed
+        self.data: Data = data
+        self.seed = seed
         dataset = data.dataset if isinstance(data, DataLoader) else data
         self.shards = dataset if isinstance(dataset, StreamingTimeDataset) else None
         if self.shards is not None and isinstance(data, DataLoader) and data.batch_size is not None:
