@@ -6,6 +6,7 @@ import torch
 
 import qfml
 from qfml.losses import LOSSES
+from qfml.networks import writes_gradient
 from qfml.networks.dense import SLOPES
 
 
@@ -41,12 +42,28 @@ def test_gradients_are_those_of_the_graph(activation, n_outputs, members, n_feat
                 torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
 
 
-def test_a_network_with_layer_norm_or_dropout_goes_through_the_graph():
-    assert not qfml.MLP(layer_norm=True).writes_gradient
-    assert not qfml.MLP(dropout=0.5).writes_gradient
+class Doubled(qfml.MLP):
+    def forward(self, parameters, x, dropout=None):
+        return 2 * super().forward(parameters, x, dropout)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, loss in LOSSES.items() if loss.additive])
+class DoubledThroughout(Doubled):
+    def forward(self, parameters, x, dropout=None):
+        return super().forward(parameters, x, dropout)
+
+    def pullback(self, parameters, x):
+        output, pull = super().pullback(parameters, x)
+        return 2 * output, lambda slope: pull(2 * slope)
+
+
+def test_a_network_whose_gradient_is_not_written_goes_through_the_graph():
+    assert writes_gradient(qfml.MLP())
+    assert writes_gradient(DoubledThroughout())
+    for network in (qfml.MLP(layer_norm=True), qfml.MLP(dropout=0.5), Doubled(), qfml.ResidualMLP(width=8)):
+        assert not writes_gradient(network)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, loss in LOSSES.items() if loss.additive and not loss.differential])
 def test_the_slopes_of_a_loss_are_those_of_torch(kind):
     settings = {
         "huber": {"delta": 0.7},

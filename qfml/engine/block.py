@@ -34,7 +34,7 @@ from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
 from qfml.engine.watching.birth import birthplace, one_member, validation_fault
 from qfml.losses import Loss
-from qfml.networks import Dropout, WrittenGradient
+from qfml.networks import Dropout, Network, writes_gradient
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
 OnLog = Callable[[int, int, dict[str, float]], None]
@@ -61,7 +61,8 @@ class Block:
     ) -> None:
         self.trainer, self.everyone, self.loss, self.ds = trainer, members, loss, ds
         self.on_epoch, self.on_log, self.on_fail = on_epoch, on_log, on_fail
-        self.network, self.device = members[0].network, ds.device if isinstance(ds, StreamedData) else ds.y.device
+        self.network: Network = members[0].network
+        self.device = ds.device if isinstance(ds, StreamedData) else ds.y.device
         self.fits: dict[int, Fit] = {}
         self.failures: dict[int, tuple[int, str]] = {}  # the step, and where what is not finite came from
         self.histories: list[list[dict[str, Any]]] = [[] for _ in members]
@@ -96,8 +97,7 @@ class Block:
         } | _over("schedule.", trainer.schedule.start(len(members)))
         self.groups = group_factors(trainer.parameter_groups, self.layout, parameters)
         self.written = (
-            isinstance(self.network, WrittenGradient)
-            and self.network.writes_gradient
+            writes_gradient(self.network)
             and trainer.precision in ("fp32", "tf32")
             and trainer.compile is None
             and not loss.differential

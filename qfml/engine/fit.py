@@ -17,8 +17,9 @@ from qfml.data.fitted_transforms import FittedTransform, load_transform
 from qfml.engine.checkpoint import read_folder, write_folder
 from qfml.engine.inputs import ROWS_AT_A_TIME
 from qfml.engine.stack import Layout
+from qfml.errors import UserError
 from qfml.losses import LOSSES, Loss
-from qfml.networks import NETWORKS, Network
+from qfml.networks import NETWORKS, Module, Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,11 @@ class Fit:
 
 def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = None) -> None:
     """Write fits of one architecture, and `extra` JSON beside them, into the new `folder`."""
+    if isinstance(fits[0].network, Module):
+        raise UserError(
+            "fits of a Module are not saved: its factory is code, which no file of a run holds; keep "
+            "`fit.named_parameters()`, and give them to a module that the factory builds"
+        )
     tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in fits])}
     distinct = list({id(fit.transforms): fit.transforms for fit in fits if fit.transforms is not None}.values())
     for i, transforms in enumerate(distinct):  # the seeds of a fold share theirs

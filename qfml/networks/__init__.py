@@ -1,6 +1,6 @@
 """Network specifications, run as stacks of members."""
 
-from qfml.networks.base import Dropout, Network, WrittenGradient
+from qfml.networks.base import Dropout, Network, WrittenGradient, writes_gradient
 from qfml.networks.convex import ConvexMLP
 from qfml.networks.mlp import MLP
 from qfml.networks.module import Module, ModuleFactory, as_network
@@ -32,4 +32,5 @@ __all__ = [
     "Transformer",
     "WrittenGradient",
     "as_network",
+    "writes_gradient",
 ]

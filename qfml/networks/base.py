@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -54,6 +54,18 @@ class WrittenGradient(Protocol):
     def pullback(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """The outputs, and the map from slopes of the outputs to the gradients of `parameters`, in their order."""
         ...
+
+
+def writes_gradient(network: object) -> TypeGuard[WrittenGradient]:
+    """Whether a network's gradient may be taken from its `pullback`: not if only its `forward` was overridden."""
+    if not isinstance(network, WrittenGradient) or not network.writes_gradient:
+        return False
+    return _owner(type(network), "pullback") is _owner(type(network), "forward")
+
+
+def _owner(kind: type, name: str) -> type | None:
+    """The class that a method comes from."""
+    return next((one for one in kind.__mro__ if name in vars(one)), None)
 
 
 class Dropout:
