@@ -402,7 +402,8 @@ def check_device(name: str) -> None:
 def of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what does not make another trial: where and how fast it runs, how many seeds, its name."""
     kept = {key: value for key, value in settings.items() if key not in ("name", "ledger", "n_seeds", "seed")}
-    aside = ("device", "member_block", "checkpoint_seconds")
+    aside = ("device", "member_block", "checkpoint_seconds", "keep_checkpoints", "deterministic")
+    aside += ("log_every", "watch", "time_split", "profile")
     kept["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in aside}
     kept["data"] = {key: value for key, value in settings["data"].items() if key != "audit"}
     kept["backtest"] = {

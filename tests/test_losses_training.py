@@ -13,7 +13,7 @@ from qfml.losses import LOSSES, Loss, PnLLoss
 from qfml.splits import WalkForward
 
 N = 260
-CLASSES = ("bce", "weighted_bce", "focal")
+CLASSES = ("bce", "weighted_bce", "focal", "cross_entropy")
 EXAMPLES: dict[str, Loss] = {
     loss.kind: loss
     for loss in (
@@ -28,6 +28,9 @@ EXAMPLES: dict[str, Loss] = {
         qfml.ExpectedShortfall(cost_bps=5.0, tail=0.8),
         qfml.EntropicRisk(cost_bps=5.0, risk_aversion=20.0),
         qfml.MeanVariance(cost_bps=5.0, risk_aversion=20.0),
+        qfml.CrossEntropy(n_classes=2),
+        qfml.Quantiles(levels=(0.2, 0.8)),
+        qfml.Twin(label_scale=1.0, gradient_scale=(1.0,) * 5),
     )
 }
 
@@ -52,16 +55,23 @@ def case(kind: str, max_epochs: int = 4) -> Case:
         y = 0.01 * y
     time = np.repeat(np.datetime64("2020-01-01") + np.arange(N // 2), 2)
     weight = rng.uniform(0.5, 2.0, N)
-    ds = TimeDataset(X, y, time=time, label_end=time + 1, group=np.tile(["a", "b"], N // 2), weight=weight)
+    slopes = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (N, 1)) if loss.differential else None
+    group = np.tile(["a", "b"], N // 2)
+    ds = TimeDataset(X, y, time=time, label_end=time + 1, group=group, weight=weight, label_gradient=slopes)
     batch_size = 40 if loss.additive else None
     return Case(loss, ds, qfml.Trainer(max_epochs=max_epochs, batch_size=batch_size, optimizer=qfml.AdamW(lr=1e-2)))
 
 
-def member(seed: int) -> qfml.Member:
+def member(seed: int, activation: str = "relu") -> qfml.Member:
     """Rows, validation rows and learning rate of its own."""
     start = 2 * seed
     train, val = np.arange(start, start + 190), np.arange(start + 190, start + 230)
-    return qfml.Member(qfml.MLP(hidden=(9, 6)), train, val, seed=seed, lr=0.003 * (1 + seed))
+    return qfml.Member(qfml.MLP(hidden=(9, 6), activation=activation), train, val, seed=seed, lr=0.003 * (1 + seed))
+
+
+def smooth(loss: Loss) -> str:
+    """The activation: derivatives are learned by a network that has some."""
+    return "tanh" if loss.differential else "relu"
 
 
 def test_each_registered_loss_has_an_example():
@@ -71,9 +81,10 @@ def test_each_registered_loss_has_an_example():
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_member_of_a_stack_of_3_or_7_equals_the_one_trained_alone(kind):
     this = case(kind)
-    alone = [this.trainer.fit_many([member(seed)], this.loss, this.ds)[0] for seed in range(7)]
+    members = [member(seed, smooth(this.loss)) for seed in range(7)]
+    alone = [this.trainer.fit_many([one], this.loss, this.ds)[0] for one in members]
     for size in (3, 7):
-        stacked = this.trainer.fit_many([member(seed) for seed in range(size)], this.loss, this.ds)
+        stacked = this.trainer.fit_many(members[:size], this.loss, this.ds)
         for fit, solo in zip(stacked, alone):
             assert torch.equal(fit.parameters, solo.parameters)
             assert fit.history == solo.history
@@ -83,13 +94,19 @@ def test_a_member_of_a_stack_of_3_or_7_equals_the_one_trained_alone(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_network_learns_what_the_loss_is_for(kind):
     this = case(kind, max_epochs=60)
-    fit = this.trainer.fit(qfml.MLP(hidden=(8,)), this.loss, this.ds, train=np.arange(200))
+    fit = this.trainer.fit(
+        qfml.MLP(hidden=(8,), activation=smooth(this.loss)), this.loss, this.ds, train=np.arange(200)
+    )
     losses = [record["train_loss"] for record in fit.history]
     assert losses[-1] < losses[0]
     predicted, y, signal = fit.predict(this.ds), this.ds.y.numpy(), this.ds.features[:, 0].numpy()
+    if predicted.ndim == 2:  # the upper class, or the upper quantile
+        predicted = predicted[:, 1]
     assert np.corrcoef(predicted, signal)[0, 1] > 0.6
     if kind == "pinball":
         assert 0.1 < (y[:200] < predicted[:200]).mean() < 0.3  # its level is 0.2
+    elif kind == "quantiles":
+        assert 0.7 < (y[:200] < predicted[:200]).mean() < 0.9  # its upper level is 0.8
     elif kind in CLASSES:  # probabilities of the labels as they are, whatever the weights and the focus
         assert predicted[:200].mean() == pytest.approx(y[:200].mean(), abs=0.05)
     elif isinstance(this.loss, PnLLoss):
@@ -111,7 +128,7 @@ def test_micro_batches_do_not_change_a_loss_of_the_whole_sample(kind):
 def test_labels_of_another_task_are_refused_before_training():
     this = case("mse")
     for kind in CLASSES:
-        with pytest.raises(ValueError, match=rf"`{kind}` needs labels in \[0, 1\]"):
+        with pytest.raises(ValueError, match=rf"`{kind}` needs .*labels"):
             this.trainer.fit(qfml.MLP(), EXAMPLES[kind], this.ds, train=np.arange(50))
 
 

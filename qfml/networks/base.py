@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -56,7 +56,7 @@ class WrittenGradient(Protocol):
         ...
 
 
-def writes_gradient(network: object) -> TypeGuard[WrittenGradient]:
+def writes_gradient(network: object) -> bool:
     """Whether a network's gradient may be taken from its `pullback`: not if only its `forward` was overridden."""
     if not isinstance(network, WrittenGradient) or not network.writes_gradient:
         return False

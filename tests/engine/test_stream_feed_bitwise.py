@@ -89,6 +89,7 @@ def test_a_stream_in_stored_order_trains_like_memory_in_time_order(tmp_path, win
         assert torch.equal(a.parameters, b.parameters)
 
 
+@pytest.mark.slow
 @FORK
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_and_prefetch_change_no_bit(folder, persistent):
