@@ -6,7 +6,7 @@ import torch
 
 import qfml
 from qfml.losses import LOSSES
-from qfml.networks import writes_gradient
+from qfml.networks import Dropout, writes_gradient
 from qfml.networks.dense import SLOPES
 
 
@@ -42,6 +42,23 @@ def test_gradients_are_those_of_the_graph(activation, n_outputs, members, n_feat
                 torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("thresholds", [None, torch.tensor([200, 10, 128], dtype=torch.uint8)])
+def test_gradients_through_dropout_are_those_of_the_graph(thresholds):
+    network = qfml.MLP(hidden=(12, 7), dropout=0.3)
+    generator = torch.Generator().manual_seed(5)
+    x, slopes = torch.randn(3, 32, 5, generator=generator), torch.randn(3, 32, generator=generator)
+    random_bytes = torch.randint(0, 256, (3, 32, 19), generator=generator, dtype=torch.uint8)
+    parameters = stacked(network, 3, 5, 1, torch.float32)
+    through_graph = network.forward(parameters, x, Dropout(random_bytes, thresholds))
+    expected = torch.autograd.grad(through_graph, list(parameters.values()), slopes)
+    with torch.no_grad():
+        output, pull = network.pullback(parameters, x, Dropout(random_bytes, thresholds))
+    assert torch.equal(output, through_graph)
+    assert not torch.equal(output, network.forward(parameters, x))
+    for own, other in zip(pull(slopes), expected, strict=True):
+        assert torch.equal(own, other)
+
+
 class Doubled(qfml.MLP):
     def forward(self, parameters, x, dropout=None):
         return 2 * super().forward(parameters, x, dropout)
@@ -51,15 +68,15 @@ class DoubledThroughout(Doubled):
     def forward(self, parameters, x, dropout=None):
         return super().forward(parameters, x, dropout)
 
-    def pullback(self, parameters, x):
-        output, pull = super().pullback(parameters, x)
+    def pullback(self, parameters, x, dropout=None):
+        output, pull = super().pullback(parameters, x, dropout)
         return 2 * output, lambda slope: pull(2 * slope)
 
 
 def test_a_network_whose_gradient_is_not_written_goes_through_the_graph():
     assert writes_gradient(qfml.MLP())
     assert writes_gradient(DoubledThroughout())
-    for network in (qfml.MLP(layer_norm=True), qfml.MLP(dropout=0.5), Doubled(), qfml.ResidualMLP(width=8)):
+    for network in (qfml.MLP(layer_norm=True), Doubled(), qfml.ResidualMLP(width=8)):
         assert not writes_gradient(network)
 
 

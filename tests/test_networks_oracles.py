@@ -221,6 +221,16 @@ def test_dropout_keeps_the_expectation_exactly(probability):
     assert float(kept.mean()) == pytest.approx(1, rel=1e-12)
 
 
+def test_each_member_has_its_own_probability_of_dropout():
+    every_byte = torch.arange(256, dtype=torch.uint8).view(1, 256, 1).expand(3, -1, -1)
+    x, probabilities = torch.ones(3, 256, 1), (0.1, 0.25, 0.9)
+    thresholds = torch.tensor([round(256 * p) for p in probabilities], dtype=torch.uint8)
+    kept = Dropout(every_byte, thresholds)(x, 0.5)
+    for i, probability in enumerate(probabilities):
+        assert torch.equal(kept[i], Dropout(every_byte[:1])(x[:1], probability)[0])
+        assert torch.equal(Dropout(every_byte, thresholds).member(i)(x[:1], 0.5)[0], kept[i])
+
+
 def test_dropout_takes_other_bytes_for_each_layer_and_the_same_for_a_whole_channel():
     random_bytes = torch.randint(0, 256, (2, 50, 7), generator=generator(), dtype=torch.uint8)
     dropout = Dropout(random_bytes)

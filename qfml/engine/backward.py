@@ -60,7 +60,8 @@ def losses_and_gradient(forward: Forward, loss: Loss, batch: Batch, size: int | 
     return losses.detach()
 
 
-Pullback = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], list[Tensor]]]]  # features to outputs, and their `pull`
+Pull = Callable[[Tensor], list[Tensor]]  # slopes of the outputs to gradients of all parameters
+Pullback = Callable[[Tensor, slice], tuple[Tensor, Pull]]  # features and their place to outputs, and their `pull`
 Put = Callable[[list[Tensor], bool], None]  # gradients of all parameters, and whether they are the first of the batch
 
 
@@ -72,20 +73,20 @@ def losses_and_written_gradient(pullback: Pullback, loss: Loss, batch: Batch, si
         losses = torch.zeros_like(batch.share[:, 0])
         for part in parts:
             share = batch.share[:, part]
-            output, pull = pullback(batch.x[:, part])
+            output, pull = pullback(batch.x[:, part], part)
             losses = losses + (loss.rows(output, batch.y[:, part]) * share).sum(1)
             slopes = loss.slopes(output, batch.y[:, part])
             put(pull(slopes * share.view(*share.shape, *(1,) * (slopes.ndim - 2))), part.start == 0)
         return losses
     if len(parts) == 1:
-        output, pull = pullback(batch.x)
+        output, pull = pullback(batch.x, parts[0])
     else:
-        output, pull = torch.cat([pullback(batch.x[:, part])[0] for part in parts], dim=1), None
+        output, pull = torch.cat([pullback(batch.x[:, part], part)[0] for part in parts], dim=1), None
     with torch.enable_grad():
         leaf = output.requires_grad_()
         losses = loss(leaf, batch.y, batch.weight, batch.panel)
         (slopes,) = torch.autograd.grad(losses.sum(), leaf)
     for part in parts:
-        again = pull or pullback(batch.x[:, part])[1]  # what a micro-batch remembers is not kept: it is run once more
+        again = pull or pullback(batch.x[:, part], part)[1]  # what a micro-batch remembers is not kept: run once more
         put(again(slopes[:, part]), part.start == 0)
     return losses.detach()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
-from qfml.engine.backward import losses_and_gradient, losses_and_written_gradient
+from qfml.engine.backward import Pull, losses_and_gradient, losses_and_written_gradient
 from qfml.engine.clipping import clip_norm_, clip_value_, norms
 from qfml.engine.compiling import forward_of
 from qfml.engine.dropout import DropoutBytes
@@ -34,7 +34,7 @@ from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
 from qfml.engine.watching.birth import birthplace, one_member, validation_fault
 from qfml.losses import Loss
-from qfml.networks import Dropout, Network, writes_gradient
+from qfml.networks import Network, writes_gradient
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
 OnLog = Callable[[int, int, dict[str, float]], None]
@@ -136,7 +136,11 @@ class Block:
     def _gradient(self, batch: Batch, views: dict[str, Tensor], out: Tensor) -> Tensor:
         """Losses of the members (M,) at the parameters `views`; their gradients go to `out`."""
         if self.written:
-            pullback = partial(self.network.pullback, views)  # pyright: ignore[reportAttributeAccessIssue]
+            dropout = self.dropout.next(self.clock)
+
+            def pullback(x: Tensor, part: slice) -> tuple[Tensor, Pull]:
+                own = None if dropout is None else dropout[part]
+                return self.network.pullback(views, x, own)  # pyright: ignore[reportAttributeAccessIssue]
 
             def put(found: list[Tensor], first: bool) -> None:
                 self.layout.write(found, out, add=not first)
@@ -208,7 +212,7 @@ class Block:
     def _birthplace(self, member: int, batch: Batch) -> str:
         """Where the gradient of a member's present step became infinite or NaN: the step is taken once more, alone."""
         own, dropout = slice(member, member + 1), self.dropout.next(self.clock)
-        alone = None if dropout is None else Dropout(dropout.random_bytes[own])
+        alone = None if dropout is None else dropout.member(member)
 
         def forward(views: Mapping[str, Tensor], x: Tensor) -> Tensor:
             with casting(self.trainer.precision, self.device):
@@ -376,7 +380,7 @@ class Block:
         self.state = _under("optimizer.", self.tensor)
         self.scaling = _under("precision.", self.tensor)
         self.schedule = _under("schedule.", self.array)
-        self.dropout = DropoutBytes(self.network.dropout_units, self.clock, self.device)
+        self.dropout = DropoutBytes([self.everyone[i].network for i in self.members], self.clock, self.device)
         self.clip_norm = torch.from_numpy(self.array["clip_norm"]).to(self.parameters)[:, None]
         # a GPU is not waited for
         self.well = self.device.type == "cpu" and not self.scaling and bool(self.healthy.all())

@@ -95,6 +95,8 @@ def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = 
             "fits of a Module are not saved: its factory is code, which no file of a run holds; keep "
             "`fit.named_parameters()`, and give them to a module that the factory builds"
         )
+    if any(fit.network != fits[0].network for fit in fits):
+        raise UserError("the fits are of different networks: save those of each network in a folder of their own")
     tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in fits])}
     distinct = list({id(fit.transforms): fit.transforms for fit in fits if fit.transforms is not None}.values())
     for i, transforms in enumerate(distinct):  # the seeds of a fold share theirs

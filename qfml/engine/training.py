@@ -35,7 +35,7 @@ from qfml.engine.watching.memory import explained
 from qfml.engine.watching.watch import Watching
 from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.losses import Loss
-from qfml.networks import Module, Network
+from qfml.networks import Module, Network, architecture
 
 Refill = Callable[[int], Sequence[Member]]
 
@@ -290,7 +290,7 @@ def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset | Stre
     rows = len(member.train)
     batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
     periods = None if loss.additive or isinstance(ds, StreamedData) else n_periods(ds, member.train)
-    return (member.network, batch, periods, _width(member, ds))
+    return (architecture(member.network), batch, periods, _width(member, ds))
 
 
 def _width(member: Member, ds: TimeDataset | StreamedData) -> int:

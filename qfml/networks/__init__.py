@@ -1,6 +1,9 @@
 """Network specifications, run as stacks of members."""
 
-from qfml.networks.base import Dropout, Network, WrittenGradient, writes_gradient
+from dataclasses import replace
+from typing import Any
+
+from qfml.networks.base import Dropout, Network, WrittenGradient, dropout_threshold, writes_gradient
 from qfml.networks.convex import ConvexMLP
 from qfml.networks.mlp import MLP
 from qfml.networks.module import Module, ModuleFactory, as_network
@@ -14,6 +17,17 @@ from qfml.networks.transformer import Transformer
 NETWORKS: dict[str, type] = {
     cls.kind: cls for cls in (MLP, ResidualMLP, MonotoneMLP, ConvexMLP, TabM, TCN, LSTM, GRU, Transformer)
 }
+
+
+def architecture(network: Network) -> Any:
+    """What networks have in common that can be one stack: all but a probability of dropout, which is each member's own.
+
+    A network that is none of `NETWORKS` may use its probability as it likes, and is only like its equals.
+    """
+    if type(network) in NETWORKS.values() and network.dropout_units:
+        return replace(network, dropout=0.5)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return network
+
 
 __all__ = [
     "GRU",
@@ -31,6 +45,8 @@ __all__ = [
     "TabM",
     "Transformer",
     "WrittenGradient",
+    "architecture",
     "as_network",
+    "dropout_threshold",
     "writes_gradient",
 ]

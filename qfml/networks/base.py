@@ -51,7 +51,9 @@ class WrittenGradient(Protocol):
         """Whether these settings of the network have one."""
         ...
 
-    def pullback(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    def pullback(
+        self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """The outputs, and the map from slopes of the outputs to the gradients of `parameters`, in their order."""
         ...
 
@@ -73,25 +75,48 @@ class Dropout:
 
     The bytes are drawn per member from its own addressed stream, so that a member's masks do not depend on the stack
     around it. The probability is rounded to a multiple of 1/256, and the scale is that of the rounded probability.
+
+    Args:
+        random_bytes: (M, B, U), those of all layers one after another.
+        thresholds: 256 p of each member, uint8 of shape (M,), in place of the probability that the layers name.
     """
 
-    def __init__(self, random_bytes: UInt8[Tensor, "member row unit"]) -> None:
+    def __init__(self, random_bytes: UInt8[Tensor, "member row unit"], thresholds: Tensor | None = None) -> None:
         self.random_bytes = random_bytes
+        self.thresholds = None if thresholds is None else thresholds.view(-1, 1, 1)
         self.used = 0
 
     def __getitem__(self, rows: slice) -> Dropout:
         """The same bytes of some of the rows, none of them used yet."""
-        return Dropout(self.random_bytes[:, rows])
+        return Dropout(self.random_bytes[:, rows], self.thresholds)
+
+    def member(self, place: int) -> Dropout:
+        """The bytes of one member, none of them used yet."""
+        own = slice(place, place + 1)
+        return Dropout(self.random_bytes[own], None if self.thresholds is None else self.thresholds[own])
 
     def __call__(self, x: Tensor, probability: float) -> Tensor:
         """Drop units of `x` (M, B, U), or whole channels of `x` (M, B, L, U)."""
-        threshold = round(256 * probability)
+        return x * self.factor(x, probability)
+
+    def factor(self, x: Tensor, probability: float) -> Tensor:
+        """What the next units of `x` are multiplied by: 0 where one is dropped, else 1 / (1 - p)."""
+        if self.thresholds is None:
+            threshold = dropout_threshold(probability)
+            scale = 256 / (256 - threshold)
+        else:
+            threshold = self.thresholds
+            scale = (256 / (256 - threshold.double())).to(x.dtype)
         units = x.shape[-1]
         mask = self.random_bytes[:, :, self.used : self.used + units] >= threshold
         self.used += units
-        if x.ndim == 4:
-            mask = mask[:, :, None, :]
-        return x * (mask.to(x.dtype) * (256 / (256 - threshold)))
+        factor = mask.to(x.dtype) * scale
+        return factor[:, :, None, :] if x.ndim == 4 else factor
+
+
+def dropout_threshold(probability: float) -> int:
+    """A unit is dropped where its byte is below this."""
+    return round(256 * probability)
 
 
 def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
@@ -189,7 +214,7 @@ def check_hidden(name: str, widths: Any, activation: str, dropout: float) -> Non
         raise UserError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0 <= dropout < 1:
         raise UserError(f"`dropout` must lie in [0, 1), got {dropout}")
-    if dropout and round(256 * dropout) in (0, 256):
+    if dropout and dropout_threshold(dropout) in (0, 256):
         raise UserError(f"`dropout` is rounded to a multiple of 1/256, and {dropout} would become 0 or 1")
 
 

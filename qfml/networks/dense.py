@@ -16,23 +16,30 @@ from qfml.networks.base import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, head, linear
 Pull = Callable[[Tensor], list[Tensor]]  # from slopes of the outputs to the gradients of the parameters
 
 
-def pullback(x: Tensor, activation: str, parameters: Sequence[Tensor]) -> tuple[Tensor, Pull]:
+Drop = Callable[[Tensor], Tensor]  # from a layer's outputs to the factors that drop some of them
+
+
+def pullback(x: Tensor, activation: str, parameters: Sequence[Tensor], drop: Drop | None = None) -> tuple[Tensor, Pull]:
     """Outputs (M, B) or (M, B, K) of a perceptron, and what turns their slopes into gradients of the parameters.
 
     Args:
         x: features (M, B, F).
         activation: one of `ACTIVATIONS`, after every affine map but the last.
         parameters: weight (M, I, O) and bias (M, O) of each map; the last pair is that of `head`.
+        drop: called with what each activation puts out.
     """
-    weights, inputs, before = parameters[::2], [x], []
+    weights, inputs, before, after, factors = parameters[::2], [x], [], [], []
     for weight, bias in zip(weights[:-1], parameters[1:-1:2], strict=True):
         before.append(linear(inputs[-1], weight, bias))
-        inputs.append(ACTIVATIONS[activation](before[-1]))
+        after.append(ACTIVATIONS[activation](before[-1]))
+        factors.append(None if drop is None else drop(after[-1]))
+        inputs.append(after[-1] if factors[-1] is None else after[-1] * factors[-1])
 
     def pull(slope: Tensor) -> list[Tensor]:
         slope, *gradients = _head_slopes(inputs[-1], weights[-1], slope)
         for layer in reversed(range(len(before))):
-            slope = SLOPES[activation](slope, before[layer], inputs[layer + 1])
+            slope = slope if factors[layer] is None else slope * factors[layer]
+            slope = SLOPES[activation](slope, before[layer], after[layer])
             below = layer > 0  # the features' own slope is not wanted
             slope, *own = _linear_slopes(inputs[layer], weights[layer], slope, below)
             gradients = [*own, *gradients]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -80,12 +81,13 @@ class MLP:
 
     @property
     def writes_gradient(self) -> bool:
-        """Without layer norm and dropout."""
-        return not self.layer_norm and not self.dropout
+        """Without layer norm."""
+        return not self.layer_norm
 
-    def pullback(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Pull]:
+    def pullback(self, parameters: Parameters, x: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Pull]:
         """Outputs, and what turns their slopes into gradients."""
-        return pullback(x.flatten(2), self.activation, list(parameters.values()))
+        drop = dropout and partial(dropout.factor, probability=self.dropout)
+        return pullback(x.flatten(2), self.activation, list(parameters.values()), drop)
 
     @property
     def dropout_units(self) -> int:

@@ -9,6 +9,7 @@ import torch
 
 import qfml
 from qfml.data import TimeDataset
+from qfml.engine.training import plan_blocks
 
 
 def make_data(n=400, n_features=7, window=None, weights=False, seed=0):
@@ -69,6 +70,35 @@ def test_member_in_a_stack_equals_solo(name):
     assert len({fit.n_epochs for fit in stacked}) > 1 or name != "relu", "some member must have stopped early"
     for member, fit in zip(members, stacked):
         assert_same(trainer.fit_many([member], qfml.MSE(), ds)[0], fit)
+
+
+@pytest.mark.parametrize("network", [qfml.MLP(hidden=(24, 24)), qfml.MLP(hidden=(9,), layer_norm=True), qfml.TabM()])
+def test_members_of_one_stack_have_dropout_of_their_own(network):
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=8, batch_size=64)
+    probabilities = (0.1, 0.45, 0.1, 0.3, 0.0, 0.25)
+    members = [
+        replace(member, network=replace(network, dropout=p))
+        for p, member in zip(probabilities, make_members(network, len(ds), len(probabilities)))
+    ]
+    blocks = plan_blocks(trainer, members, qfml.MSE(), ds)
+    assert sorted(map(len, blocks)) == [1, 5], "all that have dropout are one stack"
+    for member, fit in zip(members, trainer.fit_many(members, qfml.MSE(), ds)):
+        assert fit.network == member.network
+        assert_same(trainer.fit_many([member], qfml.MSE(), ds)[0], fit)
+
+
+class HalfDropout(qfml.MLP):
+    """A network of a user's own, that makes something else of its probability."""
+
+    def forward(self, parameters, x, dropout=None):
+        return super().forward(parameters, x if dropout is None else dropout(x, self.dropout / 2))
+
+
+def test_a_network_that_is_not_ours_shares_a_stack_with_its_equals_alone():
+    ds = make_data()
+    members = [qfml.Member(HalfDropout(dropout=p), np.arange(200), seed=1) for p in (0.1, 0.2, 0.1)]
+    assert sorted(map(len, plan_blocks(qfml.Trainer(max_epochs=1, batch_size=64), members, qfml.MSE(), ds))) == [1, 2]
 
 
 # a matrix product rounds by where a matrix begins in memory: odd widths, features and batches put it anywhere
