@@ -32,8 +32,8 @@ class DropoutBytes:
                 self._thresholds = torch.tensor([dropout_threshold(p) for p in own], dtype=torch.uint8, device=device)
             self._steps = max(1, _BYTES // (self.units * clock.width))
             wanted = min(self._steps, int(clock.steps_per_epoch.max())) * clock.width * self.units
-            self._words = torch.zeros(len(networks), -(-wanted // 8), dtype=torch.int64)
-            self._drawn = self._words.view(torch.uint8)[:, :wanted].unflatten(1, (-1, clock.width, self.units))
+            self._words = torch.zeros(len(networks), wanted // 8, dtype=torch.int64)  # rows come in sixteens
+            self._drawn = self._words.view(torch.uint8).view(-1, clock.width, self.units)
             self._drawn_of: list[tuple[int, int] | None] = [None] * len(networks)
 
     def next(self, clock: Counters) -> Dropout | None:
@@ -46,5 +46,6 @@ class DropoutBytes:
                 # eight bytes a draw; of a stream only what comes first is wanted, whatever the other members need
                 self._words[i].random_(-(2**63), None, generator=stream(*seed, "dropout", epoch, part))
                 self._drawn_of[i] = (epoch, part)
-        own = self._drawn[torch.arange(len(self._drawn)), torch.from_numpy(place)]
+        first = np.arange(len(place)) * (len(self._drawn) // len(place))
+        own = self._drawn.index_select(0, torch.from_numpy(first + place))
         return Dropout(own.to(self.device), self._thresholds)

@@ -101,16 +101,15 @@ class Dropout:
 
     def factor(self, x: Tensor, probability: float) -> Tensor:
         """What the next units of `x` are multiplied by: 0 where one is dropped, else 1 / (1 - p)."""
-        if self.thresholds is None:
-            threshold = dropout_threshold(probability)
-            scale = 256 / (256 - threshold)
-        else:
-            threshold = self.thresholds
-            scale = (256 / (256 - threshold.double())).to(x.dtype)
+        own = self.thresholds
+        if own is None:
+            own = torch.full((1, 1, 1), dropout_threshold(probability), dtype=torch.uint8, device=x.device)
         units = x.shape[-1]
-        mask = self.random_bytes[:, :, self.used : self.used + units] >= threshold
+        drawn = self.random_bytes[:, :, self.used : self.used + units]
         self.used += units
-        factor = mask.to(x.dtype) * scale
+        # several times faster: thresholds that lie side by side, and numbers made of bytes instead of truth values
+        kept = (drawn >= own.expand(-1, -1, units).contiguous()).view(torch.uint8)
+        factor = kept.to(x.dtype) * (256 / (256 - own.double())).to(x.dtype)
         return factor[:, :, None, :] if x.ndim == 4 else factor
 
 

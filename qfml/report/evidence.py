@@ -10,9 +10,11 @@ from typing import Any
 
 import polars as pl
 
+from qfml.engine.overfitting import Gap
 from qfml.report import charts, formats, time_charts
 from qfml.report.curves import learning_curves
 from qfml.report.folder import RunFolder
+from qfml.report.gap import Gaps, gap_chart, network_gaps
 from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, el, join, scrolling_table
 
@@ -21,8 +23,8 @@ __all__ = ["activity", "positions", "prediction", "training"]
 STATUSES = {"finished": "ran all epochs", "early_stopped": "stopped early", "nan": "diverged (loss not finite)"}
 
 
-def training(run: RunFolder) -> Section:
-    """Learning curves of every member and the table behind them."""
+def training(run: RunFolder, figures: Charts) -> Section:
+    """Learning curves of every member, the gap between their losses, and the table behind them."""
     members = run.metrics["members"]
     counts = Counter(member["status"] for member in members)
     told = ", ".join(f"{number} {STATUSES.get(status, status)}" for status, number in counts.most_common())
@@ -43,13 +45,16 @@ def training(run: RunFolder) -> Section:
     )
     parts += [legend, learning_curves(run.log, members)]
     parts.append(note("Every panel has its own scale; a first epoch far above the rest is cut off at the top."))
-    parts.append(el("details", el("summary", f"All {len(members)} members"), _member_table(members)))
+    gaps = network_gaps(run.log)
+    parts.append(gap_chart(gaps, len(members), figures))
+    parts.append(el("details", el("summary", f"All {len(members)} members"), _member_table(members, gaps)))
     return Section("training", "Training", f"{len(members)} members: {told}.{spread}", join(parts))
 
 
-def _member_table(members: Sequence[Mapping[str, Any]]) -> Html:
+def _member_table(members: Sequence[Mapping[str, Any]], gaps: Gaps) -> Html:
     names = list(dict.fromkeys(name for member in members for name in member.get("metrics", {})))
-    heads = ["Fold", "Seed", "Status", "Epochs", "Best epoch", "Best validation loss", "Final training loss"]
+    heads = ["Fold", "Seed", "Status", "Epochs", "Best epoch", "Gap open from"]
+    heads += ["Best validation loss", "Final training loss"]
     rows = [
         [
             member["fold"],
@@ -57,6 +62,7 @@ def _member_table(members: Sequence[Mapping[str, Any]]) -> Html:
             STATUSES.get(member["status"], member["status"]),
             formats.count(member.get("n_epochs")),
             formats.count(member["best_epoch"]),
+            _opened(gaps.get((member["fold"], member["seed"]))),
             formats.significant(member.get("best_val_loss")),
             formats.significant(member.get("final_train_loss")),
             *(formats.metric_value(name, member.get("metrics", {}).get(name)) for name in names),
@@ -65,6 +71,13 @@ def _member_table(members: Sequence[Mapping[str, Any]]) -> Html:
     ]
     heads += [formats.metric_label(name) for name in names]
     return scrolling_table(heads, rows, n_text=3, caption="Members")
+
+
+def _opened(gap: Gap | None) -> str:
+    """The epoch from which on the gap is open."""
+    if gap is None:
+        return formats.MISSING
+    return "not open" if gap.opened_at is None else formats.count(gap.opened_at)
 
 
 def prediction(run: RunFolder, figures: Charts) -> Section:

@@ -57,7 +57,7 @@ def _page(run: RunFolder, tearsheet: Tearsheet) -> Html:
         evidence.prediction(run, charts),
         evidence.positions(run, charts),
         evidence.activity(run, charts),
-        evidence.training(run),
+        evidence.training(run, charts),
         provenance.data(run),
         provenance.audit(run),
         provenance.conventions(run),

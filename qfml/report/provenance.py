@@ -10,7 +10,7 @@ from qfml.report.folder import RunFolder
 from qfml.report.layout import Section, note, warning
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 
-__all__ = ["audit", "conventions", "data", "reproduction"]
+__all__ = ["audit", "conventions", "data", "origin", "reproduction"]
 
 
 def data(run: RunFolder) -> Section:
@@ -108,13 +108,48 @@ def _settings(value: Any) -> object:
     return "none" if value is None else value
 
 
+def origin(metrics: Mapping[str, Any], data_hash: Any) -> list[tuple[object, object]]:
+    """What a result came from, as far as it was recorded: hashes, seeds, revision, machine."""
+    made = metrics.get("provenance") or {}
+    threads = made.get("threads")
+    machine = [made.get("platform", formats.MISSING), made.get("gpu"), _plural(threads, "thread") if threads else None]
+    return [
+        ("Config hash", el("code", metrics.get("config_hash", formats.MISSING))),
+        ("Data hash", el("code", formats.MISSING if data_hash is None else data_hash)),
+        ("Seeds", _seeds(made.get("seeds"))),
+        ("Git revision", _revision(made["git"]) if "git" in made else formats.MISSING),
+        ("Machine", ", ".join(str(part) for part in machine if part is not None)),
+    ]
+
+
+def _seeds(seeds: Any) -> str:
+    """All of them; a run of consecutive ones by its ends."""
+    if not isinstance(seeds, list) or not seeds:
+        return formats.MISSING
+    numbers = all(isinstance(seed, int) for seed in seeds)
+    if numbers and len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def _revision(git: Any) -> Html | str:
+    """The commit, and whether the files were as it has them."""
+    if not isinstance(git, Mapping):
+        return "none: not run in a git repository"
+    states = {True: ", with changes that are not committed", False: ", nothing changed", None: ""}
+    return join([el("code", git.get("revision", formats.MISSING)), states.get(git.get("dirty"), "")])
+
+
+def _plural(number: Any, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def reproduction(run: RunFolder, tearsheet: Html) -> Section:
     """Config, versions, hashes and times: what is needed to make this page again."""
     metrics = run.metrics
-    identity: list[tuple[object, object]] = [
+    identity = [
         ("Made", formats.day(metrics.get("created", formats.MISSING)).replace("T", " ")),
-        ("Config hash", el("code", metrics.get("config_hash", formats.MISSING))),
-        ("Data hash", el("code", metrics.get("data_hash", formats.MISSING))),
+        *origin(metrics, metrics.get("data_hash")),
     ]
     identity += [(f"Seconds, {key}", formats.significant(value, 3)) for key, value in metrics["seconds"].items()]
     versions = [(name, version) for name, version in metrics["versions"].items()]
