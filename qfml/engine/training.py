@@ -40,6 +40,7 @@ from qfml.networks import Module, Network, architecture
 Refill = Callable[[int], Sequence[Member]]
 
 _CACHE_BYTES = 4 * 2**20  # what a block's parameters, optimizer state and batch may fill
+_FEW = 8  # members below which a step is spent on launching operations; they may fill eight times as much
 
 
 def train(
@@ -300,10 +301,11 @@ def _width(member: Member, ds: TimeDataset | StreamedData) -> int:
 
 
 def _block_size(network: Network, batch: int, n_features: int, window: int | None, n_outputs: int) -> int:
-    """Members whose parameters, gradient, two moments and batch of inputs fill the cache."""
+    """Members whose parameters, gradient, two moments and batch of inputs fill the cache; at least a few."""
     drawn = network.init(n_features, window, torch.Generator(), n_outputs)
     parameters = sum(value.numel() for value in drawn.values())
-    return max(1, _CACHE_BYTES // (16 * parameters + 4 * batch * n_features * (window or 1)))
+    own = 16 * parameters + 4 * batch * n_features * (window or 1)
+    return max(1, _CACHE_BYTES // own, min(_FEW, 8 * _CACHE_BYTES // own))
 
 
 def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData, trainer: Trainer) -> None:
