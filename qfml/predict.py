@@ -19,7 +19,8 @@ from qfml.data.features import source_columns
 from qfml.data.sources import CsvSource, FrameSource
 from qfml.engine import Fit, load_fits
 from qfml.errors import DataError
-from qfml.run import WalkForwardTask, read_metrics, read_task
+from qfml.run import read_metrics
+from qfml.task import WalkForwardTask, read_task
 
 
 def predict(folder: str | Path, frame: Any) -> pl.DataFrame:

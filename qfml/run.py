@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from qfml import config
@@ -49,13 +50,16 @@ def run(
     task = read_task(config.override(settings, overrides))
     folder = new_folder(task, out)
     config.write_yaml(as_settings(task), folder / "config.yaml")
-    try:
-        return _finish(folder, task, resume=False, progress=progress, say=say)
-    except CheckpointError:  # training had begun
-        raise
-    except UserError:
-        forget_if_not_begun(folder)
-        raise
+    with only_process(folder):
+        try:
+            with way_on(folder):
+                execute(folder, task, progress=progress, say=say)
+        except CheckpointError:  # training had begun
+            raise
+        except UserError:
+            forget_if_not_begun(folder)
+            raise
+    return folder
 
 
 def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Path:
@@ -70,36 +74,76 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
     if (folder / "metrics.json").exists():
         raise UserError(f"the run in {folder} is finished; `qfml report {folder}` rebuilds its report")
     task = read_task(config.read_yaml(folder / "config.yaml"))
-    shutil.rmtree(folder / "model", ignore_errors=True)  # half a result of a run that was killed while writing it
-    begun = any((folder / "checkpoints").glob("**/checkpoint-*"))
-    return _finish(folder, task, resume=begun, progress=progress, say=say)
-
-
-def _finish(folder: Path, task: WalkForwardTask, *, resume: bool, progress: bool, say: Say) -> Path:
-    with way_on(folder):
-        with Bar() if progress else nullcontext() as bar:
-            task.execute(folder, resume=resume, callbacks=() if bar is None else (bar,), say=say)
-        write_report(folder)
+    with only_process(folder), way_on(folder):
+        execute(folder, task, progress=progress, say=say)
     return folder
 
 
+def execute(folder: Path, task: WalkForwardTask, *, progress: bool, say: Say) -> None:
+    """Do the task in its folder, from the last checkpoint if there is one, and write the report."""
+    shutil.rmtree(folder / "model", ignore_errors=True)  # half a result of a run that was killed while writing it
+    begun = any((folder / "checkpoints").glob("**/checkpoint-*"))
+    with Bar() if progress else nullcontext() as bar:
+        task.execute(folder, resume=begun, callbacks=() if bar is None else (bar,), say=say)
+    write_report(folder)
+
+
 @contextmanager
-def way_on(folder: Path) -> Iterator[None]:
-    """Note on whatever stops a run how it goes on; Ctrl-C outside training becomes `Interrupted` too."""
-    try:
+def only_process(folder: Path) -> Iterator[None]:
+    """Refuse to work in a folder that another process works in; however a process ends, the system frees its lock."""
+    with (folder / "config.yaml").open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is at work in {folder}: wait until it ends, or stop it, then continue with "
+                f"`qfml resume {folder}`; or take another folder with `--out`"
+            ) from None
         yield
-    except KeyboardInterrupt:
-        stopped = Interrupted(signal.SIGINT)
-        stopped.add_note(f"Continue with: qfml {_next_command(folder)}")
-        raise stopped from None
-    except Interrupted as stopped:
-        stopped.add_note(f"The checkpoint is written. Continue with: qfml {_next_command(folder)}")
-        raise
-    except (OSError, CheckpointError) as error:
-        unwritten = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
-        anew = f"Start anew with: qfml run {shlex.quote(str(folder / 'config.yaml'))}"
-        error.add_note(f"Continue with: qfml {_next_command(folder)}" if unwritten else anew)
-        raise
+
+
+@contextmanager
+def way_on(folder: Path, *, anew: str | None = None) -> Iterator[None]:
+    """Note on whatever stops a run how it goes on; Ctrl-C and SIGTERM outside training become `Interrupted` too.
+
+    Args:
+        folder: of the run.
+        anew: what to do if its checkpoints are damaged; by default, to run its config anew.
+    """
+    with _sigterm_like_ctrl_c() as caught:
+        try:
+            yield
+        except KeyboardInterrupt:
+            stopped = Interrupted(caught[0] if caught else signal.SIGINT)
+            stopped.add_note(f"Continue with: qfml {_next_command(folder)}")
+            raise stopped from None
+        except Interrupted as stopped:
+            stopped.add_note(f"The checkpoint is written. Continue with: qfml {_next_command(folder)}")
+            raise
+        except (OSError, CheckpointError) as error:
+            unwritten = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+            anew = anew or f"Start anew with: qfml run {shlex.quote(str(folder / 'config.yaml'))}"
+            error.add_note(f"Continue with: qfml {_next_command(folder)}" if unwritten else anew)
+            raise
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt wherever it comes; the list then holds its number. Training has its own way."""
+    caught: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield caught
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _next_command(folder: Path) -> str:

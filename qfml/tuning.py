@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,27 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from qfml import config, metrics
+from qfml.backtest.judgement import meaning_of
 from qfml.backtest.strategies import Market, check_rule
 from qfml.backtest.training import FoldFit
-from qfml.backtest.walk_forward import _meaning  # pyright: ignore[reportPrivateUsage]
 from qfml.data.dataset import TimeDataset
 from qfml.errors import ConfigError, UserError
 from qfml.metrics import sharpe_moments
-from qfml.report.tuning import write_tuning_report
-from qfml.run import (
+from qfml.report import write_report, write_tuning_report
+from qfml.run import execute, forget_if_not_begun, new_folder, only_process, read_metrics, way_on
+from qfml.task import (
     Say,
     WalkForwardTask,
     as_settings,
     check_device,
-    forget_if_not_begun,
-    new_folder,
-    read_metrics,
     read_task,
     record_trial,
-    run,
-    way_on,
 )
-from qfml.run import resume as resume_run
 from qfml.tune import Study, TrialSettings, TuneConfig, Tuner, tuning_folds, verdict
 from qfml.tune.space import Space, Value, corners, filled, spaces_in
 
@@ -119,17 +115,19 @@ def tune(
 
     Raises:
         UserError: anything the user can mend, before training where possible.
-        Interrupted: stopped by Ctrl-C; `resume` continues.
+        Interrupted: stopped by Ctrl-C or SIGTERM; `resume` continues.
     """
     settings = dict(path) if isinstance(path, Mapping) else config.read_yaml(path)
     search = Search.of(config.override(settings, overrides))
     folder = new_folder(search.first, out)
     config.write_yaml(search.plain, folder / "config.yaml")
-    try:
-        return _finish(folder, search, progress=progress, say=say)
-    except UserError:
-        forget_if_not_begun(folder)
-        raise
+    with only_process(folder):
+        try:
+            _finish(folder, search, progress=progress, say=say)
+        except UserError:
+            forget_if_not_begun(folder)
+            raise
+    return folder
 
 
 def is_search(folder: str | Path) -> bool:
@@ -142,18 +140,22 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
     """Continue a search that was killed or interrupted; trials that were in training are trained again.
 
     Raises:
-        UserError: there is no search in `folder`, or it is finished.
+        UserError: there is no search in `folder`, it is finished, or another process is at work in it.
     """
     folder = Path(folder)
     if not is_search(folder):
         raise UserError(f"no search in {folder}: it holds no config.yaml with a section `tune`")
     if (folder / "metrics.json").exists():
         raise UserError(f"the search in {folder} is finished; `qfml report {folder}` rebuilds its report")
-    return _finish(folder, Search.of(config.read_yaml(folder / "config.yaml")), progress=progress, say=say)
+    search = Search.of(config.read_yaml(folder / "config.yaml"))
+    with only_process(folder):
+        _finish(folder, search, progress=progress, say=say)
+    return folder
 
 
-def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> Path:
-    with way_on(folder):
+def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> None:
+    winner = shlex.quote(str(folder / "winner"))
+    with way_on(folder, anew=f"Remove {winner} and continue with: qfml resume {shlex.quote(str(folder))}"):
         begin = time.perf_counter()
         task = search.first
         check_device(task.trainer.device)
@@ -170,14 +172,13 @@ def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> Path:
         found["seconds"]["total"] = time.perf_counter() - begin
         _write_metrics(folder, found)
         write_tuning_report(folder)
-    return folder
 
 
 def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[dict[str, Any], WalkForwardTask]:
     """Train all trials; what was found, and the winner."""
     task, plan = search.first, search.plan
     folds = tuning_folds(ds, task.split, plan.split)
-    means = _meaning(task.loss)
+    means = meaning_of(task.loss)
     check_rule(task.backtest.positions, means)
     market = Market.of(
         ds,
@@ -191,7 +192,7 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
     def keep(place: int, settings: TrialSettings, fits: list[FoldFit]) -> None:
         """Into the ledger first: a trial that is entered twice counts once, one that is left out not at all."""
         assert isinstance(settings, WalkForwardTask)
-        meaning = _meaning(settings.loss)
+        meaning = meaning_of(settings.loss)
         net = verdict.returns_of(ds, folds, fits, market, settings.backtest.positions, meaning)
         record_trial(settings, sharpe_moments(net), market.periods_per_year)
         verdict.write_returns(folder, place, market.times, net)
@@ -220,13 +221,14 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
 
 
 def _backtest(folder: Path, task: WalkForwardTask, *, progress: bool, say: Say) -> None:
-    """The config's own backtest of the winner, begun or continued."""
-    if (folder / "metrics.json").exists():
-        return
-    if (folder / "config.yaml").exists():
-        resume_run(folder, progress=progress, say=say)
-    else:
-        run(as_settings(task), out=folder, progress=progress, say=say)
+    """The config's own backtest of the winner: begun, continued, or only its report written."""
+    if not (folder / "metrics.json").exists():
+        folder.mkdir(exist_ok=True)
+        config.write_yaml(as_settings(task), folder / "config.yaml")
+        with only_process(folder):
+            execute(folder, task, progress=progress, say=say)
+    elif not (folder / "report.html").exists():
+        write_report(folder)
 
 
 def _check_path(path: str) -> None:

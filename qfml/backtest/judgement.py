@@ -14,12 +14,39 @@ import numpy as np
 
 from qfml import metrics
 from qfml.backtest.pnl import ProfitAndLoss
+from qfml.errors import UserError
+from qfml.losses import Loss
 
-__all__ = ["calibration", "deflation", "intervals", "performance", "plain", "prediction_metrics", "significance"]
+__all__ = [
+    "calibration",
+    "deflation",
+    "intervals",
+    "meaning_of",
+    "performance",
+    "plain",
+    "prediction_metrics",
+    "significance",
+]
 
 Meaning = Literal["label", "probability", "position", "direction"]
 CONFIDENCE = 0.95
 _FEWEST_PERIODS = 20  # a bootstrap of fewer means nothing
+
+
+def meaning_of(loss: Loss) -> Meaning:
+    """What the predictions of a network trained with `loss` are, for the rule that makes positions of them.
+
+    Raises:
+        UserError: Several predictions a row: a position is made of one.
+    """
+    if loss.n_outputs > 1:
+        raise UserError(
+            f"`loss` {loss.kind} predicts {loss.n_outputs} numbers a row, and a position is made of one: take bce for "
+            "two classes, pinball for one quantile, or mse"
+        )
+    if loss.predicts == "probability":
+        return "probability"
+    return "position" if loss.predicts == "position" else "label"
 
 
 def performance(books: ProfitAndLoss, periods_per_year: float) -> dict[str, float | None]:

@@ -150,6 +150,10 @@ class _OneFold(Callback):
         """Of a member of this fold, by its number among all."""
         self.callback.log(self.number * self.n_seeds + member, step, values)
 
+    def finished(self, member: int, fit: Fit) -> None:
+        """Of a member of this fold, by its number among all."""
+        self.callback.finished(self.number * self.n_seeds + member, fit)
+
     def checkpoint(self, folder: Path) -> None:
         """Of the fold at work."""
         self.callback.checkpoint(folder)

@@ -19,7 +19,7 @@ from qfml.backtest import judgement
 from qfml.backtest.baselines import Baseline, BuyAndHold, Momentum, Ridge
 from qfml.backtest.entries import describe, fold_entry, member_entry
 from qfml.backtest.folds import FoldRows, plan_folds
-from qfml.backtest.judgement import Meaning
+from qfml.backtest.judgement import Meaning, meaning_of
 from qfml.backtest.pnl import ProfitAndLoss, check_costs
 from qfml.backtest.positions import PositionRule, Sign
 from qfml.backtest.result import WalkForwardResult
@@ -121,7 +121,7 @@ def walk_forward(
     _check_kinds(positions, baselines, transforms)
     check_costs(cost_bps, slippage, execution_lag)
     _check(n_seeds, n_bootstrap, baselines)
-    means: Meaning = _meaning(loss)
+    means = meaning_of(loss)
     check_rule(positions, means)
     _check_trials(n_trials, trial_variance)
     p = metrics.periods_per_year(ds.time) if periods_per_year is None else float(periods_per_year)
@@ -278,17 +278,6 @@ def _check(n_seeds: int, n_bootstrap: int, baselines: Sequence[Baseline]) -> Non
     names = [baseline.kind for baseline in baselines]
     if len(set(names)) != len(names) or "network" in names:
         raise UserError(f"`baselines` must have distinct kinds, none of them `network`, got {', '.join(names)}")
-
-
-def _meaning(loss: Loss) -> Meaning:
-    if loss.n_outputs > 1:
-        raise UserError(
-            f"`loss` {loss.kind} predicts {loss.n_outputs} numbers a row, and a position is made of one: take bce for "
-            "two classes, pinball for one quantile, or mse"
-        )
-    if loss.predicts == "probability":
-        return "probability"
-    return "position" if loss.predicts == "position" else "label"
 
 
 def _baseline_meaning(baseline: Baseline, means: Meaning) -> Meaning:

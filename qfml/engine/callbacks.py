@@ -31,6 +31,9 @@ class Callback:
             True to stop the member here; its status is then "stopped".
         """
 
+    def finished(self, member: int, fit: Fit) -> None:
+        """A member trains no further, and this is its fit; a resumed training repeats those that it already has."""
+
     def log(self, member: int, step: int, values: dict[str, float]) -> None:
         """What a step of a member was like, every `log_every` steps.
 

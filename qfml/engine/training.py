@@ -94,6 +94,7 @@ class _Run:
         self.blocks: list[Block] = []  # all that were begun; only the last may be unfinished
         self.threads = torch.get_num_threads()
         self.damaged: list[int] = []  # checkpoints that were passed over
+        self.told: set[int] = set()  # members whose fits the callbacks know
         self.watching = Watching(trainer, callbacks, torch.device(trainer.device))
         self.write = self.watching.checkpoint(self.write)
         for callback in callbacks:
@@ -114,12 +115,15 @@ class _Run:
                         self.write(saver, wait=True)
                         saver = None
                     block.stop("max_time")
+                    self._tell_fits(block)
                     continue
                 going = len(block.members)
                 torch.set_num_threads(min(threads, going))
                 block.step()
-                if self.refill is not None and len(block.members) < going:
-                    self._fill_up(block, self.refill(going - len(block.members)))
+                if len(block.members) < going:
+                    self._tell_fits(block)
+                    if self.refill is not None:
+                        self._fill_up(block, self.refill(going - len(block.members)))
                 if saver is None:
                     continue
                 if request.signal_number:
@@ -199,6 +203,14 @@ class _Run:
         wishes = [callback.epoch(member, record, stopped) for callback in self.callbacks]
         return any(wishes)
 
+    def _tell_fits(self, block: Block) -> None:
+        """Tell all callbacks of the fits that the block at work has made since the last time."""
+        ids = self.plan[len(self.blocks) - 1]
+        for own in [own for own in block.fits if ids[own] not in self.told]:
+            self.told.add(ids[own])
+            for callback in self.callbacks:
+                callback.finished(ids[own], block.fits[own])
+
     def _saver(self) -> Saver | nullcontext[None]:
         if self.folder is None:
             return nullcontext()
@@ -257,6 +269,7 @@ class _Run:
                 for record in history:
                     last = record is history[-1]
                     self.tell(self.plan[i][member], record, last and member in block.fits)
+            self._tell_fits(block)
 
     @cached_property
     def fingerprint(self) -> str:
