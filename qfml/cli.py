@@ -144,16 +144,17 @@ def _show_search(folder: Path) -> None:
     )
     table.add_column("trial", justify="right")
     for name in (objective["name"], "Sharpe", *winner["params"]):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(_cell(name), justify="right", overflow="fold")
     for trial in known[:10]:
-        values = (trial["value"], trial["sharpe_ratio"], *trial["params"].values())
+        values = (trial["value"], trial["sharpe_ratio"], *(trial["params"][name] for name in winner["params"]))
         table.add_row(str(trial["place"] + 1), *map(_cell, values))
     out.print(table)
     significance = found["significance"]
     deflated, pbo = significance["deflated_sharpe_ratio"], significance["pbo"]
     out.print(
-        f"winner: trial {winner['place'] + 1}; on the blocks it was chosen by, deflated Sharpe ratio "
-        f"{_number(deflated, '{:.3f}')}, probability of backtest overfitting {_number(pbo, '{:.3f}')}",
+        f"winner: trial {winner['place'] + 1}; on the blocks it was chosen by, Sharpe ratio deflated for "
+        f"{significance['n_trials']} trial(s) on these data {_number(deflated, '{:.3f}')}, probability of backtest "
+        f"overfitting {_number(pbo, '{:.3f}')}",
         highlight=False,
     )
     out.print(f"its backtest: {found['backtest']['verdict']}", highlight=False)

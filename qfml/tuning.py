@@ -6,16 +6,20 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qfml import config, metrics
+from qfml.backtest.folds import FoldRows
 from qfml.backtest.judgement import meaning_of
 from qfml.backtest.strategies import Market, check_rule
 from qfml.backtest.training import FoldFit
 from qfml.data.dataset import TimeDataset
+from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, UserError
 from qfml.metrics import sharpe_moments
 from qfml.report import write_report, write_tuning_report
@@ -27,8 +31,9 @@ from qfml.task import (
     check_device,
     read_task,
     record_trial,
+    trials_on_the_same_data,
 )
-from qfml.tune import Study, TrialSettings, TuneConfig, Tuner, tuning_folds, verdict
+from qfml.tune import Study, TrialSettings, TuneConfig, Tuner, looking_back, tuning_folds, verdict
 from qfml.tune.space import Space, Value, corners, filled, spaces_in
 
 __all__ = ["is_search", "resume", "tune"]
@@ -200,24 +205,39 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
     study = Study(folder / "study.db", search.spaces, plan.search, mode=task.trainer.mode, seed=plan.seed)
     try:
         Tuner(ds, folds, study, search.task, keep, plan, say).run(verdict.kept_returns(folder))
-        described = {
-            "objective": {"name": task.trainer.monitor, "mode": task.trainer.mode},
-            "space": {path: config.to_dict(space) for path, space in search.spaces.items()},
-            "search": config.to_dict(plan),
-            "data": {"source": task.data.source.describe(), "n_samples": len(ds), "data_hash": ds.data_hash},
-            "folds": [
-                {"train": len(fold.train), "judged": len(fold.test), "from": ds.time[fold.test].min(),
-                 "to": ds.time[fold.test].max(), "purged": len(fold.purged), "embargoed": len(fold.embargoed)}
-                for fold in folds
-            ],
-            "config_hash": config.config_hash(search.plain),
-        }  # fmt: skip
-        for fold in described["folds"]:
-            fold |= {"from": str(fold["from"]), "to": str(fold["to"])}
-        found = verdict.report_of(study, folder, market, described)
+        found = verdict.report_of(study, folder, market, trials_on_the_same_data(task).n_trials)
     finally:
         study.close()
-    return found, search.task(found["winner"]["params"])
+    return found | _described(search, ds, folds), search.task(found["winner"]["params"])
+
+
+def _described(search: Search, ds: TimeDataset, folds: Sequence[FoldRows]) -> dict[str, Any]:
+    """What was searched, on what, and where the search comes from."""
+    task, plan = search.first, search.plan
+    config_hash = config.config_hash(search.plain)
+    seeds = [plan.seed, task.trainer.seed, *range(task.seed, task.seed + task.n_seeds)]
+    made = provenance(seeds=seeds, data_hash=ds.data_hash, config_hash=config_hash, threads=torch.get_num_threads())
+    return {
+        "objective": {"name": task.trainer.monitor, "mode": task.trainer.mode},
+        "space": {path: config.to_dict(space) for path, space in search.spaces.items()},
+        "search": config.to_dict(plan),
+        "n_planned": min(plan.n_trials, plan.search.n_trials(search.spaces) or plan.n_trials),
+        "data": {"source": task.data.source.describe(), "n_samples": len(ds), "data_hash": ds.data_hash},
+        "folds": [
+            {
+                "train": len(fold.train),
+                "judged": len(fold.test),
+                "from": str(ds.time[fold.test].min()),
+                "to": str(ds.time[fold.test].max()),
+                "purged": len(fold.purged),
+                "embargoed": len(fold.embargoed),
+                "looking_back": back,
+            }
+            for fold, back in zip(folds, looking_back(ds, folds), strict=True)
+        ],
+        "config_hash": config_hash,
+        "provenance": {name: made[name] for name in ("platform", "threads", "seeds", "git")},
+    }
 
 
 def _backtest(folder: Path, task: WalkForwardTask, *, progress: bool, say: Say) -> None:

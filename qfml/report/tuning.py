@@ -12,10 +12,12 @@ import numpy as np
 
 from qfml.errors import UserError
 from qfml.report import formats
-from qfml.report.charts import Figure
+from qfml.report.charts import Figure, plain
 from qfml.report.layout import Charts, Section, note
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import FILE_NAME, OFFLINE, document
+from qfml.report.parameters import COLORS, parameter_panels, value_text
+from qfml.report.provenance import origin
 
 __all__ = ["write_tuning_report"]
 
@@ -25,12 +27,15 @@ REQUIRED = (
     "trials",
     "objective",
     "space",
+    "search",
+    "n_planned",
     "folds",
     "backtest",
     "versions",
     "data",
     "seconds",
 )
+FOLD_COUNTS = ("train", "purged", "embargoed", "judged", "looking_back")
 WINNER, PRUNED, OTHER = "#c8553d", "#cfd4d9", "#86a9c8"
 
 
@@ -52,7 +57,7 @@ def write_tuning_report(run_dir: str | Path) -> Path:
     sections = [
         _significance(found),
         _trials(found, charts),
-        _importance(found),
+        _parameters(found),
         _folds(found),
         _reproduction(found, text),
     ]
@@ -87,7 +92,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
 def _headline(found: Mapping[str, Any]) -> Html:
     """What won, how sure that is, and what its backtest says."""
     winner, significance = found["winner"], found["significance"]
-    params = join((el("code", f"{name} = {_value(value)}") for name, value in winner["params"].items()), ", ")
+    params = join((el("code", f"{name} = {value_text(value)}") for name, value in winner["params"].items()), ", ")
     cards = [
         (found["objective"]["name"], formats.significant(winner["value"]), "of the winner"),
         ("Sharpe ratio", formats.ratio(significance["sharpe_ratio"]), "on the blocks it was chosen by"),
@@ -118,7 +123,19 @@ def _headline(found: Mapping[str, Any]) -> Html:
 
 
 def _trial_count(significance: Mapping[str, Any]) -> str:
-    return f"{formats.count(significance['n_trials'])} trials counted"
+    return f"{formats.count(significance['n_trials'])} trials in the ledger"
+
+
+def _made(found: Mapping[str, Any]) -> str:
+    """How many trials there were and what became of them."""
+    trials = found["trials"]
+    pruned = sum(trial["state"] == "pruned" for trial in trials)
+    ended = f"{formats.count(len(trials) - pruned)} trained to the end"
+    left = found["n_planned"] - len(trials)
+    late = f" The time limit ended the search before the other {formats.count(left)}." if left > 0 else ""
+    if not found["search"].get("halving"):
+        return f"{formats.count(len(trials))} trials, all trained to the end; there was no successive halving.{late}"
+    return f"{formats.count(len(trials))} trials: {ended}, {formats.count(pruned)} dropped by successive halving.{late}"
 
 
 def _significance(found: Mapping[str, Any]) -> Section:
@@ -126,16 +143,20 @@ def _significance(found: Mapping[str, Any]) -> Section:
     rows = [
         ("Sharpe ratio of the winner, a year", formats.ratio(own["sharpe_ratio"])),
         ("Probabilistic Sharpe ratio", formats.probability(own["probabilistic_sharpe_ratio"])),
-        ("Trials", formats.count(own["n_trials"])),
+        ("Trials of this search", formats.count(len(found["trials"]))),
+        ("Trials in the ledger, all on these data", formats.count(own["n_trials"])),
+        ("Variance of the trials' Sharpe ratios a period", formats.significant(own["trial_variance"], 3)),
         ("Deflated Sharpe ratio", formats.probability(own["deflated_sharpe_ratio"])),
-        ("Probability of backtest overfitting", formats.probability(own["pbo"])),
+        ("Probability of backtest overfitting (PBO)", formats.probability(own["pbo"])),
         ("Periods judged", formats.count(own["n_periods"])),
     ]
     remarks = [note(f"No probability of overfitting: {own['pbo_missing']}.")] if own["pbo_missing"] else []
     remarks.append(
         note(
-            "A network's epoch and the winner are both chosen on these blocks, so that the first two rows flatter; the "
-            "deflated ratio takes the number of trials off, the backtest is free of both."
+            "A network's epoch and the winner are both chosen on these blocks, so that the first two rows flatter. The "
+            "deflated ratio is the probability that the true Sharpe ratio is above what the best of all trials in the "
+            "ledger would show by luck; PBO is how often the best trial on one half of the periods falls below the "
+            "median on the other. The winner's backtest is free of both choices."
         )
     )
     intro = "How much of the winner's record on the blocks it was chosen by is the luck of the best of many."
@@ -160,52 +181,84 @@ def _trials(found: Mapping[str, Any], charts: Charts) -> Section:
             formats.significant(trial["value"]),
             formats.ratio(trial["sharpe_ratio"]),
             formats.count(max(trial["epochs"])),
-            *(_value(trial["params"][name]) for name in names),
+            *(value_text(trial["params"][name]) for name in names),
         ]
         for trial in ordered
     ]
     heads = ["Trial", "Trained", objective["name"], "Sharpe ratio", "Epochs", *names]
     marked = frozenset(i for i, trial in enumerate(ordered) if trial["place"] == winner)
-    figure = charts.place("trials", _curves(found), "Objective by epoch", "Best so far, mean over folds and seeds.")
+    figure = charts.place(
+        "trials",
+        _curves(found),
+        "Objective by epoch",
+        f"Best so far, mean over folds and seeds; {'higher' if sign < 0 else 'lower'} is better.",
+    )
     table = scrolling_table(heads, rows, n_text=2, caption="Trials, the best first", marked=marked)
-    intro = "Every trial that was made; all of them count as tried."
-    return Section("trials", "Trials", intro, join([figure, table]))
+    return Section("trials", "Trials", f"{_made(found)} All of them count as tried.", join([figure, table]))
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    traces = []
-    for trial in sorted(found["trials"], key=lambda each: each["place"] == found["winner"]["place"]):
-        own = trial["place"] == found["winner"]["place"]
+    """A line a trial: what was dropped behind, the winner in front."""
+    kinds = {"pruned": ("Dropped", PRUNED, 1.0), "complete": ("To the end", OTHER, 1.2)}
+    winner, traces = found["winner"]["place"], []
+    order = sorted(found["trials"], key=lambda each: (each["place"] == winner, each["state"] != "pruned"))
+    for trial in order:
+        name, color, width = kinds.get(trial["state"], kinds["pruned"])
+        if trial["place"] == winner:
+            name, color, width = "Winner", WINNER, 2.5
         curve = np.array([np.nan if value is None else value for value in trial["curve"]], dtype=float)
-        color = WINNER if own else PRUNED if trial["state"] == "pruned" else OTHER
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers" if len(curve) == 1 else "lines",
                 "x": np.arange(1, len(curve) + 1, dtype=float),
                 "y": curve,
-                "name": f"trial {trial['place'] + 1}",
-                "line": {"color": color, "width": 2.5 if own else 1.2},
-                "showlegend": False,
+                "name": name,
+                "legendgroup": name,
+                "legendrank": {"Winner": 1, "To the end": 2, "Dropped": 3}[name],
+                "showlegend": all(name != trace["name"] for trace in traces),
+                "line": {"color": color, "width": width},
+                "hovertemplate": f"trial {trial['place'] + 1}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
             }
         )
     layout = {
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": {"title": {"text": found["objective"]["name"]}},
+        "yaxis": {"title": {"text": plain(found["objective"]["name"])}},
+        "hovermode": "closest",
         "margin": {"l": 60, "r": 10, "t": 10, "b": 40},
     }
     return {"data": traces, "layout": layout, "height": 380}
 
 
-def _importance(found: Mapping[str, Any]) -> Section:
-    intro = "Share of the objective's variance over the trials that each parameter explains (functional ANOVA)."
+def _parameters(found: Mapping[str, Any]) -> Section:
+    """Which parameters mattered, and which of their values were good."""
+    intro = "Which parameters moved the objective, and where in their ranges the good trials lie."
     shares = found.get("importance")
-    if not shares:
-        told = note("Not told: it needs at least four trials that were trained to the end, with different objectives.")
-        return Section("importance", "Importance", intro, told)
-    rows = [[el("code", name), formats.percent(share)] for name, share in shares.items()]
-    table = scrolling_table(("Parameter", "Share"), rows, caption="Importance of the parameters")
-    return Section("importance", "Importance", intro, table)
+    if shares:
+        rows = [[el("code", name), formats.percent(share)] for name, share in shares.items()]
+        table = scrolling_table(("Parameter", "Importance"), rows, caption="Importance of the parameters")
+        how = (
+            "Importance: the share of the objective's variance over the trials trained to the end that a parameter "
+            "explains (functional ANOVA)."
+        )
+        told = join([el("div", table, class_="compact"), note(how)])
+    else:
+        told = note(
+            "Importance is not told: it needs at least four trials trained to the end, with different objectives."
+        )
+    key = el(
+        "p",
+        *(
+            part
+            for kind, text in (("winner", "winner"), ("complete", "trained to the end"), ("pruned", "dropped"))
+            for part in (el("i", class_="dot", style=f"background:{COLORS[kind]}"), text)
+        ),
+        class_="key",
+    )
+    edge = note(
+        "A dot is a trial at its objective; those outside the range of the trials trained to the end stand at the edge."
+    )
+    return Section("parameters", "Parameters", intro, join([told, key, parameter_panels(found), edge]))
 
 
 def _folds(found: Mapping[str, Any]) -> Section:
@@ -213,27 +266,35 @@ def _folds(found: Mapping[str, Any]) -> Section:
         [
             str(number),
             formats.span(fold["from"], fold["to"]),
-            *(formats.count(fold[name]) for name in ("train", "purged", "embargoed", "judged")),
+            *(formats.count(fold[name]) for name in FOLD_COUNTS),
         ]
         for number, fold in enumerate(found["folds"])
     ]
-    heads = ("Fold", "Judged on", "Train rows", "Purged", "Embargoed", "Rows judged")
+    heads = ("Fold", "Judged on", "Train rows", "Purged", "Embargoed", "Rows judged", "Looking back")
     intro = "All before the first test block of the backtest; rows whose labels overlap a block are purged."
-    return Section("folds", "Folds", intro, scrolling_table(heads, rows, n_text=2, caption="Folds of the search"))
+    table = scrolling_table(heads, rows, n_text=2, caption="Folds of the search")
+    back = sum(fold["looking_back"] for fold in found["folds"])
+    if not back:
+        return Section("folds", "Folds", intro, table)
+    told = note(
+        f"{formats.count(back)} training rows lie after their block and look back into it: their features see prices "
+        "that its labels are made of. No trial is favoured over another by that, but all may look better than they "
+        "are; ",
+        el("code", "purge_lookback: true"),
+        " in ",
+        el("code", "tune.split"),
+        " leaves those rows out.",
+    )
+    return Section("folds", "Folds", intro, join([table, told]))
 
 
 def _reproduction(found: Mapping[str, Any], text: str) -> Section:
     pairs: list[tuple[object, object]] = [
         ("Made", formats.day(found["created"]).replace("T", " ")),
-        ("Config hash", el("code", found["config_hash"])),
-        ("Data hash", el("code", found["data"]["data_hash"])),
+        *origin(found, found["data"].get("data_hash")),
         *((f"Seconds, {name}", formats.significant(value, 3)) for name, value in found["seconds"].items()),
         *found["versions"].items(),
     ]
     parts = [definitions(pairs), el("details", el("summary", "Configuration"), el("pre", text), open=True)]
     intro = "Everything needed to make this page again; study.db is Optuna's storage, best.yaml the winner's config."
     return Section("reproduction", "Reproduction", intro, join(parts))
-
-
-def _value(value: Any) -> str:
-    return formats.significant(value) if isinstance(value, float) else "none" if value is None else str(value)

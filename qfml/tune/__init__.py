@@ -1,6 +1,6 @@
 """Search over hyperparameters: trials are trained at once, as one stack of trials x folds x seeds."""
 
-from qfml.tune.folds import tuning_folds
+from qfml.tune.folds import DEFAULT_SPLIT, looking_back, tuning_folds
 from qfml.tune.halving import SuccessiveHalving, leaders
 from qfml.tune.search import SEARCHES, TPE, Grid, Random, Search
 from qfml.tune.space import SPACES, Space, filled, spaces_in
@@ -8,6 +8,7 @@ from qfml.tune.study import Asked, Study, Told
 from qfml.tune.tuner import Candidate, TrialSettings, TuneConfig, Tuner
 
 __all__ = [
+    "DEFAULT_SPLIT",
     "SEARCHES",
     "SPACES",
     "TPE",
@@ -25,6 +26,7 @@ __all__ = [
     "Tuner",
     "filled",
     "leaders",
+    "looking_back",
     "spaces_in",
     "tuning_folds",
 ]

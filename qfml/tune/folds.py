@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +11,12 @@ import numpy as np
 from qfml.backtest.folds import FoldRows
 from qfml.data.dataset import TimeDataset
 from qfml.errors import SplitError, UserError
-from qfml.splits.base import Splitter
+from qfml.splits import PurgedKFold
+from qfml.splits.base import LookbackWarning, Splitter
 
-__all__ = ["tuning_folds"]
+__all__ = ["DEFAULT_SPLIT", "looking_back", "tuning_folds"]
+
+DEFAULT_SPLIT = PurgedKFold(5)
 
 
 def tuning_folds(ds: TimeDataset, backtest: Splitter, inner: Splitter) -> list[FoldRows]:
@@ -27,7 +32,8 @@ def tuning_folds(ds: TimeDataset, backtest: Splitter, inner: Splitter) -> list[F
         inner: cuts the pool.
 
     Returns:
-        Folds whose `test` is the purged block that a trial's members are validated on.
+        Folds whose `test` is the purged block that a trial's members are validated on. Where `DEFAULT_SPLIT` leaves
+        rows that look back into a block (`looking_back`), no warning tells of them: nobody chose it.
 
     Raises:
         UserError: no row is left in the pool, or `inner` judges a row more than once.
@@ -52,7 +58,10 @@ def tuning_folds(ds: TimeDataset, backtest: Splitter, inner: Splitter) -> list[F
     if ds.window_start is not None:
         times["window_start"] = ds.window_start[pool]
     try:
-        found = list(inner.folds(SimpleNamespace(**times)))
+        with warnings.catch_warnings():
+            if inner == DEFAULT_SPLIT:
+                warnings.simplefilter("ignore", LookbackWarning)
+            found = list(inner.folds(SimpleNamespace(**times)))
     except SplitError as error:
         raise SplitError(f"`tune.split` on the {len(pool)} rows before the first test: {error}") from None
     folds = [
@@ -66,3 +75,22 @@ def tuning_folds(ds: TimeDataset, backtest: Splitter, inner: Splitter) -> list[F
             "at least its test size"
         )
     return folds
+
+
+def looking_back(ds: TimeDataset, folds: Sequence[FoldRows]) -> list[int]:
+    """Training rows of each fold after its block whose look-back windows reach prices that its labels are made of.
+
+    Example:
+        >>> from qfml.splits import WalkForward
+        >>> days = np.arange("2020-01-01", "2020-04-10", dtype="datetime64[D]")
+        >>> ds = TimeDataset(np.zeros((100, 1)), np.zeros(100), time=days, label_end=days + 1, window_start=days - 5)
+        >>> looking_back(ds, tuning_folds(ds, WalkForward(train_size=60, test_size=20), DEFAULT_SPLIT))
+        [6, 6, 6, 6, 0]
+    """
+    if ds.window_start is None:
+        return [0] * len(folds)
+    counts = []
+    for fold in folds:
+        after = fold.train[ds.time[fold.train] > ds.time[fold.test].max()]
+        counts.append(int((ds.window_start[after] <= ds.label_end[fold.test].max()).sum()))
+    return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -61,18 +61,28 @@ def kept_returns(folder: Path) -> set[int]:
 
 
 def read_returns(folder: Path, places: Sequence[int]) -> np.ndarray:
-    """Returns of the trials at `places`, shape (periods, trials)."""
-    frames = [pl.read_parquet(folder / FOLDER / f"{place:05d}.parquet") for place in places]
+    """Returns of the trials at `places`, shape (periods, trials).
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    paths = [folder / FOLDER / f"{place:05d}.parquet" for place in places]
+    try:
+        frames = [pl.read_parquet(path) for path in paths]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"the returns of a trial in {folder / FOLDER} cannot be read ({error}); search again") from None
     return np.stack([frame["net"].to_numpy() for frame in frames], axis=1)
 
 
-def overfitting(returns: np.ndarray, winner: int, periods_per_year: float) -> dict[str, Any]:
+def overfitting(returns: np.ndarray, winner: int, periods_per_year: float, n_tried: int) -> dict[str, Any]:
     """How much of the winner's record on the validation blocks is the luck of the best of many.
 
     Args:
         returns: net P&L per period of every trial, shape (periods, trials).
         winner: its column.
         periods_per_year: of the returns.
+        n_tried: configurations that the ledger counts on these data, the trials among them. They are what the deflated
+            ratio takes off, with the variance of the trials, whose blocks are the winner's.
 
     Returns:
         The winner's Sharpe ratio a year, probabilistic and deflated, the variance of the trials' Sharpe ratios a
@@ -82,13 +92,14 @@ def overfitting(returns: np.ndarray, winner: int, periods_per_year: float) -> di
     defined = [each.sharpe for each in moments if not math.isnan(each.sharpe)]
     variance = float(np.var(defined, ddof=1)) if len(defined) > 1 else math.nan
     own = moments[winner]
+    n_trials = max(n_tried, len(moments))  # a ledger that was moved away in between counts too few
     found: dict[str, Any] = {
-        "n_trials": len(moments),
+        "n_trials": n_trials,
         "n_periods": len(returns),
         "trial_variance": variance,
         "sharpe_ratio": own.sharpe * math.sqrt(periods_per_year),
         "probabilistic_sharpe_ratio": None if math.isnan(own.sharpe) else metrics.probabilistic_sharpe_ratio(*own),
-        "deflated_sharpe_ratio": judgement.deflation(own, len(moments), variance)["deflated_sharpe_ratio"],
+        "deflated_sharpe_ratio": judgement.deflation(own, n_trials, variance)["deflated_sharpe_ratio"],
     }
     n_blocks = min(16, len(returns) // 20 * 2)
     found |= {"pbo": None, "pbo_blocks": n_blocks, "pbo_missing": None}
@@ -99,8 +110,14 @@ def overfitting(returns: np.ndarray, winner: int, periods_per_year: float) -> di
     return judgement.plain(found)
 
 
-def report_of(study: Study, folder: Path, market: Market, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the search found, as the JSON of its metrics.
+def report_of(study: Study, folder: Path, market: Market, n_tried: int) -> dict[str, Any]:
+    """What the search found, as JSON types.
+
+    Args:
+        study: of the search.
+        folder: of the search, with the returns of its trials.
+        market: in which they traded.
+        n_tried: configurations that the ledger counts on these data.
 
     Raises:
         UserError: No trial was trained to the end.
@@ -133,8 +150,8 @@ def report_of(study: Study, folder: Path, market: Market, data: Mapping[str, Any
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | versions,
         "winner": {"place": best.place, "value": best.value, "params": best.params},
-        "significance": overfitting(returns, places.index(best.place), market.periods_per_year),
+        "significance": overfitting(returns, places.index(best.place), market.periods_per_year, n_tried),
         "importance": study.importance(),
         "trials": trials,
     }
-    return judgement.plain(found | dict(data))
+    return judgement.plain(found)

@@ -195,6 +195,12 @@ def write_run_folder(
         "data_hash": "c0ffee1234567890",
         "seconds": {"data": 0.41, "training": 21.7, "total": 24.9},
         "versions": {"qfml": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "numpy": "2.3.1", "polars": "1.31.0"},
+        "provenance": {
+            "platform": "Linux-6.1-x86_64",
+            "threads": 2,
+            "seeds": list(range(n_seeds)),
+            "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
+        },
         "conventions": {"periods_per_year": 252.0, "ddof": 1, "kurtosis": "raw", "cost_bps": COST_BPS, "slippage": 0.0}
         | {"execution_lag": 1, "positions": {"kind": "tanh", "scale": 1.5}},
         "data": {
@@ -309,6 +315,12 @@ class Page:
     def text(self) -> str:
         """What a reader sees outside the charts, white space collapsed."""
         return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.body)).split())
+
+
+@pytest.fixture
+def read_page() -> Callable[[Path], Page]:
+    """Read a page that was written."""
+    return Page
 
 
 @pytest.fixture

@@ -1,0 +1,24 @@
+"""Every config that comes with the library is accepted by the command that reads it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import qfml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+READ_NOTHING = """
+import sys
+sys.modules["qfml.task"].DataConfig.read = lambda self: sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_accepted_up_to_the_reading_of_its_data(path, tmp_path):
+    command = "tune" if "tune" in yaml.safe_load(path.read_text()) else "run"
+    done = qfml(command, path, "--out", "out", cwd=tmp_path, before=READ_NOTHING)
+    assert (done.code, done.err) == (7, "")
+
+
+def test_there_are_configs_for_both_commands():
+    assert {"tune" in yaml.safe_load(path.read_text()) for path in CONFIGS} == {True, False}
