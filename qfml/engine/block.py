@@ -33,6 +33,7 @@ from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
 from qfml.engine.watching.birth import birthplace, one_member, validation_fault
+from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network, writes_gradient
 
@@ -380,7 +381,8 @@ class Block:
         self.state = _under("optimizer.", self.tensor)
         self.scaling = _under("precision.", self.tensor)
         self.schedule = _under("schedule.", self.array)
-        self.dropout = DropoutBytes([self.everyone[i].network for i in self.members], self.clock, self.device)
+        going = [self.everyone[i].network for i in self.members]
+        self.dropout = DropoutBytes(self.everyone[0].network, going, self.clock, self.device)
         self.clip_norm = torch.from_numpy(self.array["clip_norm"]).to(self.parameters)[:, None]
         # a GPU is not waited for
         self.well = self.device.type == "cpu" and not self.scaling and bool(self.healthy.all())
@@ -453,6 +455,12 @@ def _under(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
 
 def _initial(member: Member, feed: Feed, seed: tuple[int, int], n_outputs: int) -> dict[str, Tensor]:
     """A member's first parameters: those of an earlier fit, or drawn from its own stream."""
-    if member.start is not None:
-        return member.start.named_parameters()
-    return member.network.init(feed.n_features, feed.window, stream(*seed, "init"), n_outputs)
+    drawn = member.network.init(feed.n_features, feed.window, stream(*seed, "init"), n_outputs)
+    if member.start is None:
+        return drawn
+    if member.start.layout != Layout.of(drawn):
+        raise UserError(
+            f"`start` is a fit of another architecture, of parameters {dict(member.start.layout.shapes)}, and the "
+            f"member's network has {dict(Layout.of(drawn).shapes)}: start from a fit of the same one, or leave it out"
+        )
+    return member.start.named_parameters()

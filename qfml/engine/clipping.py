@@ -17,7 +17,8 @@ def clip_norm_(gradient: Flat, norm: Tensor, most: Tensor) -> None:
     """Scale down, in place, the gradients whose `norm` exceeds `most` (M, 1), as `torch.nn.utils.clip_grad_norm_`."""
     if norm.device.type == "cpu" and bool((norm + 1e-6 <= most).all()):
         return
-    gradient.mul_((most / (norm + 1e-6)).clamp_max(1))
+    # a norm that is nan is that of a member that skips the step: its gradient has been set to 0, and stays so
+    gradient.mul_((most / (norm + 1e-6)).clamp_max(1).nan_to_num(1.0))
 
 
 def clip_value_(gradient: Flat, most: float) -> None:

@@ -18,17 +18,18 @@ class DropoutBytes:
     """Random bytes (M, B, U) of each member's present step, addressed by its seed, epoch and step.
 
     Args:
+        layers: the network that runs for all members; its layers name its own probability.
         networks: of the members; of one architecture, but each with a probability of its own.
         clock: where the members stand.
         device: where the bytes are wanted.
     """
 
-    def __init__(self, networks: Sequence[Network], clock: Counters, device: torch.device) -> None:
-        self.units, self.device = networks[0].dropout_units if networks else 0, device
+    def __init__(self, layers: Network, networks: Sequence[Network], clock: Counters, device: torch.device) -> None:
+        self.units, self.device = layers.dropout_units if networks else 0, device
         self._thresholds = None
         if self.units:
-            own = [getattr(network, "dropout", None) for network in networks]
-            if len(set(own)) > 1:
+            own = [getattr(network, "dropout", 0.0) for network in networks]
+            if set(own) != {getattr(layers, "dropout", 0.0)}:  # it may have stopped, and others of one mind be left
                 self._thresholds = torch.tensor([dropout_threshold(p) for p in own], dtype=torch.uint8, device=device)
             self._steps = max(1, _BYTES // (self.units * clock.width))
             wanted = min(self._steps, int(clock.steps_per_epoch.max())) * clock.width * self.units

@@ -15,6 +15,14 @@ def gradients(m=5, p=37):
     return torch.randn(m, p, generator=torch.Generator().manual_seed(0)) * scale
 
 
+def test_what_a_norm_of_nan_or_infinity_is_of_stays_at_0():
+    """A member that skips its step has a gradient of 0, and the norm that was found before."""
+    gradient = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    norm, most = torch.tensor([[float("nan")], [float("inf")], [5.0]]), torch.tensor([[1.0], [1.0], [2.5]])
+    clip_norm_(gradient, norm, most)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.5, 2.0]]))
+
+
 def parameter(gradient):
     own = torch.nn.Parameter(torch.zeros_like(gradient))
     own.grad = gradient.clone()

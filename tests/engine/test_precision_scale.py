@@ -93,6 +93,15 @@ def test_a_member_that_overflowed_trains_on_with_a_smaller_scale():
     assert losses[-1] < 0.2 * losses[0]
 
 
+def test_a_step_that_is_skipped_is_skipped_under_a_limit_of_the_norm_too():
+    """The norm of a gradient that overflowed is no number, and must not get into the weights."""
+    ds = make_data()
+    limited, free = (fp16(max_epochs=1, max_steps=4, clip_norm=most) for most in (1e30, None))
+    fits = [trainer.fit(NETWORK, qfml.MSE(), ds, train=LARGE) for trainer in (limited, free)]
+    assert [fit.status for fit in fits] == ["finished"] * 2
+    assert torch.equal(fits[0].parameters, fits[1].parameters)
+
+
 @pytest.mark.parametrize("loss", [qfml.MSE(), qfml.NegativeSharpe(cost_bps=1.0)], ids=lambda loss: loss.kind)
 @pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_half_precision_trains_close_to_fp32(name, digits, loss):

@@ -88,6 +88,18 @@ def test_members_of_one_stack_have_dropout_of_their_own(network):
         assert_same(trainer.fit_many([member], qfml.MSE(), ds)[0], fit)
 
 
+@pytest.mark.parametrize("network", [qfml.MLP(hidden=(24, 24)), qfml.MLP(hidden=(9,), layer_norm=True)])
+def test_those_that_are_left_keep_their_dropout_when_the_first_has_stopped(network):
+    ds, trainer = make_data(), qfml.Trainer(max_epochs=3, batch_size=32)
+    members = [
+        qfml.Member(replace(network, dropout=p), np.arange(rows), np.arange(300, 340), seed=i)
+        for i, (p, rows) in enumerate(((0.1, 40), (0.5, 150), (0.5, 200)))
+    ]
+    assert len(plan_blocks(trainer, members, qfml.MSE(), ds)) == 1
+    for member, fit in zip(members, trainer.fit_many(members, qfml.MSE(), ds)):
+        assert_same(trainer.fit_many([member], qfml.MSE(), ds)[0], fit)
+
+
 class HalfDropout(qfml.MLP):
     """A network of a user's own, that makes something else of its probability."""
 
