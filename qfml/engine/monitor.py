@@ -82,7 +82,12 @@ def check_metrics(metrics: Sequence[str], loss: Loss) -> None:
 
 
 def measured(metrics: Sequence[str], y: np.ndarray, prediction: np.ndarray, loss: Loss) -> dict[str, float]:
-    """The metrics by name, with `val_` before it; nan where one is not defined on these rows."""
+    """The metrics by name, with `val_` before it; nan where one is not defined on these rows.
+
+    Nor is it for a member that has diverged, whose neighbours in the stack go on.
+    """
+    if not np.isfinite(prediction).all():
+        return {f"val_{name}": math.nan for name in metrics}
     if loss.n_outputs == 1:
         return {f"val_{name}": float(METRICS[name](y, prediction)) for name in metrics}
     known = METRICS_OF_SEVERAL[loss.predicts]
