@@ -17,6 +17,7 @@ from qfml.engine.inputs import Inputs, panel_of, time_order
 from qfml.engine.member import Member
 from qfml.engine.sampling import Sampler
 from qfml.engine.trainer import Trainer
+from qfml.errors import UserError
 from qfml.losses import Loss, Panel
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # gathered at a time: from the cache, or by few kernels
@@ -148,4 +149,10 @@ def resident_feed(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: T
 
 
 def _order(sampler: Sampler, ds: TimeDataset, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    return sampler.order(rows, ds, generator)
+    taken = sampler.order(rows, ds, generator)
+    if taken.shape != rows.shape:
+        raise UserError(
+            f"the sampler `{sampler.kind}` must take as many rows as a member has, {len(rows)}, got {len(taken)}: draw "
+            "some more than once, or give the member other rows"
+        )
+    return taken

@@ -165,6 +165,17 @@ def test_drawing_by_weight_replaces_weighing_by_it():
         fit(ds, sampler=qfml.engine.sampling.Weighted(), batch_size=None)
 
 
+def test_a_sampler_that_takes_fewer_rows_is_refused():
+    class Half(qfml.engine.sampling.Sampler):
+        kind = "half"
+
+        def order(self, rows, ds, generator):
+            return rows[::2]
+
+    with pytest.raises(ValueError, match="the sampler `half` must take as many rows as a member has, 200, got 100"):
+        fit(make_data(), sampler=Half())
+
+
 def test_line_searches_train_through_the_engine_and_refuse_what_changes_their_loss():
     ds = make_data()
     lbfgs = {"optimizer": qfml.engine.optimizers.LBFGS(), "batch_size": None, "max_epochs": 40}

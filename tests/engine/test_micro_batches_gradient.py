@@ -14,7 +14,14 @@ from qfml.engine.stack import Layout
 from qfml.engine.streams import stream
 from qfml.networks import Dropout
 
-LOSSES = [qfml.MSE(), qfml.Huber(delta=0.5), qfml.NegativeSharpe(cost_bps=5.0)]
+LOSSES = [
+    qfml.MSE(),
+    qfml.Huber(delta=0.5),
+    qfml.NegativeSharpe(cost_bps=5.0),
+    qfml.ExpectedShortfall(cost_bps=5.0, tail=0.1),
+    qfml.EntropicRisk(cost_bps=5.0, risk_aversion=20.0),
+    qfml.MeanVariance(cost_bps=5.0, risk_aversion=20.0),
+]
 
 
 def make_data(n=300, window=None, weighted=True):

@@ -53,9 +53,16 @@ def test_newton_schulz_acts_on_singular_values_alone(shape):
 
 
 LAYOUT = Layout(
-    (("weight0", (5, 3)), ("bias0", (3,)), ("weight1", (3, 7)), ("head_weight", (7, 2)), ("narrow", (1, 4)))
+    (
+        ("weight0", (5, 3)),
+        ("bias0", (3,)),
+        ("weight1", (3, 7)),
+        ("head_weight", (7, 2)),
+        ("narrow_weight", (1, 4)),
+        ("bias1", (4, 3)),  # of several perceptrons in one, as in TabM
+    )
 )
-IS_MATRIX = {"weight0": True, "bias0": False, "weight1": True, "head_weight": False, "narrow": False}
+IS_MATRIX = {name: name in ("weight0", "weight1") for name, _ in LAYOUT.shapes}
 
 
 def muon(theta, goal, steps, lr, weight_decay, own):

@@ -60,9 +60,9 @@ def orthogonalise(matrices: Matrices, n_iterations: int = 5) -> Matrices:
 class Muon:
     """Orthogonal steps for the matrices of a network, AdamW for its other parameters, both with decoupled decay.
 
-    A parameter is a matrix if it has two axes, both longer than 1: an affine map (inputs, outputs). Biases, scales and
-    heads go by AdamW. The orthogonal step is computed in the precision of the
-    parameters (`torch.optim.Muon` rounds it to bfloat16).
+    A parameter is a matrix if its name has `weight` in it and it has two axes, both longer than 1: an affine map
+    (inputs, outputs). Biases, scales, adapters, positions, roots of non-negative weights and heads go by AdamW. The
+    orthogonal step is computed in the precision of the parameters (`torch.optim.Muon` rounds it to bfloat16).
 
     Args:
         lr: learning rate; a member may carry its own.
@@ -72,7 +72,8 @@ class Muon:
         n_iterations: Newton-Schulz iterations.
         adjust: the factor of a matrix's learning rate: `match_rms_adamw`, 0.2 sqrt(max(inputs, outputs)), lets
             matrices move as far as AdamW would, so that one rate suits all parameters; `original` is
-            sqrt(max(1, outputs / inputs)).
+            sqrt(max(1, outputs / inputs)) of our networks; the matrices of a `Module` have their sides exchanged, to
+            which the first is blind.
         adamw_pattern: a shell pattern of names whose matrices go by AdamW too; output layers fare better so.
         adamw_lr_factor: learning rate of the other parameters over `lr`.
         beta1: AdamW's decay of the gradient's mean.
@@ -147,7 +148,8 @@ class Muon:
 
     def is_matrix(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of one member moves orthogonally."""
-        return len(shape) == 2 and min(shape) > 1 and not fnmatchcase(name, self.adamw_pattern)
+        affine = len(shape) == 2 and min(shape) > 1 and "weight" in name
+        return affine and not fnmatchcase(name, self.adamw_pattern)
 
     def _adamw(self, state: State, step: Step) -> Flat:
         """AdamW's direction, of every parameter."""
