@@ -358,7 +358,9 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
 
 
 def _identity(member: Member) -> list[Any]:
-    transforms = None if member.transforms is None else member.transforms.meta()
+    fitted = None if member.transforms is None else member.transforms
+    numbers = {} if fitted is None else {name: _digest(value.cpu().numpy()) for name, value in fitted.state().items()}
+    transforms = None if fitted is None else [fitted.meta(), numbers]
     start = None if member.start is None else member.start.parameters.cpu().numpy()
     own = [member.seed, member.lr, member.weight_decay, member.clip_norm, member.patience]
     network = member.network.identity if isinstance(member.network, Module) else member.network

@@ -12,6 +12,7 @@ import pytest
 from engine import kill_target
 
 import qfml
+from qfml.data.transforms import Standardise
 from qfml.engine.checkpoint import read_checkpoint
 from qfml.engine.saving import unpack_histories
 from qfml.errors import CheckpointError, Interrupted
@@ -111,6 +112,20 @@ def test_resume_refuses_other_settings_and_missing_checkpoints(tmp_path):
     ds, trainer = kill_target.dataset(), qfml.Trainer(max_epochs=1, batch_size=8)
     with pytest.raises(CheckpointError, match="`resume` needs `checkpoint_dir`"):
         trainer.fit(qfml.MLP(), qfml.MSE(), ds, train=kill_target.np.arange(9), resume=True)
+
+
+def test_resume_tells_a_transform_from_one_that_was_fitted_on_other_rows(tmp_path):
+    ds, trainer = kill_target.dataset(), qfml.Trainer(max_epochs=1, batch_size=64)
+
+    def train(rows, resume):
+        scale = Standardise().fit(ds.features[:rows])
+        member = qfml.Member(qfml.MLP(), kill_target.np.arange(300), transforms=scale)
+        trainer.fit_many([member], qfml.MSE(), ds, checkpoint_dir=tmp_path, resume=resume)
+
+    train(250, resume=False)
+    train(250, resume=True)
+    with pytest.raises(CheckpointError, match="belongs to other data, members or settings"):
+        train(200, resume=True)
 
 
 def test_one_stacked_file_holds_a_row_for_each_member(tmp_path):
