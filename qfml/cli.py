@@ -88,9 +88,9 @@ def predict(
     out.print(table)
 
 
-def _cell(value: object) -> rich.text.Text:
+def _cell(value: object, form: str = ".6g") -> rich.text.Text:
     """A value as text: a name out of a file is shown, and no markup in it obeyed."""
-    shown = f"{value:.6g}" if isinstance(value, float) else "none" if value is None else _printable(str(value))
+    shown = f"{value:{form}}" if isinstance(value, float) else "none" if value is None else _printable(str(value))
     return rich.text.Text(shown)
 
 
@@ -134,6 +134,7 @@ def _show(folder: Path) -> None:
 def _show_search(folder: Path) -> None:
     """The table of the best trials, what their number makes of the winner, and where the reports are."""
     from qfml.run import read_metrics
+    from qfml.tune.space import short_names
 
     found = read_metrics(folder)
     objective, winner = found["objective"], found["winner"]
@@ -142,12 +143,15 @@ def _show_search(folder: Path) -> None:
     table = rich.table.Table(
         title=f"best of {len(found['trials'])} trials by {objective['name']} ({objective['mode']})"
     )
-    table.add_column("trial", justify="right")
-    for name in (objective["name"], "Sharpe", *winner["params"]):
+    shorts = short_names(winner["params"])
+    for name in ("trial", objective["name"], "Sharpe", *shorts.values()):
         table.add_column(_cell(name), justify="right", overflow="fold")
     for trial in known[:10]:
-        values = (trial["value"], trial["sharpe_ratio"], *(trial["params"][name] for name in winner["params"]))
-        table.add_row(str(trial["place"] + 1), *map(_cell, values))
+        params = (trial["params"][path] for path in shorts)
+        sharpe = _number(trial["sharpe_ratio"], "{:.2f}")
+        table.add_row(
+            str(trial["place"] + 1), _cell(trial["value"]), sharpe, *(_cell(value, ".4g") for value in params)
+        )
     out.print(table)
     significance = found["significance"]
     deflated, pbo = significance["deflated_sharpe_ratio"], significance["pbo"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +141,7 @@ def is_search(folder: str | Path) -> bool:
 
 
 def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Path:
-    """Continue a search that was killed or interrupted; trials that were in training are trained again.
+    """Continue a search that was killed or interrupted; trials that were in training begin again.
 
     Raises:
         UserError: there is no search in `folder`, it is finished, or another process is at work in it.
@@ -161,7 +160,6 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
 def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> None:
     winner = shlex.quote(str(folder / "winner"))
     with way_on(folder, anew=f"Remove {winner} and continue with: qfml resume {shlex.quote(str(folder))}"):
-        begin = time.perf_counter()
         task = search.first
         check_device(task.trainer.device)
         frame, _ = task.data.read()
@@ -170,11 +168,11 @@ def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> None:
         task._audit(frame, say)  # pyright: ignore[reportPrivateUsage]
         found, best = _search(folder, search, ds, say)
         config.write_yaml(as_settings(best), folder / "best.yaml")
-        found["seconds"] = {"search": time.perf_counter() - begin}
         say("the winner's backtest, on rows that no trial has seen")
         _backtest(folder / "winner", best, progress=progress, say=say)
-        found["backtest"] = read_metrics(folder / "winner")["significance"]
-        found["seconds"]["total"] = time.perf_counter() - begin
+        backtest = read_metrics(folder / "winner")
+        found["backtest"] = backtest["significance"]
+        found["seconds"]["backtest"] = backtest["seconds"]["total"]
         _write_metrics(folder, found)
         write_tuning_report(folder)
 
@@ -204,10 +202,12 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
 
     study = Study(folder / "study.db", search.spaces, plan.search, mode=task.trainer.mode, seed=plan.seed)
     try:
-        Tuner(ds, folds, study, search.task, keep, plan, say).run(verdict.kept_returns(folder))
+        Tuner(ds, folds, study, search.task, keep, plan, say).run()
+        seconds = study.seconds
         found = verdict.report_of(study, folder, market, trials_on_the_same_data(task).n_trials)
     finally:
         study.close()
+    found["seconds"] = {"search": seconds}
     return found | _described(search, ds, folds), search.task(found["winner"]["params"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from qfml.report.formats import percent, significant
 from qfml.report.markup import Html, el
+from qfml.tune.space import short_names
 
 __all__ = ["parameter_panels", "value_text"]
 
@@ -32,8 +33,9 @@ def parameter_panels(found: Mapping[str, Any]) -> Html:
     """
     shares = found.get("importance") or {}
     names = sorted(found["space"], key=lambda name: -(shares.get(name) or 0.0))
-    panels = [_panel(found, name, shares.get(name)) for name in names]
-    return el("div", *panels, class_="curves")
+    shorts = short_names(names)
+    panels = [_panel(found, name, shorts[name], shares.get(name)) for name in names]
+    return el("div", *panels, class_="curves panels")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class _Across:
     ticks: list[tuple[float, str]]
 
 
-def _panel(found: Mapping[str, Any], name: str, share: float | None) -> Html:
+def _panel(found: Mapping[str, Any], name: str, short: str, share: float | None) -> Html:
     trials = [trial for trial in found["trials"] if trial["value"] is not None]
     across = _across(found["space"][name], [trial["params"][name] for trial in trials])
     low, high = _shown([t["value"] for t in trials if t["state"] == "complete"] or [t["value"] for t in trials])
@@ -62,7 +64,7 @@ def _panel(found: Mapping[str, Any], name: str, share: float | None) -> Html:
         y = TOP + (high - min(max(trial["value"], low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM)
         dot = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": RADII[kind], "fill": COLORS[kind], "fill_opacity": 0.85}
         dots.append(el("circle", el("title", hint), **dot))
-    told = el("figcaption", el("code", name), "" if share is None else f" {percent(share)}")
+    told = el("figcaption", el("code", short, title=name), "" if share is None else f" {percent(share)}")
     picture = el(
         "svg",
         _axes(low, high, across.ticks),

@@ -136,7 +136,7 @@ def _revision(git: Any) -> Html | str:
     """The commit, and whether the files were as it has them."""
     if not isinstance(git, Mapping):
         return "none: not run in a git repository"
-    states = {True: ", with changes that are not committed", False: ", nothing changed", None: ""}
+    states = {True: " (with changes that are not committed)", False: " (nothing changed)", None: ""}
     return join([el("code", git.get("revision", formats.MISSING)), states.get(git.get("dirty"), "")])
 
 

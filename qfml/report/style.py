@@ -83,6 +83,8 @@ td small { display: block; font-size: 11.5px; font-weight: 400; color: var(--mut
 .key .line { display: inline-block; width: 20px; height: 2px; margin: 0 7px 3px 16px; }
 .key .line:first-child { margin-left: 0; }
 .key .dot { display: inline-block; width: 7px; height: 7px; border-radius: 50%; margin: 0 7px 1px 16px; }
+.key .dot:first-child { margin-left: 0; }
+.note + .key { margin-top: 22px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 14px 20px; }
 .curves.many { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px 14px; }
 .curves figure { margin: 0; break-inside: avoid; }
@@ -108,6 +110,7 @@ footer { color: var(--muted); font-size: 12.5px; padding-top: 18px; padding-bott
   .cards dd { font-size: 22px; }
   .curves { grid-template-columns: 1fr 1fr; gap: 10px 12px; }
   .curves.many { grid-template-columns: 1fr 1fr; }
+  .curves.panels { grid-template-columns: 1fr; }
   .columns > dl { columns: 1; }
   .wordy thead { display: none; }
   .wordy tr { display: grid; grid-template-columns: 1fr auto; border-bottom: 1px solid var(--rule); padding: 8px 0; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ REQUIRED = (
     "data",
     "seconds",
 )
-FOLD_COUNTS = ("train", "purged", "embargoed", "judged", "looking_back")
 WINNER, PRUNED, OTHER = "#c8553d", "#cfd4d9", "#86a9c8"
 
 
@@ -92,7 +91,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
 def _headline(found: Mapping[str, Any]) -> Html:
     """What won, how sure that is, and what its backtest says."""
     winner, significance = found["winner"], found["significance"]
-    params = join((el("code", f"{name} = {value_text(value)}") for name, value in winner["params"].items()), ", ")
+    params = join((el("code", f"{name} = {value_text(value)}") for name, value in winner["params"].items()), " ")
     cards = [
         (found["objective"]["name"], formats.significant(winner["value"]), "of the winner"),
         ("Sharpe ratio", formats.ratio(significance["sharpe_ratio"]), "on the blocks it was chosen by"),
@@ -191,7 +190,8 @@ def _trials(found: Mapping[str, Any], charts: Charts) -> Section:
         "trials",
         _curves(found),
         "Objective by epoch",
-        f"Best so far, mean over folds and seeds; {'higher' if sign < 0 else 'lower'} is better.",
+        f"Best so far, mean over folds and seeds; {'higher' if sign < 0 else 'lower'} is better. What first epochs "
+        "have beyond the last values of all trials is cut off.",
     )
     table = scrolling_table(heads, rows, n_text=2, caption="Trials, the best first", marked=marked)
     return Section("trials", "Trials", f"{_made(found)} All of them count as tried.", join([figure, table]))
@@ -223,11 +223,18 @@ def _curves(found: Mapping[str, Any]) -> Figure:
         )
     layout = {
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": {"title": {"text": plain(found["objective"]["name"])}},
+        "yaxis": {"title": {"text": plain(found["objective"]["name"])}, "range": _range_of_last(found["trials"])},
         "hovermode": "closest",
         "margin": {"l": 60, "r": 10, "t": 10, "b": 40},
     }
     return {"data": traces, "layout": layout, "height": 380}
+
+
+def _range_of_last(trials: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """From the best to the worst of the trials' last values, and a little more."""
+    known = [trial["value"] for trial in trials if trial["value"] is not None]
+    margin = 0.06 * (max(known) - min(known)) if known else 0.0
+    return [min(known) - margin, max(known) + margin] if margin else None
 
 
 def _parameters(found: Mapping[str, Any]) -> Section:
@@ -262,30 +269,29 @@ def _parameters(found: Mapping[str, Any]) -> Section:
 
 
 def _folds(found: Mapping[str, Any]) -> Section:
+    """What each fold trained on and was judged on, and how many training rows look back into the block."""
+    back = sum(fold["looking_back"] for fold in found["folds"])
+    counted = {"train": "Train rows", "purged": "Purged", "embargoed": "Embargoed", "judged": "Rows judged"}
+    counted |= {"looking_back": "Train rows looking back"} if back else {}
     rows = [
-        [
-            str(number),
-            formats.span(fold["from"], fold["to"]),
-            *(formats.count(fold[name]) for name in FOLD_COUNTS),
-        ]
+        [str(number), formats.span(fold["from"], fold["to"]), *(formats.count(fold[name]) for name in counted)]
         for number, fold in enumerate(found["folds"])
     ]
-    heads = ("Fold", "Judged on", "Train rows", "Purged", "Embargoed", "Rows judged", "Looking back")
+    heads = ("Fold", "Judged on", *counted.values())
+    parts = [scrolling_table(heads, rows, n_text=2, caption="Folds of the search")]
+    if back:
+        parts.append(
+            note(
+                f"{formats.count(back)} training rows lie after their block and look back into it: their features see "
+                "prices that its labels are made of, so that trials may look better than they are. ",
+                el("code", "purge_lookback: true"),
+                " in ",
+                el("code", "tune.split"),
+                " leaves those rows out.",
+            )
+        )
     intro = "All before the first test block of the backtest; rows whose labels overlap a block are purged."
-    table = scrolling_table(heads, rows, n_text=2, caption="Folds of the search")
-    back = sum(fold["looking_back"] for fold in found["folds"])
-    if not back:
-        return Section("folds", "Folds", intro, table)
-    told = note(
-        f"{formats.count(back)} training rows lie after their block and look back into it: their features see prices "
-        "that its labels are made of. No trial is favoured over another by that, but all may look better than they "
-        "are; ",
-        el("code", "purge_lookback: true"),
-        " in ",
-        el("code", "tune.split"),
-        " leaves those rows out.",
-    )
-    return Section("folds", "Folds", intro, join([table, told]))
+    return Section("folds", "Folds", intro, join(parts))
 
 
 def _reproduction(found: Mapping[str, Any], text: str) -> Section:

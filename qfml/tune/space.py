@@ -9,13 +9,24 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qfml.errors import ConfigError
 
-__all__ = ["SPACES", "Choice", "Integer", "LogUniform", "Space", "Uniform", "corners", "filled", "spaces_in"]
+__all__ = [
+    "SPACES",
+    "Choice",
+    "Integer",
+    "LogUniform",
+    "Space",
+    "Uniform",
+    "corners",
+    "filled",
+    "short_names",
+    "spaces_in",
+]
 
 Value = float | int | str | bool | None
 
@@ -184,6 +195,28 @@ def corners(spaces: Mapping[str, Space]) -> list[dict[str, Value]]:
     first = {path: space.grid(2)[0] for path, space in spaces.items()}
     others = [{**first, path: value} for path, space in spaces.items() for value in space.grid(2)[1:]]
     return [first, *others]
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """As many last parts of each path as tell it from the others: for tables and charts.
+
+    Example:
+        >>> short_names(["network.hidden", "trainer.optimizer.lr", "transforms.0.limit", "transforms.1.limit"])
+        {'network.hidden': 'hidden', 'trainer.optimizer.lr': 'lr', 'transforms.0.limit': '0.limit', \
+'transforms.1.limit': '1.limit'}
+    """
+    every = list(paths)
+
+    def ending(path: str, n: int) -> str:
+        return ".".join(path.split(".")[-n:])
+
+    def shortest(path: str) -> str:
+        n = 1
+        while ending(path, n) != path and sum(ending(other, n) == ending(path, n) for other in every) > 1:
+            n += 1
+        return ending(path, n)
+
+    return {path: shortest(path) for path in every}
 
 
 def _walk(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Space]]:

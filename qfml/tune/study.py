@@ -90,6 +90,15 @@ class Study:
         return 1 + max((place for place in map(_place, self._trials()) if place is not None), default=-1)
 
     @property
+    def seconds(self) -> float:
+        """The time that was noted last, whichever process did; 0 at first."""
+        return float(self.study.user_attrs.get("seconds", 0.0))
+
+    def note_seconds(self, seconds: float) -> None:
+        """Keep how much time the study has used so far."""
+        self.study.set_user_attr("seconds", seconds)
+
+    @property
     def n_again(self) -> int:
         """How many trials of an earlier process wait to be asked again."""
         return len(self._again)

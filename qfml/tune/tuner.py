@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from qfml.backtest.folds import FoldRows
@@ -18,16 +18,18 @@ from qfml.engine.monitor import judged
 from qfml.errors import ConfigError
 from qfml.losses import Loss
 from qfml.networks import Network
-from qfml.splits import SPLITTERS, PurgedKFold
+from qfml.splits import SPLITTERS
 from qfml.splits.base import Splitter
+from qfml.tune.folds import DEFAULT_SPLIT
 from qfml.tune.halving import SuccessiveHalving, leaders
 from qfml.tune.search import SEARCHES, TPE, Search
 from qfml.tune.space import Value
-from qfml.tune.study import Asked, Study, Told
+from qfml.tune.study import Asked, Study
 
 __all__ = ["Candidate", "TrialSettings", "TuneConfig", "Tuner", "stack_key"]
 
-_STACKS_DEEP = 4  # a stack takes so many times the trials trained at once: what a kill can cost is bounded
+_STACKS_DEEP = 4  # a stack takes so many times the trials trained at once: what it holds in memory is bounded
+_SECONDS_BETWEEN_NOTES = 5.0  # what a kill can take off the time that counts for the timeout
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class TuneConfig:
             on the rest and judges it on its block, purged.
         concurrent: trials that are trained at once, as one stack.
         halving: drop trials that are behind; every trial is trained to the end if omitted.
-        timeout: seconds after which no further trial begins; those in training are finished. A resumed study counts
-            anew.
+        timeout: seconds after which no further trial begins; those in training are finished. The time before a
+            resume counts too.
         seed: of the search.
     """
 
     n_trials: int
     search: Annotated[Search, OneOf(SEARCHES)] = TPE()  # noqa: RUF009  (frozen)
-    split: Annotated[Splitter, OneOf(SPLITTERS)] = PurgedKFold(5)  # noqa: RUF009  (frozen)
+    split: Annotated[Splitter, OneOf(SPLITTERS)] = DEFAULT_SPLIT
     concurrent: int = 8
     halving: Annotated[SuccessiveHalving, Section(SuccessiveHalving)] | None = None
     timeout: float | None = None
@@ -99,27 +101,27 @@ class TrialSettings(Protocol):
 
 @dataclass(eq=False)
 class Candidate:
-    """A trial at work, or one that is over and trained again because a kill came before its returns were kept.
+    """A trial at work.
 
     Attributes:
         place: its place among all trials.
         settings: what is trained.
-        asked: the study's handle; None where the study knows its result.
-        told: that result.
+        asked: the study's handle.
         curves: best objective so far of each member, after each of its epochs; smaller is better.
         going: members that are still training, by number in the trial.
         values: the trial's objective after each epoch that all its members have ended.
+        fits: of the members that train no further, by number in the trial.
         behind: it is not among the leaders of its last rung; its members are dropped as they end their epochs.
         pruned: a member was dropped before its end.
     """
 
     place: int
     settings: TrialSettings
-    asked: Asked | None
-    told: Told | None = None
+    asked: Asked
     curves: list[list[float]] = field(default_factory=list)
     going: set[int] = field(default_factory=set)
     values: list[float] = field(default_factory=list)
+    fits: dict[int, Fit] = field(default_factory=dict)
     behind: bool = False
     pruned: bool = False
 
@@ -132,7 +134,8 @@ class Tuner:
         folds: what each member of a trial trains on and is judged on; from `tuning_folds`.
         study: asks for trials and keeps what came of them.
         settings_of: the settings of the trial with these parameters.
-        keep: given the members of a trial that is over.
+        keep: given the fits of a trial that is over, before the study is told: what a kill in between leaves is a
+            trial that is trained again.
         plan: the section `tune`.
         say: told what happens, a line at a time.
     """
@@ -149,24 +152,22 @@ class Tuner:
     ) -> None:
         self.ds, self.folds, self.study, self.plan = ds, folds, study, plan
         self.settings_of, self.keep, self.say = settings_of, keep, say
-        self.began = time.monotonic()
+        self.began, self.before, self.noted = monotonic(), study.seconds, study.seconds
         self.rungs: dict[int, dict[int, float]] = {}  # epoch -> place -> objective
         self.waiting: list[Candidate] = []
         self.transforms: dict[str, dict[int, FittedTransforms | None]] = {}
         self.n_trials = min(plan.n_trials, study.search.n_trials(study.spaces) or plan.n_trials)
 
-    def run(self, kept: set[int]) -> None:
-        """Train until the trials or the time are used up; those over already but not in `kept` are trained again."""
+    def run(self) -> None:
+        """Train until the trials or the time are used up."""
         for told in self.study.told():
-            settings = self.settings_of(told.params)
-            if told.place not in kept:
-                self.waiting.append(Candidate(told.place, settings, None, told))
             values = [self.study.sign * value for value in told.curve]
-            self._note_rungs(told.place, settings, values, 0, ended=not told.pruned)
+            self._note_rungs(told.place, self.settings_of(told.params), values, 0, ended=not told.pruned)
         while True:
             while len(self.waiting) < self.plan.concurrent and (candidate := self.ask()):
                 self.waiting.append(candidate)
             if not self.waiting:
+                self.note_seconds()
                 return
             key = stack_key(self.waiting[0].settings)
             first = [each for each in self.waiting if stack_key(each.settings) == key][: self.plan.concurrent]
@@ -175,11 +176,22 @@ class Tuner:
 
     def ask(self) -> Candidate | None:
         """The next trial, or None when the trials or the time are used up."""
-        late = self.plan.timeout is not None and time.monotonic() - self.began > self.plan.timeout
+        late = self.plan.timeout is not None and self.seconds > self.plan.timeout
         if late and not self.study.n_again:
             return None
         asked = self.study.ask(self.n_trials)
         return None if asked is None else Candidate(asked.place, self.settings_of(asked.params), asked)
+
+    @property
+    def seconds(self) -> float:
+        """Time used so far, that of earlier processes included."""
+        return self.before + monotonic() - self.began
+
+    def note_seconds(self, after: float = 0.0) -> None:
+        """Keep the time used so far, if more than `after` seconds went by since it was kept."""
+        if self.seconds - self.noted >= after:
+            self.noted = self.seconds
+            self.study.note_seconds(self.noted)
 
     def members(self, settings: TrialSettings) -> list[Member]:
         """The members of a trial: fold by fold, seed by seed."""
@@ -214,13 +226,11 @@ class Tuner:
         members = [member for candidate in first for member in stack.take(candidate)]
         settings = first[0].settings
         trainer = replace(settings.trainer, member_block=settings.trainer.member_block or len(members))
-        fits = trainer.fit_many(members, settings.loss, self.ds, callbacks=[stack], refill=stack.refill)
-        for number, candidate in enumerate(stack.candidates):
-            self.keep(candidate.place, candidate.settings, self._by_fold(candidate, fits[stack.slice(number)]))
+        trainer.fit_many(members, settings.loss, self.ds, callbacks=[stack], refill=stack.refill)
 
-    def _by_fold(self, candidate: Candidate, fits: Sequence[Fit]) -> list[FoldFit]:
+    def _by_fold(self, candidate: Candidate) -> list[FoldFit]:
         places = [(number, seed) for number in range(len(self.folds)) for seed in _seeds(candidate.settings)]
-        return [FoldFit(fold, seed, fit) for (fold, seed), fit in zip(places, fits, strict=True)]
+        return [FoldFit(fold, seed, candidate.fits[own]) for own, (fold, seed) in enumerate(places)]
 
     def ended_epochs(self, candidate: Candidate) -> None:
         """Note the epochs that all members of a trial have ended, and what they mean for its rungs."""
@@ -230,7 +240,6 @@ class Tuner:
         for epoch in range(n_known + 1, until + 1):
             at = [curve[min(epoch, len(curve)) - 1] for curve in candidate.curves]
             candidate.values.append(math.fsum(at) / len(at))
-            assert candidate.asked is not None
             self.study.report(candidate.asked, epoch, self.study.sign * candidate.values[-1])
         ended = not candidate.going and not candidate.behind
         self._note_rungs(candidate.place, candidate.settings, candidate.values, n_known, ended=ended)
@@ -254,11 +263,12 @@ class Tuner:
                 self.rungs.setdefault(rung, {})[place] = values[min(rung, len(values)) - 1]
 
     def over(self, candidate: Candidate) -> None:
-        """A trial has no member left: tell the study."""
-        if candidate.asked is None:
-            return
+        """A trial has no member left: keep what is wanted of its fits, and tell the study."""
+        self.keep(candidate.place, candidate.settings, self._by_fold(candidate))
+        candidate.fits.clear()
         value = self.study.sign * candidate.values[-1]
         self.study.tell(candidate.asked, value, [len(curve) for curve in candidate.curves], pruned=candidate.pruned)
+        self.note_seconds()
         how = f"dropped after {len(candidate.values)} epochs" if candidate.pruned else "trained to the end"
         self.say(f"trial {candidate.place + 1} of {self.n_trials}: {value:.6g}, {how}")
 
@@ -270,7 +280,6 @@ class _Stack(Callback):
         self.tuner, self.key = tuner, key
         self.candidates: list[Candidate] = []
         self.owner: list[tuple[Candidate, int]] = []
-        self.first: list[int] = [0]
         self.at_work: list[Candidate] = []
 
     def take(self, candidate: Candidate) -> list[Member]:
@@ -281,12 +290,7 @@ class _Stack(Callback):
         self.candidates.append(candidate)
         self.at_work.append(candidate)
         self.owner += [(candidate, own) for own in range(len(members))]
-        self.first.append(len(self.owner))
         return members
-
-    def slice(self, number: int) -> slice:
-        """Where the members of the trial at `number` of this stack stand among all."""
-        return slice(self.first[number], self.first[number + 1])
 
     def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> bool | None:
         """A member has ended an epoch; True drops it."""
@@ -297,10 +301,7 @@ class _Stack(Callback):
         # the rule by which the trainer keeps the best epoch, so that the objective is that of the weights kept
         better = value is not None and math.isfinite(value) and value < best - trainer.min_delta
         curve.append(value if better and value is not None else best)
-        if candidate.told is not None:
-            drop = not stopped and len(curve) >= candidate.told.epochs[own]
-            self._leave(candidate, own, stopped or drop)
-            return drop
+        self.tuner.note_seconds(_SECONDS_BETWEEN_NOTES)
         self._leave(candidate, own, stopped or candidate.behind)
         self.tuner.ended_epochs(candidate)
         if not candidate.behind and candidate.going:
@@ -309,6 +310,11 @@ class _Stack(Callback):
         candidate.pruned |= drop
         self._leave(candidate, own, drop)
         return drop
+
+    def finished(self, member: int, fit: Fit) -> None:
+        """A member trains no further."""
+        candidate, own = self.owner[member]
+        candidate.fits[own] = fit
 
     def _leave(self, candidate: Candidate, own: int, leaves: bool) -> None:
         if leaves:

@@ -25,7 +25,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.errors import DataError, UserError
 from qfml.tune.study import Study
 
-__all__ = ["kept_returns", "overfitting", "read_returns", "report_of", "returns_of", "write_returns"]
+__all__ = ["overfitting", "read_returns", "report_of", "returns_of", "write_returns"]
 
 FOLDER = "trials"
 
@@ -53,11 +53,6 @@ def write_returns(folder: Path, place: int, times: np.ndarray, net: np.ndarray) 
     new = path.with_name(path.name + ".new")
     pl.DataFrame({"time": times, "net": net}).write_parquet(new)
     os.replace(new, path)
-
-
-def kept_returns(folder: Path) -> set[int]:
-    """The places of the trials whose returns are kept."""
-    return {int(path.stem) for path in (folder / FOLDER).glob("*.parquet")}
 
 
 def read_returns(folder: Path, places: Sequence[int]) -> np.ndarray:

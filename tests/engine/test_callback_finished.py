@@ -1,5 +1,7 @@
 """`Callback.finished`: every fit once, as soon as it exists, with what `fit_many` returns in the end."""
 
+import contextlib
+
 import numpy as np
 
 import qfml
@@ -86,10 +88,8 @@ def test_members_that_join_are_told_under_their_own_numbers():
 def test_a_resumed_training_repeats_the_fits_that_it_has(tmp_path):
     first, again = Told(until=2), Told()
     where = {"checkpoint_dir": tmp_path / "checkpoints"}
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         trainer(checkpoint_seconds=0.0).fit_many(members(), qfml.MSE(), data(), callbacks=[first], **where)
-    except KeyboardInterrupt:
-        pass
     fits = trainer(checkpoint_seconds=0.0).fit_many(
         members(), qfml.MSE(), data(), callbacks=[again], resume=True, **where
     )

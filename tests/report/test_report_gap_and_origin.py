@@ -93,7 +93,7 @@ def test_seeds_revision_machine_and_hashes_are_on_the_page(run_dir: Path, change
     text = report(run_dir).text
     text = text[text.rindex("Everything needed to make this page again") :]
     assert "Config hash 5f2a8c0d91be7e34 Data hash c0ffee1234567890 Seeds 0 to 3 " in text
-    assert "Git revision 0123456789abcdef0123456789abcdef01234567 , with changes that are not committed" in text
+    assert "Git revision 0123456789abcdef0123456789abcdef01234567 (with changes that are not committed)" in text
     assert "Machine Linux-6.1-x86_64, 2 threads" in text
     assert "torch 2.13.0" in text
 

@@ -86,7 +86,7 @@ def test_winner_luck_importance_and_counts_are_told(page: Callable[..., Any]) ->
     assert "12 trials: 8 trained to the end, 4 dropped by successive halving. All of them count as tried." in text
     assert f"{LR} 81.0% {HIDDEN} 19.0%" in text
     assert "1,092 training rows lie after their block and look back into it" in text
-    assert f"Config hash 5f2a8c0d Data hash c0ffee12 Seeds 0, 1 Git revision {'ab' * 20} , nothing changed" in text
+    assert f"Config hash 5f2a8c0d Data hash c0ffee12 Seeds 0, 1 Git revision {'ab' * 20} (nothing changed)" in text
 
 
 def test_every_trial_has_a_row_from_the_best_and_a_line(page: Callable[..., Any]) -> None:

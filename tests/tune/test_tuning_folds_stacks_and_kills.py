@@ -52,7 +52,7 @@ def ran(folder, ds, search):
     def keep(place, _, fits):
         kept[place] = fits
 
-    Tuner(ds, folds, study, search.task, keep, search.plan, lambda line: None).run(set())
+    Tuner(ds, folds, study, search.task, keep, search.plan, lambda line: None).run()
     told = study.told()
     study.close()
     return folds, kept, told
