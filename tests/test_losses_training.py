@@ -78,7 +78,11 @@ def test_each_registered_loss_has_an_example():
     assert EXAMPLES.keys() == LOSSES.keys()
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+# one sum and one loss of the whole sample in the fast tier
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("mse", "expected_shortfall") else pytest.param(kind, marks=pytest.mark.slow) for kind in LOSSES],
+)
 def test_a_member_of_a_stack_of_3_or_7_equals_the_one_trained_alone(kind):
     this = case(kind)
     members = [member(seed, smooth(this.loss)) for seed in range(7)]

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from qfml.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")]
@@ -61,9 +64,10 @@ def test_named_configs_exist():
 
 def test_shown_commands_are_known():
     commands = {words[1] for line in SHELL_LINES if (words := line.split())[:1] == ["qfml"] and len(words) > 1}
+    assert {"run", "resume"} <= commands
     for command in sorted(commands):
-        done = subprocess.run([Path(sys.executable).parent / "qfml", command, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(app, [command, "--help"])
+        assert done.exit_code == 0, done.output
 
 
 def test_every_shown_install_is_constrained():

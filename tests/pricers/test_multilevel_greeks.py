@@ -30,7 +30,7 @@ def agree(found, exact, accuracy):
         assert estimate.engine == "multilevel monte carlo, pathwise"
 
 
-@pytest.mark.parametrize("conditional", [None, False])
+@pytest.mark.parametrize("conditional", [None, pytest.param(False, marks=pytest.mark.slow)])
 def test_heston_call_against_its_closed_form(conditional):
     wrt = tuple(SIZES) if conditional is False else (*SIZES, *SMOOTH)
     exact = pr.greeks(CALL, HESTON, MARKET, wrt)

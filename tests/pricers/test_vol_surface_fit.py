@@ -169,6 +169,7 @@ def test_simulation_gives_the_fit_of_noisy_quotes_back(noisy_fit):
     assert ((vols - surface.vol(points, expiry)).abs() <= 4.0 * errors).all()
 
 
+@pytest.mark.slow
 def test_missing_quotes_are_filled_in():
     quotes = SMILE.clone()
     quotes[0, ::2], quotes[1, 4:8], quotes[2, :3] = NAN, NAN, NAN
