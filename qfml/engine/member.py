@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +49,16 @@ class Member:
         object.__setattr__(self, "network", as_network(self.network))
         if isinstance(self.network, type) or not isinstance(self.network, Network):
             raise UserError(f"`network` must be a specification such as MLP(hidden=(32, 32)), got {self.network!r}")
+        if not isinstance(self.transforms, FittedTransform | None):
+            raise UserError(f"`transforms` must be fitted, such as Standardise().fit(X), got {self.transforms!r}")
+        if not isinstance(self.start, Fit | None):
+            raise UserError(f"`start` must be a fit of an earlier training, got {type(self.start).__name__}")
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        if self.patience is not None:
+            object.__setattr__(self, "patience", whole("patience", self.patience, least=1))
+        for name in _RULES:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name)))
 
     def check(self, ds: TimeDataset) -> None:
         """Raise ValueError if the rows are not rows of `ds`, or training and validation overlap."""
@@ -63,11 +75,40 @@ class Member:
             raise UserError("`val` shares rows with `train`: a network would be judged on what it was trained on")
 
 
-def check_weights(member: Member, place: int, loss: Loss, ds: TimeDataset) -> None:
+_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lr": ("positive and finite", lambda value: 0 < value < math.inf),
+    "weight_decay": (">= 0 and finite", lambda value: 0 <= value < math.inf),
+    "clip_norm": ("positive", lambda value: value > 0),
+}
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number as Python's own, which names a random stream by its text; UserError for anything else."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        rule = "a whole number" if least is None else f"a whole number, at least {least}"
+        raise UserError(f"`{name}` of a member must be {rule}, got {value!r}")
+    return int(value)
+
+
+def number(name: str, value: Any) -> float:
+    """A setting that takes the place of the trainer's; UserError for one that no trainer would take."""
+    rule, holds = _RULES[name]
+    plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    own = float(value) if plain else math.nan  # which no rule lets pass
+    if not holds(own):
+        raise UserError(f"`{name}` of a member must be {rule}, got {value!r}; leave it out to take the trainer's")
+    return own
+
+
+def check_weights(
+    member: Member, place: int, loss: Loss, ds: TimeDataset, names: tuple[str, ...] = ("train", "val")
+) -> None:
     """Raise ValueError where the sample weights leave a loss nothing, or too few periods, to be taken of."""
     if ds.weight is None:
         return
-    for name, rows in (("train", member.train), ("val", member.val)):
+    for name in names:
+        rows = getattr(member, name)
         if rows is None:
             continue
         counts = rows[ds.weight.cpu().numpy()[rows] > 0]

@@ -15,7 +15,7 @@ from qfml.data.streaming import StreamingTimeDataset
 from qfml.engine.callbacks import Callback
 from qfml.engine.fit import Fit
 from qfml.engine.loading import BatchSource, Data
-from qfml.engine.member import Member
+from qfml.engine.member import Member, check_weights
 from qfml.engine.sampling import Shuffled
 from qfml.engine.stream_feed import Adapter, StreamedData, StreamMember
 from qfml.engine.trainer import Trainer
@@ -54,6 +54,8 @@ def train_stream(
     if val is not None:
         everything = np.arange(len(val))
         members = [replace(member, val=everything) if member.val is None else member for member in members]
+        for place, member in enumerate(members):
+            check_weights(member, place, loss, val, names=("val",))
     # the stream is read once for all members that can train together
     trainer = replace(trainer, member_block=trainer.member_block or len(members))
     streamed = StreamedData(source, loss, batch_size, adapter, val, ahead, trainer.device)

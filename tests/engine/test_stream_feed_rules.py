@@ -34,9 +34,9 @@ def loader(*columns, **options):
     return DataLoader(TensorDataset(*(columns or (X, Y))), **({"batch_size": BATCH} | options))
 
 
-def validation(n_features=3):
+def validation(n_features=3, weight=None):
     time = np.arange(5)
-    return TimeDataset(np.ones((5, n_features)), np.ones(5), time=time, label_end=time + 1)
+    return TimeDataset(np.ones((5, n_features)), np.ones(5), time=time, label_end=time + 1, weight=weight)
 
 
 def as_dict(rows):
@@ -158,7 +158,7 @@ def test_bad_batches_are_named(columns, message):
 
 
 def test_labels_are_those_of_the_loss():
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match=r"`bce` needs labels in \[0, 1\]"):
         fit(loader(X, Y), qfml.BCE())
     assert fit(loader(X, (Y > 0).float()), qfml.BCE()).n_epochs == 1
 
@@ -186,6 +186,7 @@ def test_rows_of_other_shapes_are_refused():
             "from 0 to 4, got 0 to 8",
         ),
         ({"val": validation(2)}, "it has 2 and window None, the stream 3 and None"),
+        ({"val": validation(weight=np.zeros(5))}, "all 5 rows of `val` of member 0 have weight 0"),
         ({"ahead": -1}, "`ahead` must be a whole number"),
         ({"data": [1, 2]}, "must be a StreamingTimeDataset or a DataLoader, got list"),
     ],

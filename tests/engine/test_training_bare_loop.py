@@ -8,6 +8,7 @@ import torch
 
 import qfml
 from qfml.data import TimeDataset
+from qfml.engine.member import number, whole
 from qfml.engine.streams import stream
 
 
@@ -93,9 +94,10 @@ def test_without_validation_the_last_epoch_is_kept():
     assert (fit.status, fit.n_epochs, fit.best_epoch, fit.best_val_loss) == ("finished", 3, 3, None)
 
 
-def test_nan_freezes_one_member_at_its_last_finite_state_and_spares_the_others():
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1e30, "metrics": ("mae",)}], ids=str)
+def test_nan_freezes_one_member_at_its_last_finite_state_and_spares_the_others(settings):
     ds = make_data()
-    trainer = qfml.Trainer(optimizer=qfml.SGD(lr=1e-2), max_epochs=6, batch_size=32)
+    trainer = qfml.Trainer(optimizer=qfml.SGD(lr=1e-2), max_epochs=6, batch_size=32, **settings)
     train, val = np.arange(200), np.arange(200, 300)
     good = qfml.Member(qfml.MLP(hidden=(16,)), train, val, seed=1)
     diverging = qfml.Member(qfml.MLP(hidden=(16,)), train, val, seed=2, lr=1e18)
@@ -114,6 +116,13 @@ def test_warm_start_continues_from_the_given_fit():
     first = qfml.Trainer(max_epochs=5, batch_size=64).fit(qfml.MLP(), qfml.MSE(), ds, train=np.arange(200))
     warm = trainer.fit_many([qfml.Member(qfml.MLP(), np.arange(200), start=first)], qfml.MSE(), ds)[0]
     torch.testing.assert_close(warm.parameters, first.parameters, rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_of_another_architecture_is_refused():
+    ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=64)
+    wide = trainer.fit(qfml.MLP(hidden=(16,)), qfml.MSE(), ds, train=np.arange(200))
+    with pytest.raises(ValueError, match=r"`start` is a fit of another architecture.*'weight0': \(5, 16\).*\(5, 8\)"):
+        trainer.fit_many([qfml.Member(qfml.MLP(hidden=(8,)), np.arange(200), start=wide)], qfml.MSE(), ds)
 
 
 def test_nothing_passed_in_is_changed():
@@ -201,3 +210,56 @@ def test_rows_named_twice_are_refused():
     ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=32)
     with pytest.raises(ValueError, match="`train` names a row twice: 3 ids, 2 of them distinct"):
         trainer.fit(qfml.MLP(), qfml.MSE(), ds, train=np.array([1, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -0.01}, "`lr` of a member must be positive and finite, got -0.01"),
+        ({"lr": 0.0}, "`lr` of a member must be positive"),
+        ({"lr": math.nan}, "`lr` of a member must be positive"),
+        ({"weight_decay": -1.0}, "`weight_decay` of a member must be >= 0 and finite, got -1.0"),
+        ({"clip_norm": -1.0}, "`clip_norm` of a member must be positive, got -1.0; leave it out to take the trainer's"),
+        ({"clip_norm": 0.0}, "`clip_norm` of a member must be positive, got 0.0"),
+        ({"patience": 0}, "`patience` of a member must be a whole number, at least 1, got 0"),
+        ({"seed": True}, "`seed` of a member must be a whole number, got True"),
+    ],
+)
+@pytest.mark.parametrize("member", [qfml.Member, qfml.engine.StreamMember])
+def test_settings_of_a_member_are_refused_by_name_and_value(member, settings, message):
+    rows = {"train": np.arange(9)} if member is qfml.Member else {}
+    with pytest.raises(ValueError, match=message):
+        member(qfml.MLP(), **rows, **settings)
+
+
+@pytest.mark.parametrize("own", [{"lr": 0.02}, {"weight_decay": 3.0}, {"clip_norm": 0.1}, {"patience": 1}], ids=str)
+def test_a_members_own_settings_are_those_of_a_trainer_that_has_them(own):
+    ds, train, val = make_data(), np.arange(100), np.arange(200, 300)
+    settings = {"max_epochs": 5, "batch_size": 32, "clip_norm": 5.0, "patience": 4, "min_delta": 0.5}
+    optimizer = {"lr": 0.1, "weight_decay": 0.01}
+    by_member, same = (
+        qfml.Trainer(**settings, optimizer=qfml.AdamW(**optimizer)).fit_many([member], qfml.MSE(), ds)[0]
+        for member in (
+            qfml.Member(qfml.MLP(hidden=(8,)), train, val, **own),
+            qfml.Member(qfml.MLP(hidden=(8,)), train, val),
+        )
+    )
+    assert by_member.history != same.history
+    optimizer |= {name: value for name, value in own.items() if name in optimizer}
+    settings |= {name: value for name, value in own.items() if name in settings}
+    trainer = qfml.Trainer(**settings, optimizer=qfml.AdamW(**optimizer))
+    by_trainer = trainer.fit(qfml.MLP(hidden=(8,)), qfml.MSE(), ds, train=train, val=val)
+    assert torch.equal(by_member.parameters, by_trainer.parameters)
+    assert by_member.history == by_trainer.history
+
+
+def test_numpys_numbers_become_pythons_and_nothing_else_does():
+    """A seed names a random stream by its text, and numpy's 3 has another one."""
+    assert [type(whole("seed", value)) for value in (3, np.int64(3), np.uint8(3))] == [int] * 3
+    assert [type(number("lr", value)) for value in (1, 0.5, np.float32(0.5), np.int64(1))] == [float] * 4
+    for value in (1.5, "1", None, np.float64(1.0)):
+        with pytest.raises(ValueError, match="`seed` of a member must be a whole number, got"):
+            whole("seed", value)
+    for value in ("0.1", True, np.inf, 1j):
+        with pytest.raises(ValueError, match="`lr` of a member must be positive and finite, got"):
+            number("lr", value)
