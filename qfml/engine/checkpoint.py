@@ -29,7 +29,7 @@ from qfml.errors import CheckpointError
 
 SCHEMA = 1
 _FILES = ("state.json", "tensors.safetensors")
-_NAME = re.compile(r"^checkpoint-(\d{8})$")
+_NAME = re.compile(r"^checkpoint-([0-9]{8,})\Z")  # more digits after 99999999
 _MOST_BYTES = {"manifest.json": 2**24, "state.json": 2**30}  # read as JSON, which takes many times as much memory
 _DTYPES = {
     torch.float64: "F64",

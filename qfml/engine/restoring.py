@@ -46,7 +46,8 @@ def check_restorable(block: Block, tensors: Mapping[str, Tensor], counters: Any)
     for name, value in block.array.items():
         _check_array(counters["arrays"][name], value[going], f"arrays.{name}")
     failures = counters["failures"]
-    _require(isinstance(failures, list) and all(map(_is_failure, failures)), "failures", failures)
+    known = isinstance(failures, list) and all(_is_failure(one, n_members) for one in failures)
+    _require(known, "failures", failures)
     _check_clock(block, counters, going)
 
 
@@ -89,8 +90,9 @@ def _check_array(found: Any, like: np.ndarray, name: str) -> None:
         _require(np.array(found).dtype.kind in "iu", name, found)
 
 
-def _is_failure(found: Any) -> bool:
-    return isinstance(found, list) and [type(part) for part in found] == [int, int, str]
+def _is_failure(found: Any, n_members: int) -> bool:
+    typed = isinstance(found, list) and [type(part) for part in found] == [int, int, str]
+    return typed and 0 <= found[0] < n_members
 
 
 def _whole_numbers(found: Any, least: int, most: int) -> bool:

@@ -233,6 +233,13 @@ def rehash(folder, extra=None):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def test_a_name_that_was_planted_hides_no_later_checkpoint(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / "checkpoint-99999999").mkdir()
+    write(tmp_path, 2)
+    assert read_checkpoint(tmp_path)[1]["value"] == 2
+
+
 def test_leftovers_of_a_killed_write_are_ignored_and_cleared(tmp_path):
     write(tmp_path, 1)
     leftover = tmp_path / ".writing-abc"

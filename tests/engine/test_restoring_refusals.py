@@ -103,6 +103,7 @@ CHANGES = {
     "a best epoch that never was": put(["fits", "1", "best_epoch"], 2),
     "a fit of text": put(["fits", "1"], "finished"),
     "failures of another kind": put(["failures"], [[0, "1", "x"]]),
+    "a failure of nobody": put(["failures"], [[17, 1, "x"]]),
     "a tensor that is missing": tensor("parameters", None),
     "one row for all members": tensor("parameters", lambda value: value[:1]),
     "narrower rows": tensor("best", lambda value: value[:, :-1]),
