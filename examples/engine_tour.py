@@ -356,7 +356,7 @@ def overfit() -> None:
     print("R2 with 20 %, 50 % and all of the training rows:", *(f"{score:.3f}" for score in curve.mean()))
     parts, _ = overfitting.bias_variance_of(TRAINER, SMALL, qfml.MSE(), DATA, TRAIN, VAL, n_seeds=4)
     print(f"error {parts.error:.4f} = bias and noise {parts.bias_squared:.4f} + seeds {parts.variance_seeds:.4f}")
-    long = replace(TRAINER, max_epochs=100)
+    long = replace(TRAINER, optimizer=qfml.AdamW(lr=1e-2), max_epochs=60)
     network = qfml.MLP(hidden=(32, 32), dropout=0.2)
     fits = long.fit_many([qfml.Member(network, TRAIN[:250], VAL, seed=seed) for seed in range(4)], qfml.MSE(), DATA)
     gap = overfitting.train_validation_gap(fits[0].history)
