@@ -122,3 +122,21 @@ def test_trackers_are_settings():
     tracker = build_kind(TRACKERS, {"kind": "json_lines", "path": "runs/training.jsonl", "resume": True})
     assert isinstance(tracker, JsonLines)
     assert to_dict(tracker) == {"kind": "json_lines", "path": "runs/training.jsonl", "resume": True}
+
+
+def test_a_summary_says_where_a_member_failed(tmp_path):
+    fits = train([JsonLines(tmp_path / "a")])
+    ends = [line for line in map(json.loads, (tmp_path / "a").read_text().splitlines()) if "status" in line]
+    assert [line.get("failure") for line in ends] == [fit.failure for fit in fits]
+    assert ends[2]["failure"].startswith("step ")
+    assert "failure" not in ends[0]
+
+
+@pytest.mark.parametrize("tracker", [JsonLines, Csv])
+def test_a_name_may_hold_anything(tmp_path, tracker):
+    name = 'a\nb,"c"\r../\u2028'  # as of a parameter of one's own module
+    for resume in (False, True):
+        one = tracker(tmp_path / "a", resume)
+        one.begin(1, 1)
+        one.log(0, 1, {name: 1.0})
+    assert len((tmp_path / "a").read_bytes().strip().split(b"\n")) == 1 + (tracker is Csv)

@@ -1,6 +1,7 @@
 """What TensorBoard, Weights & Biases and MLflow hold of a training, read back from their own files."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -159,6 +160,7 @@ def test_the_last_run_of_a_cut_training_in_mlflow_holds_it_whole(tmp_path, monke
         held[int(member), name] = [(metric.step, repr(metric.value)) for metric in history]
     assert held == histories(fits)
     assert [data.tags[f"member_{member}.status"] for member in range(3)] == [fit.status for fit in fits]
+    assert [data.tags.get(f"member_{member}.failure") for member in range(3)] == [fit.failure for fit in fits]
 
 
 def test_a_store_without_a_scheme_is_refused():
@@ -194,3 +196,65 @@ def test_the_trackers_load_no_package_before_they_are_constructed():
     code = "import sys, qfml.engine.tracking; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"tensorboard", "torch.utils.tensorboard", "wandb", "mlflow", "alembic"} & set(done.stdout.split()) == set()
+
+
+# --- nothing is sent ----------------------------------------------------------------------------------------------
+
+CALLS = """
+import json, os, socket, sys, threading
+asked = []
+def look_up(host, *args, **kwargs):
+    asked.append(host)
+    raise OSError("no network")
+socket.getaddrinfo = look_up
+from qfml.engine.tracking import MLflow
+tracker = MLflow("sqlite:///mlflow.db", "study")
+tracker.begin(1, 1)
+tracker.epoch(0, {"epoch": 1, "train_loss": 0.5}, True)
+tracker.end([])
+for thread in threading.enumerate():
+    if thread.name == "GetTelemetryConfig":
+        thread.join()
+print(json.dumps([asked, os.environ.get("MLFLOW_DISABLE_TELEMETRY")]))
+"""
+
+
+@pytest.mark.slow  # makes a database
+def test_mlflow_asks_no_server_for_a_local_store(tmp_path):
+    pytest.importorskip("alembic")
+    told = {"CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"}
+    environment = {name: value for name, value in os.environ.items() if name not in told} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", CALLS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], None]
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlruns"}
+
+
+def test_services_are_called_without_their_telemetry_and_the_environment_is_put_back(monkeypatch):
+    pytest.importorskip("wandb")
+    seen = []
+
+    class Run:
+        def define_metric(self, name, step_metric):
+            seen.append((name, step_metric))
+
+        def log(self, values):
+            seen.append(values)
+
+    def init(**settings):
+        seen.append(os.environ["WANDB_ERROR_REPORTING"])
+        return Run()
+
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    tracker = WeightsAndBiases("study", folder=".")
+    monkeypatch.setattr(tracker._wandb, "init", init)
+    tracker.begin(1, 2)
+    assert "WANDB_ERROR_REPORTING" not in os.environ
+    tracker.epoch(3, {"epoch": 1, "train_loss": 0.5}, False)  # a member that joined
+    tracker.epoch(3, {"epoch": 2, "train_loss": 0.4}, True)
+    assert seen == [
+        "false",
+        ("member_3/*", "member_3/epoch"),
+        {"member_3/epoch": 1, "member_3/train_loss": 0.5},
+        {"member_3/epoch": 2, "member_3/train_loss": 0.4},
+    ]

@@ -33,7 +33,13 @@ class Tracker(Callback):
         raise NotImplementedError
 
     def summary(self, member: int, values: Mapping[str, Any]) -> None:
-        """Record how a member ended: its "status", "n_epochs", "best_epoch" and "best_val_loss"."""
+        """Record how a member ended.
+
+        Args:
+            member: its number.
+            values: "status", "n_epochs", "best_epoch", "best_val_loss" and, of a member that ended as "nan", "failure":
+                the sentence that says where.
+        """
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -46,8 +52,8 @@ class Tracker(Callback):
 
     def end(self, fits: Sequence[Fit]) -> None:
         for member, fit in enumerate(fits):
-            names = ("status", "n_epochs", "best_epoch", "best_val_loss")
-            self.summary(member, {name: getattr(fit, name) for name in names})
+            values = {name: getattr(fit, name) for name in ("status", "n_epochs", "best_epoch", "best_val_loss")}
+            self.summary(member, values if fit.failure is None else values | {"failure": fit.failure})
         self.close()
 
 

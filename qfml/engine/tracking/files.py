@@ -123,7 +123,8 @@ class Csv(Tracker):
     """One number a line, under the header `member,axis,at,name,value`; `axis` is "epoch" or "step".
 
     Every number has a line of its own because members need not have the same ones; `pandas.read_csv(path).pivot(...)`
-    makes a table of them. A value is empty where there is none, and "nan" where it is not a number.
+    makes a table of them. A value is empty where there is none, and "nan" where it is not a number. How a member ended
+    is no number, and not told; `JsonLines` has it.
 
     Args:
         path: the file, new.
@@ -152,6 +153,7 @@ class Csv(Tracker):
 
     def write(self, member: int, axis: str, at: int, values: Mapping[str, Number]) -> None:
         for name, value in values.items():
+            name = name.replace("\n", "\\n").replace("\r", "\\r")  # a module may name its parameters so
             text = io.StringIO()
             csv.writer(text, lineterminator="").writerow([member, axis, at, name, value])
             self._lines.put((member, axis, at, name), text.getvalue())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +24,8 @@ class TensorBoard(Tracker):
         folder: of the event files, new; a member's lie in `member_0` and so on. To look: `tensorboard --logdir FOLDER`.
         resume: go on in the folder of a training that is resumed. A number that is there already is not written again.
             An event file cannot be changed: a repeated step that gives another number is written beside the first.
+
+    How a member ended is no number, and not told; `JsonLines` has it.
     """
 
     kind: ClassVar[str] = "tensorboard"
@@ -87,6 +91,20 @@ def _single(value: float) -> str:
     return repr(float(np.float32(value)))
 
 
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment for our own calls; what the caller does with the same package keeps theirs."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @dataclass(eq=False)
 class WeightsAndBiases(Tracker):
     """A run of Weights & Biases: `member_0/...` over epochs, `member_0_steps/...` over steps.
@@ -96,8 +114,8 @@ class WeightsAndBiases(Tracker):
 
     Args:
         project: name of the project.
-        mode: "offline" keeps the run in `folder`, from where `wandb sync` uploads it; "online" uploads it at once, and
-            needs `wandb login` before.
+        mode: "offline" keeps the run in `folder`, from where `wandb sync` uploads it, and sends nothing anywhere;
+            "online" uploads it at once, and needs `wandb login` before.
         folder: where the files of the run are kept.
         group: name under which runs belong together; one of its own if omitted.
         config: settings to show with the run.
@@ -110,31 +128,39 @@ class WeightsAndBiases(Tracker):
     group: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     _run: Any = field(default=None, init=False, repr=False)
+    _axes: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise UserError(
                 f"`mode` must be offline or online, got {self.mode!r}; to record nothing leave the tracker out"
             )
-        self._wandb = optional_module("wandb")
+        with self._quiet():
+            self._wandb = optional_module("wandb")
 
     def begin(self, n_members: int, max_epochs: int) -> None:
         Path(self.folder).mkdir(parents=True, exist_ok=True)  # wandb would take the system's temporary folder
-        self._run = self._wandb.init(
-            project=self.project,
-            mode=self.mode,
-            dir=str(self.folder),
-            group=self.group,
-            config={"n_members": n_members, "max_epochs": max_epochs} | self.config,
-            reinit="create_new",  # a run that the caller has open goes on
-            settings=self._wandb.Settings(silent=True, console="off"),  # what is printed is the caller's
-        )
-        for member in range(n_members):
-            self._run.define_metric(f"member_{member}/*", step_metric=f"member_{member}/epoch")
-            self._run.define_metric(f"member_{member}_steps/*", step_metric=f"member_{member}_steps/step")
+        with self._quiet():
+            self._run = self._wandb.init(
+                project=self.project,
+                mode=self.mode,
+                dir=str(self.folder),
+                group=self.group,
+                config={"n_members": n_members, "max_epochs": max_epochs} | self.config,
+                reinit="create_new",  # a run that the caller has open goes on
+                settings=self._wandb.Settings(silent=True, console="off"),  # what is printed is the caller's
+            )
+        self._axes = set()
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """Offline its service would still report its own errors and usage."""
+        return _environment("WANDB_ERROR_REPORTING", "false") if self.mode == "offline" else nullcontext()
 
     def write(self, member: int, axis: str, at: int, values: Mapping[str, Number]) -> None:
         prefix = f"member_{member}" if axis == "epoch" else f"member_{member}_steps"
+        if prefix not in self._axes:  # here, for members may join while others train
+            self._axes.add(prefix)
+            self._run.define_metric(f"{prefix}/*", step_metric=f"{prefix}/{axis}")
         known = {name: value for name, value in values.items() if value is not None}
         self._run.log({f"{prefix}/{name}": value for name, value in ({axis: at} | known).items()})
 
@@ -151,7 +177,7 @@ class MLflow(Tracker):
 
     A resumed training is a new run of the same experiment. It holds the training whole, for what was trained before is
     told again; only the numbers by step begin where the training was resumed. The run of a training that was cut off
-    keeps the status RUNNING.
+    keeps the status RUNNING. MLflow's own telemetry is off while it is called from here.
 
     Args:
         store: MLflow's tracking URI, such as "sqlite:///mlflow.db" or the address of a server.
@@ -170,29 +196,39 @@ class MLflow(Tracker):
     def __post_init__(self) -> None:
         if "://" not in self.store:
             raise UserError(f"`store` must be a URI such as sqlite:///mlflow.db or http://..., got {self.store!r}")
-        optional_module("mlflow")
-        if self.store.startswith("sqlite:"):
-            optional_module("alembic")  # without it MLflow opens no database
-        self._metric = optional_module("mlflow.entities").Metric
-        self._client = optional_module("mlflow.tracking").MlflowClient(tracking_uri=self.store)
+        with _without_telemetry():
+            optional_module("mlflow")
+            if self.store.startswith("sqlite:"):
+                optional_module("alembic")  # without it MLflow opens no database
+            self._metric = optional_module("mlflow.entities").Metric
+            self._client = optional_module("mlflow.tracking").MlflowClient(tracking_uri=self.store)
 
     def begin(self, n_members: int, max_epochs: int) -> None:
-        held = self._client.get_experiment_by_name(self.experiment)
-        experiment = self._client.create_experiment(self.experiment) if held is None else held.experiment_id
-        self._id = self._client.create_run(experiment, run_name=self.run_name).info.run_id
-        for name, value in ({"n_members": n_members, "max_epochs": max_epochs} | self.config).items():
-            self._client.log_param(self._id, name, value)
+        with _without_telemetry():
+            held = self._client.get_experiment_by_name(self.experiment)
+            experiment = self._client.create_experiment(self.experiment) if held is None else held.experiment_id
+            self._id = self._client.create_run(experiment, run_name=self.run_name).info.run_id
+            for name, value in ({"n_members": n_members, "max_epochs": max_epochs} | self.config).items():
+                self._client.log_param(self._id, name, value)
 
     def write(self, member: int, axis: str, at: int, values: Mapping[str, Number]) -> None:
         prefix = f"member_{member}" if axis == "epoch" else f"member_{member}/step"
         now = time.time_ns() // 1_000_000  # milliseconds
         known = [(name, value) for name, value in values.items() if value is not None]
         metrics = [self._metric(f"{prefix}/{name}", float(value), now, at) for name, value in known]
-        self._client.log_batch(self._id, metrics=metrics)
+        with _without_telemetry():
+            self._client.log_batch(self._id, metrics=metrics)
 
     def summary(self, member: int, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            self._client.set_tag(self._id, f"member_{member}.{name}", str(value))
+        with _without_telemetry():
+            for name, value in values.items():
+                self._client.set_tag(self._id, f"member_{member}.{name}", str(value))
 
     def close(self) -> None:
-        self._client.set_terminated(self._id, "FINISHED")
+        with _without_telemetry():
+            self._client.set_terminated(self._id, "FINISHED")
+
+
+def _without_telemetry() -> AbstractContextManager[None]:
+    """MLflow asks at each call: it would fetch settings from its makers, and send them what was called."""
+    return _environment("MLFLOW_DISABLE_TELEMETRY", "true")
