@@ -58,11 +58,12 @@ class Callback:
         """What the time went into, with the trainer's `time_split`.
 
         Args:
-            epoch: the epoch that the first member of the block at work has ended; blocks begin again at 1.
-            seconds: by part, since the last call: "data" (waiting for batches), "copy" (to the device; 0 where they are
-                gathered there, and a stream's copies are begun while it is waited for, within "data"), "forward",
-                "backward" (the loss and its gradient), "step" (guard, clipping, optimizer), "validation", "checkpoint",
-                "other" (callbacks, ends of epochs, beginnings of blocks). On a GPU they are the GPU's own.
+            epoch: the epoch that the first member of the block at work has ended; blocks begin again at 1. What comes
+                after the last one is told at the end, under its number; 0 if none was ended.
+            seconds: by part, since the last call: "data" (waiting for batches), "copy" (of a stream's batches to the
+                device; 0 where they are gathered there), "forward", "backward" (the loss and its gradient), "step"
+                (guard, clipping, optimizer), "validation", "checkpoint", "other" (callbacks, ends of epochs, beginnings
+                of blocks). On a GPU they are the GPU's own.
             verdict: one line on the largest of them.
         """
 

@@ -58,7 +58,7 @@ class StreamMember(Member):
 
 
 class Rows(NamedTuple):
-    """One batch of a stream on the device, filled up to the width of a step; fillers have weight 0."""
+    """One batch of a stream, filled up to the width of a step; fillers have weight 0."""
 
     x: Tensor
     y: Tensor
@@ -144,8 +144,6 @@ class StreamedData:
         self._at = (epoch, batch + 1)
         if batch + 1 == self.source.n_batches and self._reader is not None and self._reader.next() is not None:
             raise DataError(f"the stream has more batches than its length says, {self.source.n_batches}: correct it")
-        if rows.x.device != self.device:
-            rows = Rows(*(part.to(self.device, non_blocking=True) for part in rows))
         return rows
 
     def close(self) -> None:
@@ -192,11 +190,17 @@ class StreamFeed:
 
     def next(self) -> Batch:
         """The batch that all members stand at."""
-        rows = self.data.read(int(self.clock.epoch[0]), int(self.clock.step[0]))
+        rows = self.copied(self.data.read(int(self.clock.epoch[0]), int(self.clock.step[0])))
         n_members = len(self.clock.seeds)
         x, y, weight = (part.expand(n_members, *part.shape).contiguous() for part in rows)
         total = weight.sum(-1, keepdim=True)
         return Batch(x, y, weight, weight / total.clamp_min(1e-30), total[..., 0].double())
+
+    def copied(self, rows: Rows) -> Rows:
+        """The same rows on the device; the copy is begun here, and not waited for."""
+        if rows.x.device == self.data.device:
+            return rows
+        return Rows(*(part.to(self.data.device, non_blocking=True) for part in rows))
 
     def keep(self, places: np.ndarray) -> None:
         """Forget all members but those at `places`."""

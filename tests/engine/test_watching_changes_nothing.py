@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,13 +119,91 @@ def test_every_epoch_is_split_and_its_parts_are_those_that_ran(tmp_path):
     trainer = qfml.Trainer(max_epochs=3, batch_size=50, time_split=True, checkpoint_seconds=0.0)
     own = members(qfml.MLP(hidden=(8,)))
     trainer.fit_many(own, qfml.MSE(), make_data(), callbacks=[told], checkpoint_dir=tmp_path)
-    assert [epoch for epoch, _, _ in told.splits] == [1, 2, 3, 3]  # the longest member ends its third one later
-    assert any(seconds["checkpoint"] > 0 for _, seconds, _ in told.splits)
+    # the longest member ends its third one later, and after it the last checkpoint is written
+    assert [epoch for epoch, _, _ in told.splits] == [1, 2, 3, 3, 3]
     for _, seconds, line in told.splits:
         assert set(seconds) == set(PARTS)
+        assert line == verdict(seconds)
+    *epochs, (_, last, _) = told.splits
+    for _, seconds, _ in epochs:
         ran = ("data", "forward", "backward", "step", "validation", "other")
         assert all(seconds[part] > 0 for part in ran)
-        assert line == verdict(seconds)
+        assert seconds["copy"] == 0
+    assert last["checkpoint"] > 0
+    assert last["forward"] == last["validation"] == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_steps": 7}, {"member_block": 1}, {"max_seconds": 1e-9}])
+def test_the_splits_add_up_to_the_whole_training(monkeypatch, tmp_path, settings):
+    looks = [0.0]
+
+    def look():
+        looks.append(looks[-1] + 1)  # a second from each look at the clock to the next
+        return looks[-1]
+
+    monkeypatch.setattr("qfml.engine.watching.split.time", SimpleNamespace(perf_counter=look))
+    told = Told()
+    trainer = qfml.Trainer(max_epochs=4, batch_size=50, time_split=True, **settings)
+    own = members(qfml.MLP(hidden=(8,)))
+    fits = trainer.fit_many(own, qfml.MSE(), make_data(), callbacks=[told], checkpoint_dir=tmp_path)
+    assert ("max_seconds" in settings) == (fits[0].status == "max_time")
+    assert sum(sum(seconds.values()) for _, seconds, _ in told.splits) == looks[-1] - looks[1]
+    assert told.splits[-1][1]["checkpoint"] > 0  # the last one
+
+
+def test_a_stream_is_split_into_waiting_and_copying():
+    ds = make_data()
+    told, plain = Told(), []
+    data = torch.utils.data.TensorDataset(ds.features, ds.y)
+    for settings in ({}, EVERYTHING):
+        trainer = qfml.Trainer(max_epochs=2, batch_size=50, **settings)
+        loader = torch.utils.data.DataLoader(data, batch_size=50)
+        own = [qfml.engine.StreamMember(qfml.MLP(hidden=(8, 6)), seed=seed) for seed in range(2)]
+        plain.append(trainer.fit_stream(own, qfml.MSE(), loader, callbacks=[told]))
+    for a, b in zip(*plain, strict=True):
+        assert torch.equal(a.parameters, b.parameters)
+    assert [epoch for epoch, _, _ in told.splits] == [1, 2, 2]
+    assert all(seconds["copy"] > 0 < seconds["data"] for _, seconds, _ in told.splits[:2])
+    assert {step for _, step, _ in told.logs} == {3, 6, 9, 12}
+    assert all("dead_units/weight1" in values for _, _, values in told.logs)
+
+
+class Odd(torch.nn.Module):
+    """A module whose parts have names that a file or a service might stumble on."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_module('a\nb,"c"', torch.nn.Linear(5, 8))
+        self.add_module("/out", torch.nn.Linear(8, 1))
+
+    def forward(self, x):
+        first, last = self.children()
+        return last(torch.relu(first(x)))
+
+
+def test_a_module_of_ones_own_is_watched_and_keeps_its_bits():
+    ds, told = make_data(), Told()
+    trainer = qfml.Trainer(max_epochs=2, batch_size=50)
+    plain = trainer.fit_many(members(Odd), qfml.MSE(), ds)
+    watched = replace(trainer, **EVERYTHING).fit_many(members(Odd), qfml.MSE(), ds, callbacks=[told])
+    assert all(torch.equal(a.parameters, b.parameters) for a, b in zip(plain, watched, strict=True))
+    layer = 'a\nb,"c".weight'
+    for _, _, values in told.logs:
+        assert {f"dead_units/{layer}", f"gradient_norm/{layer}", f"weight_norm/{layer}"} <= values.keys()
+        assert 0 < values[f"zeros/{layer}"] < 1  # what relu leaves
+
+
+@pytest.mark.slow  # compiles
+def test_a_compiled_training_is_watched_and_keeps_its_bits():
+    ds, told = make_data(), Told()
+    trainer = qfml.Trainer(max_epochs=2, batch_size=50, compile="default")
+    plain = trainer.fit_many(members(qfml.MLP(hidden=(8, 6))), qfml.MSE(), ds)
+    watched = replace(trainer, **EVERYTHING).fit_many(
+        members(qfml.MLP(hidden=(8, 6))), qfml.MSE(), ds, callbacks=[told]
+    )
+    assert all(torch.equal(a.parameters, b.parameters) for a, b in zip(plain, watched, strict=True))
+    assert all("dead_units/weight1" in values for _, _, values in told.logs)
+    assert all(seconds["forward"] > 0 for _, seconds, _ in told.splits[:-1])
 
 
 def test_nested_parts_share_the_time_and_nothing_is_lost(monkeypatch):
@@ -204,6 +283,23 @@ def test_trace_holds_the_chosen_steps_and_no_others(tmp_path):
     trainer.fit_many(members(qfml.MLP(hidden=(8,))), qfml.MSE(), make_data())
     names = [event["name"] for event in json.loads(path.read_text())["traceEvents"]]
     assert names.count("aten::linalg_vector_norm") == 2  # one a step
+
+
+def test_a_training_that_fails_within_a_trace_leaves_the_profiler_to_the_next(tmp_path):
+    class Fails(Callback):
+        def epoch(self, member, record, stopped):
+            raise RuntimeError("of one's own")
+
+    first, second = (Profile(str(tmp_path / name), first=2, steps=steps) for name, steps in (("a", 99), ("b", 1)))
+    own = members(qfml.MLP(hidden=(8,)), 1)
+    with pytest.raises(RuntimeError, match="of one's own"):
+        qfml.Trainer(max_epochs=1, batch_size=50, profile=first).fit_many(
+            own, qfml.MSE(), make_data(), callbacks=[Fails()]
+        )
+    qfml.Trainer(max_epochs=1, batch_size=50, profile=second).fit_many(own, qfml.MSE(), make_data())
+    names = [event["name"] for event in json.loads((tmp_path / "b").read_text())["traceEvents"]]
+    assert names.count("aten::linalg_vector_norm") == 1
+    assert (tmp_path / "a").exists()
 
 
 def test_a_trace_that_was_never_begun_is_told(tmp_path):

@@ -26,7 +26,11 @@ class Tracer:
             self.n_steps += 1
             if self.n_steps == self.profile.first:
                 self._begin()
-            result = step()
+            try:
+                result = step()
+            except BaseException:
+                self._write()  # what there is; and a process has one profiler, which the next training may want
+                raise
             if self.n_steps == self.profile.last:
                 self._write()
             return result

@@ -12,6 +12,7 @@ from qfml.engine.backward import micro_batches
 from qfml.engine.block import Block
 from qfml.engine.callbacks import Callback
 from qfml.engine.feed import Batch
+from qfml.engine.stream_feed import StreamFeed
 from qfml.engine.trainer import Trainer
 from qfml.engine.watching.memory import memory_report
 from qfml.engine.watching.split import Stopwatch, verdict
@@ -33,6 +34,7 @@ class Watching:
         self.trainer, self.callbacks = trainer, callbacks
         self.stopwatch = Stopwatch(device) if trainer.time_split else None
         self.tracer = None if trainer.profile is None else Tracer(trainer.profile, device)
+        self.last_epoch = 0
 
     def attach(self, block: Block) -> None:
         """Watch a block from its next step on."""
@@ -51,8 +53,16 @@ class Watching:
 
     def end(self) -> None:
         """Training is over."""
+        if self.stopwatch is not None:  # the last checkpoint, or the part of an epoch that was cut off
+            self._tell(self.stopwatch)
         if self.tracer is not None:
             self.tracer.end()
+
+    def _tell(self, watch: Stopwatch) -> None:
+        """Tell what the time since the last call went into."""
+        seconds = watch.take()
+        for callback in self.callbacks:
+            callback.split(self.last_epoch, seconds, verdict(seconds))
 
     def _report_memory(self, block: Block) -> None:
         """Tell of the memory once, after the block's first step, when its largest tensors have come and gone."""
@@ -90,15 +100,16 @@ class Watching:
             epoch = int(block.clock.epoch[0]) + 1
             close(ended)
             if 0 in ended:
-                seconds = watch.take()
-                for callback in self.callbacks:
-                    callback.split(epoch, seconds, verdict(seconds))
+                self.last_epoch = epoch
+                self._tell(watch)
 
         # what a gradient takes beside the network's own pass is counted as the backward pass
         parts = {"_gradient": "backward", "_validate": "validation", "step": "step"}
         for name, part in parts.items():
             setattr(block, name, watch.timed(part, getattr(block, name)))
         _replace(block.feed, "next", lambda call: watch.timed("data", call))
+        if isinstance(block.feed, StreamFeed):
+            _replace(block.feed, "copied", lambda call: watch.timed("copy", call))
         block.forward = watch.timed("forward", block.forward)
         if block.written:
             block.network = TimedNetwork(block.network, watch)  # pyright: ignore[reportAttributeAccessIssue]
