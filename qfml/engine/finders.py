@@ -15,13 +15,15 @@ from qfml.data.dataset import TimeDataset
 from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.callbacks import Callback
 from qfml.engine.member import Member
-from qfml.engine.schedules import Constant
+from qfml.engine.optimizers import SGD
+from qfml.engine.short_run import short_run, step_losses
 from qfml.engine.tensor_memory import TensorMemory
 from qfml.engine.trainer import Trainer
 from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network
 
+_NO_RATE = 1e-30  # moves no weight by a bit: the untrained network
 BLUE, RED, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # told apart by the colour-blind (Okabe and Ito)
 
 
@@ -129,7 +131,7 @@ def find_lr(
         The curve, with `suggestion` and `plot()`.
 
     Raises:
-        ValueError: rates that are not positive and ascending, or no rate that trains.
+        ValueError: rates that are not positive and ascending, no rate that trains, or data that are not finite.
 
     References:
         Smith (2017), "Cyclical Learning Rates for Training Neural Networks", section 3.3.
@@ -145,23 +147,30 @@ def find_lr(
         0.01
     """
     chosen = np.asarray(np.geomspace(1e-5, 10, 25) if rates is None else rates, dtype=np.float64)
-    if chosen.ndim != 1 or len(chosen) < 2 or not bool((chosen > 0).all() and (np.diff(chosen) > 0).all()):
-        raise UserError(f"`rates` must be two or more positive numbers in ascending order, got {rates}")
+    rising = chosen.ndim == 1 and len(chosen) > 1 and bool((chosen > 0).all() and (np.diff(chosen) > 0).all())
+    if not rising or not np.isfinite(chosen).all():
+        raise UserError(f"`rates` must be two or more positive, finite numbers in ascending order, got {rates}")
     _check_at_least("n_steps", n_steps, 5)
     _check_at_least("n_seeds", n_seeds, 1)
-    # a rate of 0 stands for the untrained network on the same batches
-    members = [
-        Member(network, train, seed=seed + i, lr=float(lr), transforms=transforms)
-        for lr in (0.0, *chosen)
-        for i in range(n_seeds)
-    ]
-    record = _Losses(len(members), n_steps)
-    replace(_plain(trainer, n_steps), log_every=1).fit_many(members, loss, ds, callbacks=[record])
-    last = record.losses[:, -(-4 * n_steps // 5) :].mean(axis=1).reshape(1 + len(chosen), n_seeds)
-    losses = np.where(np.isfinite(last[1:]), last[1:], np.nan)
+    seeds = [Member(network, train, seed=seed + i, transforms=transforms) for i in range(n_seeds)]
+    members = [replace(member, lr=float(lr)) for lr in chosen for member in seeds]
+    untrained = _last_losses(short_run(trainer, n_steps, optimizer=SGD(lr=_NO_RATE)), seeds, loss, ds, n_steps)
+    if (fault := next((fault for _, fault in untrained if fault is not None), None)) is not None:
+        raise UserError(f"no rate can train: at a rate of 0 too the loss or its gradient is not finite, {fault}")
+    trained = _last_losses(short_run(trainer, n_steps), members, loss, ds, n_steps)
+    losses = np.array([value for value, _ in trained]).reshape(len(chosen), n_seeds)
     if not np.isfinite(losses.mean(axis=1)).any():
         raise UserError(f"`rates` from {chosen[0]:g} to {chosen[-1]:g} all diverge within {n_steps} steps: take lower")
-    return RateCurve(chosen, losses, last[0], n_steps)
+    return RateCurve(chosen, losses, np.array([value for value, _ in untrained]), n_steps)
+
+
+def _last_losses(
+    trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, n_steps: int
+) -> list[tuple[float, str | None]]:
+    """Of each member the mean loss over the last fifth of its steps, nan if it diverged, and where it did."""
+    found, faults = step_losses(trainer, members, loss, ds, n_steps)
+    last = found[:, -(-4 * n_steps // 5) :].mean(axis=1).tolist()
+    return [(value if fault is None else math.nan, fault) for value, fault in zip(last, faults, strict=True)]
 
 
 def steepest_descent(rates: np.ndarray, losses: np.ndarray) -> int:
@@ -305,7 +314,8 @@ def find_batch_size(
     if not loss.additive:
         raise UserError(f"`{loss.kind}` is a loss of the whole sample: it has no batch size to find")
     members = [Member(network, train, seed=i, transforms=transforms) for i in range(n_members)]
-    _check_at_least("train", len(members[0].train), 16)
+    if len(members[0].train) < 16:
+        raise UserError(f"`train` must hold at least 16 rows, the smallest batch, got {len(members[0].train)}")
     plain = replace(trainer, member_block=n_members)
     found: list[tuple[int, int, float]] = []
     size = 16
@@ -336,7 +346,7 @@ def _peak(
     trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, memory_bytes: int | None
 ) -> int | None:
     """Most bytes that tensors hold in two steps; None if that is too much. The second step has all moments."""
-    trainer, device = _plain(trainer, 2), torch.device(trainer.device)
+    trainer, device = short_run(trainer, 2), torch.device(trainer.device)
     try:
         if device.type == "cpu":
             with TensorMemory(memory_bytes) as memory:
@@ -358,18 +368,8 @@ def _peak(
 def _step_seconds(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset, n_steps: int) -> float:
     """Seconds of one step of the stack, the best of three times after a warm-up."""
     ticks = _Ticks()
-    replace(_plain(trainer, 4 * n_steps), log_every=n_steps).fit_many(members, loss, ds, callbacks=[ticks])
+    short_run(trainer, 4 * n_steps, log_every=n_steps).fit_many(members, loss, ds, callbacks=[ticks])
     return min(np.diff(ticks.seconds)) / n_steps
-
-
-class _Losses(Callback):
-    """The loss of every step of every member (M, S)."""
-
-    def __init__(self, n_members: int, n_steps: int) -> None:
-        self.losses = np.full((n_members, n_steps), np.nan)
-
-    def log(self, member: int, step: int, values: dict[str, float]) -> None:
-        self.losses[member, step - 1] = values["loss"]
 
 
 class _Ticks(Callback):
@@ -381,24 +381,6 @@ class _Ticks(Callback):
     def log(self, member: int, step: int, values: dict[str, float]) -> None:
         if member == 0:
             self.seconds.append(time.perf_counter())
-
-
-def _plain(trainer: Trainer, n_steps: int) -> Trainer:
-    """The same trainer for exactly `n_steps` steps at a constant rate."""
-    return replace(
-        trainer,
-        max_epochs=n_steps,
-        max_steps=n_steps,
-        schedule=Constant(),
-        averaging=None,
-        monitor="train_loss",
-        mode="min",
-        metrics=(),
-        patience=None,
-        max_seconds=None,
-        fast_dev_run=False,
-        log_every=None,
-    )
 
 
 def _lowest(losses: np.ndarray) -> int:

@@ -116,7 +116,7 @@ def test_rules_on_curves_by_hand():
     assert smallest_as_good(pair) == 4
 
 
-@pytest.mark.parametrize("rates", [(1e-2,), (1e-2, 1e-3), (0.0, 1e-2)])
+@pytest.mark.parametrize("rates", [(1e-2,), (1e-2, 1e-3), (0.0, 1e-2), (1e-2, np.inf)])
 def test_wrong_rates_are_refused(rates):
     with pytest.raises(UserError, match="`rates`"):
         find_lr(
@@ -198,6 +198,8 @@ def test_batch_size_errors_name_the_way_out():
     ds, trainer = make_data(), qfml.Trainer(max_epochs=1, batch_size=None)
     with pytest.raises(UserError, match="`memory_bytes` must be given on a CPU"):
         find_batch_size(trainer, qfml.MLP(), qfml.MSE(), ds, np.arange(256))
+    with pytest.raises(UserError, match="`train` must hold at least 16 rows"):
+        find_batch_size(trainer, qfml.MLP(), qfml.MSE(), ds, np.arange(10), memory_bytes=2**30)
     with pytest.raises(UserError, match="does not hold a step of 16 rows"):
         find_batch_size(trainer, qfml.MLP(), qfml.MSE(), ds, np.arange(256), memory_bytes=1000)
     with pytest.raises(UserError, match="loss of the whole sample"):
@@ -213,3 +215,37 @@ def test_batch_size_on_a_gpu():
     budget = int(free.peak_bytes[4])
     tight = find_batch_size(trainer, qfml.MLP(), qfml.MSE(), ds, np.arange(4096), memory_bytes=budget)
     assert tight.largest == 256
+
+
+def test_a_watched_trainer_is_tried_unwatched(tmp_path):
+    ds, network = make_data(), qfml.MLP(hidden=(8,))
+    trainer = qfml.Trainer(max_epochs=1, batch_size=32)
+    profile = qfml.engine.Profile(str(tmp_path / "trace.json"), first=1, steps=1)
+    watched = replace(trainer, log_every=5, watch=("layers", "memory"), time_split=True, profile=profile)
+    curves = [
+        find_lr(each, network, qfml.MSE(), ds, np.arange(200), rates=(1e-3, 1e-2), n_steps=10)
+        for each in (trainer, watched)
+    ]
+    assert np.array_equal(curves[0].losses, curves[1].losses)
+    sizes = find_batch_size(watched, network, qfml.MSE(), ds, np.arange(32), memory_bytes=2**30, n_steps=1)
+    assert sizes.largest == 32
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_no_rate_can_train_on_is_told_from_rates_that_diverge():
+    ds = make_data()
+    ds.features[17, 2] = torch.nan
+    with pytest.raises(UserError, match=r"at a rate of 0 too .* feature 2 of row 17 is nan"):
+        find_lr(
+            qfml.Trainer(max_epochs=1, batch_size=32), qfml.MLP(), qfml.MSE(), ds, np.arange(200), rates=(1e-3, 1e-2)
+        )
+
+
+def test_a_member_that_diverged_within_a_long_epoch_has_no_loss():
+    # its weights stay as they were before, and so does the loss of the steps that are left of the epoch
+    ds = make_data()
+    trainer = qfml.Trainer(max_epochs=1, batch_size=2, optimizer=qfml.SGD(lr=1.0))
+    curve = find_lr(trainer, qfml.MLP(hidden=(8,)), qfml.MSE(), ds, np.arange(256), rates=(1e-3, 1e3), n_steps=100)
+    assert np.isfinite(curve.losses[0]).all()
+    assert np.isnan(curve.losses[1]).all()
+    assert curve.diverges == 1e3

@@ -252,8 +252,12 @@ def test_what_cannot_be_answered_is_refused():
     ds = make_data()
     (fit,) = trained(qfml.MLP(hidden=(8,)), ds, qfml.MSE(), epochs=1)
     (other,) = trained(qfml.MLP(hidden=(8,)), ds, qfml.MAE(), epochs=1)
+    (dropping,) = trained(qfml.MLP(hidden=(8,), dropout=0.25), ds, qfml.MSE(), epochs=1)
+    assert mc_dropout(dropping, ds, np.array([], dtype=np.int64), n_draws=3).mean.shape == (0,)
     with pytest.raises(UserError, match="without dropout"):
         mc_dropout(fit, ds)
+    with pytest.raises(UserError, match="`n_draws` must be a whole number, at least 2, got True"):
+        mc_dropout(dropping, ds, n_draws=True)
     with pytest.raises(UserError, match="`fits` must be two or more"):
         ensemble([fit], ds)
     with pytest.raises(UserError, match="different losses"):
@@ -263,3 +267,37 @@ def test_what_cannot_be_answered_is_refused():
     for wrong in (-1.0, np.ones(3)):
         with pytest.raises(UserError, match="one for each of 300 rows"):
             ensemble([fit, fit], ds, noise_variance=wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_seeds": 0}, "`n_seeds` must be a whole number, at least 1, got 0"),
+        ({"n_bootstraps": 0}, "`n_bootstraps` must be a whole number"),
+        ({"n_seeds": 1}, "a single network has no variance"),
+        ({"block": 5}, "`block` is of the bootstrap"),
+        ({"n_bootstraps": 2, "block": 100}, "at least 1 and fewer than the 100 of the training rows, got 100"),
+        ({"n_bootstraps": 2, "block": 0}, "at least 1 and fewer than"),
+        ({"train": np.arange(150)}, "`test` shares 40 rows with `train`"),
+        ({"train": np.arange(300) < 100}, "`train` must be a non-empty 1-D array of distinct row ids, got bool"),
+        ({"train": np.array([3, 3, 4])}, "`train` must be .*distinct"),
+        ({"test": np.array([], dtype=np.int64)}, "`test` must be a non-empty"),
+        ({"test": np.arange(290, 310)}, "`test` must hold row ids from 0 to 299, got 290 to 309"),
+        ({"target": np.zeros(5)}, "`target` must be 90 finite numbers"),
+        ({"target": np.full(90, np.nan)}, "`target` must be 90 finite numbers"),
+        ({"noise_variance": -1.0}, "`noise_variance` must be >= 0"),
+    ],
+)
+def test_inputs_that_have_no_decomposition_are_refused_before_training(settings, message):
+    given = {"train": np.arange(100), "test": np.arange(110, 200)} | settings
+    trainer = qfml.Trainer(max_epochs=10**9, batch_size=50)  # it would never end
+    with pytest.raises(UserError, match=message):
+        bias_variance_of(trainer, qfml.MLP(hidden=(8,)), qfml.MSE(), make_data(), **given)
+
+
+def test_networks_that_diverged_have_no_error_to_take_apart():
+    trainer = qfml.Trainer(max_epochs=20, batch_size=50, optimizer=qfml.SGD(lr=1e8))
+    with pytest.raises(UserError, match=r"2 of 2 networks diverged.*seed 0 on training set 0 at step"):
+        bias_variance_of(
+            trainer, qfml.MLP(hidden=(8,)), qfml.MSE(), make_data(), np.arange(100), np.arange(110, 200), n_seeds=2
+        )

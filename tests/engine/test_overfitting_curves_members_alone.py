@@ -1,5 +1,7 @@
 """Learning and validation curves against members trained alone; one batch that can and cannot be learned by heart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from qfml.engine.overfitting import learning_curve, overfit_one_batch, validatio
 from qfml.engine.overfitting.curves import nested
 from qfml.engine.overfitting.one_batch import constant_loss
 from qfml.errors import UserError
+from qfml.networks import Module
 from qfml.splits import PurgedKFold, WalkForward
 
 
@@ -26,6 +29,10 @@ def make_data(n=240, n_features=3, seed=0, horizon=3):
     X = 2 + 3 * rng.standard_normal((n, n_features))
     time = np.arange(n)
     return TimeDataset(X, 0.3 * X[:, 0] + 0.3 * rng.standard_normal(n), time=time, label_end=time + horizon)
+
+
+def own_module():
+    return torch.nn.Linear(3, 1)
 
 
 TRAINER = qfml.Trainer(max_epochs=3, batch_size=20, optimizer=qfml.AdamW(lr=1e-2))
@@ -200,3 +207,51 @@ def test_what_has_no_zero_is_refused():
         overfit_one_batch(TRAINER, NETWORK, qfml.MSE(), soft, rows)
     with pytest.raises(UserError, match="`factors`"):
         overfit_one_batch(TRAINER, NETWORK, qfml.MSE(), ds, rows, factors=(0.1, 1.0))
+
+
+def test_a_batch_that_is_not_finite_is_told_from_a_network_that_fails():
+    ds = make_data()
+    ds.features[3, 1] = torch.inf
+    with pytest.raises(UserError, match="not finite at once, step 1, epoch 1: feature 1 of row 3 is inf"):
+        overfit_one_batch(TRAINER, NETWORK, qfml.MSE(), ds, np.arange(16), n_steps=5)
+
+
+def test_values_that_are_not_all_of_one_type_make_a_frame():
+    ds, splitter = make_data(), PurgedKFold(2)
+    for parameter, values, told in (("weight_decay", (0, 0.1), [0.0, 0.1]), ("patience", (None, 2), ["None", "2"])):
+        curve = validation_curve(
+            TRAINER, NETWORK, qfml.MSE(), ds, splitter, parameter=parameter, values=values, n_seeds=1, validation=0.2
+        )
+        assert curve.frame()["value"].to_list() == [value for value in told for _ in range(2)]
+
+
+def test_curves_refuse_before_training_what_they_cannot_tell():
+    ds, splitter = make_data(), PurgedKFold(2)
+    endless = replace(TRAINER, max_epochs=10**9)
+    for trainer, network, loss, settings, message in (
+        (replace(endless, patience=3), NETWORK, qfml.MSE(), {}, "waits for `val_loss`, but there are no validation"),
+        (endless, NETWORK, qfml.MSE(), {"parameter": "patience", "values": (2, 3)}, "waits for `val_loss`"),
+        (endless, NETWORK, qfml.Quantiles(levels=(0.1, 0.9)), {"metric": "r2"}, "take of coverage_error"),
+        (endless, NETWORK, qfml.MSE(), {"n_seeds": True}, "`n_seeds` must be a whole number"),
+        (endless, Module(own_module), qfml.MSE(), {"parameter": "network.hidden"}, "network. and one of none"),
+    ):
+        given = {"parameter": "lr", "values": (1e-3,)} | settings
+        with pytest.raises(UserError, match=message):
+            validation_curve(trainer, network, loss, ds, splitter, **given)
+    with pytest.raises(UserError, match="`rows` must hold row ids from 0 to 239, got 300"):
+        overfit_one_batch(TRAINER, NETWORK, qfml.MSE(), ds, np.array([300]))
+
+
+def test_quantiles_have_a_curve_of_their_own_metric():
+    ds, loss = make_data(), qfml.Quantiles(levels=(0.1, 0.9))
+    curve = learning_curve(TRAINER, NETWORK, loss, ds, PurgedKFold(2), sizes=(1.0,), n_seeds=1, metric="coverage_error")
+    for fold, (train, test) in enumerate(PurgedKFold(2).split(ds)):
+        told = TRAINER.fit(NETWORK, loss, ds, train=train).predict(ds, test)
+        share = (ds.y.numpy()[test][:, None] <= told).mean(axis=0)
+        np.testing.assert_allclose(curve.test[0, fold, 0], np.abs(share - [0.1, 0.9]).mean())
+
+
+def test_a_batch_on_which_every_rate_diverges_is_said_so():
+    trainer = replace(TRAINER, optimizer=qfml.SGD(lr=1e20))
+    check = overfit_one_batch(trainer, NETWORK, qfml.MSE(), make_data(), np.arange(16), n_steps=5, factors=(1.0, 1e5))
+    assert check.verdict == "failed: the loss diverged at every rate from 1e+20 to 1e+25; lower them"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from qfml.data.dataset import TimeDataset, replaced
+from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.fit import Fit
 from qfml.engine.member import Member
+from qfml.engine.overfitting.rows import check_unvalidated, checked_rows
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
 from qfml.errors import UserError
@@ -124,7 +125,7 @@ def bias_variance_of(
     seed: int = 0,
     target: np.ndarray | None = None,
     noise_variance: float | None = None,
-    transforms: Any = None,
+    transforms: FittedTransform | None = None,
 ) -> tuple[BiasVariance, list[list[Fit]]]:
     """Train a network with several seeds, on several bootstrap samples of its rows, and take its error apart.
 
@@ -132,7 +133,7 @@ def bias_variance_of(
     labels that overlap stay together; with `n_bootstraps=1` all networks train on the rows as they are.
 
     Args:
-        trainer: how they are trained.
+        trainer: how they are trained, without validation rows.
         network: the specification.
         loss: the training loss; its prediction must be a mean.
         ds: the data.
@@ -140,7 +141,8 @@ def bias_variance_of(
         test: row ids to judge on; purge them from `train` with a splitter.
         n_seeds: S, seeds for each training set.
         n_bootstraps: T, training sets; more than 1 are bootstrap samples.
-        block: timestamps of a block of the bootstrap, at least as long as labels overlap; 1 draws rows one by one.
+        block: timestamps of a block of the bootstrap, at least as long as labels overlap; 1 draws timestamps one by
+            one. Only with several training sets.
         seed: of the first network, and of the bootstrap.
         target: (len(test),) the true function at the test rows, if it is known; their labels if omitted.
         noise_variance: variance of the labels around their true mean, if it is known.
@@ -150,25 +152,69 @@ def bias_variance_of(
         The decomposition, and the fits by training set and seed.
 
     Raises:
-        ValueError: a loss whose prediction is no mean, or a bootstrap without `block`.
+        ValueError: a loss whose prediction is no mean, a bootstrap without `block`, rows that are none of the data's or
+            are trained on and judged on, other settings that do not fit, or a network that diverged.
 
     References:
         Politis and Romano (1992), "A Circular Block-Resampling Procedure for Stationary Data", for the bootstrap.
     """
     if loss.predicts != "mean":
         raise UserError(f"`loss` {loss.kind} does not predict a mean, whose squared error could be taken apart")
-    sets = [np.asarray(train)]
+    _check_counts(n_seeds, n_bootstraps)
+    check_unvalidated(trainer, "leave `patience` out")
+    train, test = checked_rows("train", train, len(ds)), checked_rows("test", test, len(ds))
+    if shared := len(np.intersect1d(train, test)):
+        raise UserError(
+            f"`test` shares {shared} rows with `train`: a network would be judged on what it was trained on"
+        )
+    _check_block(block, n_bootstraps, len(np.unique(ds.time[train])))
+    truth = ds.y[torch.as_tensor(test)].double().cpu().numpy() if target is None else np.asarray(target, np.float64)
+    _check_target(truth, len(test), noise_variance)
+    sets = [train]
     if n_bootstraps > 1:
-        if block is None or block < 1:
-            raise UserError(f"`block` must be the timestamps of a block of the bootstrap, at least 1, got {block}")
+        assert block is not None
         counts = [bootstrap_counts(ds, sets[0], block, seed, number) for number in range(n_bootstraps)]
         ds, sets = repeated(ds, sets[0], counts)
     members = [Member(network, rows, seed=seed + i, transforms=transforms) for rows in sets for i in range(n_seeds)]
     fits = trainer.fit_many(members, loss, ds)
+    broken = [(place, fit) for place, fit in enumerate(fits) if fit.status == "nan"]
+    if broken:
+        place, fit = broken[0]
+        raise UserError(
+            f"{len(broken)} of {len(fits)} networks diverged, so that there is no error to take apart: seed {fit.seed} "
+            f"on training set {place // n_seeds} at {fit.failure}; lower the learning rate or clip the gradient"
+        )
     predictions = np.stack([fit.predict(ds, test) for fit in fits]).reshape(len(sets), n_seeds, len(test))
-    truth = ds.y[torch.as_tensor(test)].double().cpu().numpy() if target is None else target
     by_set = [fits[start : start + n_seeds] for start in range(0, len(fits), n_seeds)]
     return bias_variance(predictions, truth, noise_variance), by_set
+
+
+def _check_counts(n_seeds: int, n_bootstraps: int) -> None:
+    for name, value in (("n_seeds", n_seeds), ("n_bootstraps", n_bootstraps)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise UserError(f"`{name}` must be a whole number, at least 1, got {value!r}")
+    if n_seeds * n_bootstraps < 2:
+        raise UserError("a single network has no variance: set `n_seeds` or `n_bootstraps` to at least 2")
+
+
+def _check_block(block: int | None, n_bootstraps: int, n_stamps: int) -> None:
+    if n_bootstraps == 1:
+        if block is not None:
+            raise UserError(
+                f"`block` is of the bootstrap: set `n_bootstraps` to at least 2, or leave it out, got {block}"
+            )
+    elif isinstance(block, bool) or not isinstance(block, (int, np.integer)) or not 1 <= block < n_stamps:
+        raise UserError(
+            f"`block` must be the timestamps of a block of the bootstrap, at least 1 and fewer than the {n_stamps} of "
+            f"the training rows, got {block!r}"
+        )
+
+
+def _check_target(target: np.ndarray, n_test: int, noise_variance: float | None) -> None:
+    if target.shape != (n_test,) or not bool(np.isfinite(target).all()):
+        raise UserError(f"`target` must be {n_test} finite numbers, one for each of `test`, got shape {target.shape}")
+    if noise_variance is not None and not 0 <= noise_variance < math.inf:
+        raise UserError(f"`noise_variance` must be >= 0 and finite, got {noise_variance}")
 
 
 def bootstrap_counts(ds: TimeDataset, rows: np.ndarray, block: int, seed: int, number: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from qfml.data.transforms import FittedTransforms, Transform, fit_transforms
 from qfml.engine.fit import Fit
 from qfml.engine.inputs import Inputs, time_order
 from qfml.engine.member import Member
-from qfml.engine.monitor import METRICS
+from qfml.engine.monitor import KNOWN, check_metrics
+from qfml.engine.overfitting.rows import check_unvalidated
 from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
 from qfml.errors import UserError
@@ -68,9 +69,10 @@ class ScoreCurve:
     def frame(self) -> pl.DataFrame:
         """One row a fit: `value`, `fold`, `seed`, `n_rows`, `train`, `test`, `status`."""
         value, fold, seed = (axis.ravel() for axis in np.indices(self.test.shape))
+        values = _column(self.values)
         return pl.DataFrame(
             {
-                "value": [_plain(self.values[i]) for i in value],
+                "value": [values[i] for i in value],
                 "fold": fold,
                 "seed": seed,
                 "n_rows": self.n_rows[value, fold],
@@ -112,7 +114,7 @@ class ScoreCurve:
         """Where the values stand on the axis, and whether they are numbers."""
         if self.name == "training rows":
             return self.n_rows.mean(axis=1), True
-        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+        numbers = _numbers(self.values)
         return np.array(self.values if numbers else range(len(self.values)), dtype=np.float64), numbers
 
 
@@ -161,7 +163,9 @@ def learning_curve(
     """
     if keep not in KEEP:
         raise UserError(f"`keep` must be oldest or newest, got {keep!r}")
-    _check(sizes, "sizes", metric, n_seeds)
+    _check(sizes, "sizes", metric, n_seeds, loss)
+    if not validation:
+        check_unvalidated(trainer, "set `validation`, such as 0.2")
     folds = [(train, test) for train, test in splitter.split(ds)]
     cells, rows = [], []
     for size in sizes:
@@ -215,7 +219,10 @@ def validation_curve(
     Raises:
         ValueError: a parameter that is none, or settings that do not fit.
     """
-    _check(values, "values", metric, n_seeds)
+    _check(values, "values", metric, n_seeds, loss)
+    if not validation:
+        waits = parameter.rpartition(".")[2] == "patience" and any(value is not None for value in values)
+        check_unvalidated(trainer, "set `validation`, such as 0.2", waits=waits)
     folds = [(train, test) for train, test in splitter.split(ds)]
     seeds = range(seed, seed + n_seeds)
     plain = [_members(ds, network, train, validation, transforms, seeds) for train, _ in folds]
@@ -302,13 +309,13 @@ def _settled(trainer: Trainer, network: Network, parameter: str, value: Any) -> 
     if place == "trainer" and name in _names(trainer):
         return replace(trainer, **{name: value}), network, {}
     raise UserError(
-        f"`parameter` must be {', '.join(OF_MEMBER)}, or network. and one of {', '.join(_names(network))}, or trainer. "
-        f"and one of {', '.join(_names(trainer))}; got {parameter!r}"
+        f"`parameter` must be {', '.join(OF_MEMBER)}, or network. and one of {', '.join(_names(network)) or 'none'}, "
+        f"or trainer. and one of {', '.join(_names(trainer))}; got {parameter!r}"
     )
 
 
 def _names(component: Any) -> list[str]:
-    return [field.name for field in fields(component)]
+    return [field.name for field in fields(component)] if is_dataclass(component) else []  # a module has none
 
 
 def _curve(
@@ -335,18 +342,19 @@ def _curve(
     )
 
 
-def _check(values: Sequence[Any], name: str, metric: str | None, n_seeds: int) -> None:
+def _check(values: Sequence[Any], name: str, metric: str | None, n_seeds: int, loss: Loss) -> None:
     if len(values) == 0:
         raise UserError(f"`{name}` is empty: a curve needs points")
     if name == "sizes":
-        whole = [isinstance(value, int) and not isinstance(value, bool) for value in values]
+        whole = [isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values]
         shares = [isinstance(value, float) and 0 < value <= 1 for value in values]
         if not ((all(whole) and min(values) >= 1) or all(shares)) or list(values) != sorted(set(values)):
             raise UserError(f"`sizes` must be shares in (0.0, 1.0] or whole numbers >= 1, ascending, got {values}")
-    if metric is not None and metric not in METRICS:
-        raise UserError(f"`metric` must be one of {', '.join(METRICS)}, or None for the loss, got {metric!r}")
-    if n_seeds < 1:
-        raise UserError(f"`n_seeds` must be at least 1, got {n_seeds}")
+    if metric is not None and metric not in KNOWN:
+        raise UserError(f"`metric` must be one of {', '.join(KNOWN)}, or None for the loss, got {metric!r}")
+    check_metrics(() if metric is None else (metric,), loss)
+    if isinstance(n_seeds, bool) or not isinstance(n_seeds, (int, np.integer)) or n_seeds < 1:
+        raise UserError(f"`n_seeds` must be a whole number, at least 1, got {n_seeds!r}")
 
 
 def _std(values: np.ndarray) -> np.ndarray:
@@ -354,5 +362,13 @@ def _std(values: np.ndarray) -> np.ndarray:
     return values.std(axis=-1, ddof=1) if values.shape[-1] > 1 else np.full(len(values), np.nan)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else str(value)
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values)
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """The values as they may stand in one column: whole numbers, numbers, or texts of anything else."""
+    if not _numbers(values):
+        return [value if isinstance(value, str) else str(value) for value in values]
+    whole = all(isinstance(value, (int, np.integer)) for value in values)
+    return [int(value) if whole else float(value) for value in values]

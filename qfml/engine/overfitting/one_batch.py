@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
 from qfml.data.fitted_transforms import FittedTransform
-from qfml.engine.callbacks import Callback
 from qfml.engine.member import Member
-from qfml.engine.schedules import Constant
+from qfml.engine.overfitting.rows import checked_rows
+from qfml.engine.sampling import Shuffled
+from qfml.engine.short_run import short_run, step_losses
 from qfml.engine.trainer import Trainer
 from qfml.errors import UserError
 from qfml.losses import Loss
@@ -63,6 +63,10 @@ class OneBatch:
             return (
                 f"passed, but not at the trainer's learning rate {self.rates[0]:g}: at {self.rate:g} the network "
                 f"learns the batch by heart, to {share}"
+            )
+        if np.isnan(self.losses[:, -1]).all():
+            return (
+                f"failed: the loss diverged at every rate from {min(self.rates):g} to {max(self.rates):g}; lower them"
             )
         return (
             f"failed: after {self.losses.shape[1]} steps the loss of the batch is still {share}; look at the labels, "
@@ -120,6 +124,7 @@ def overfit_one_batch(
     """
     if not loss.additive:
         raise UserError(f"`{loss.kind}` has no lowest value of 0 that a network could reach on one batch")
+    rows = checked_rows("rows", rows, len(ds))
     if loss.predicts in ("probability", "class_probabilities") and bool((ds.y[rows] != ds.y[rows].round()).any()):
         raise UserError(f"`{loss.kind}` of labels between two classes cannot come down to 0: take labels 0 and 1")
     if not 0 < tolerance < 1:
@@ -134,9 +139,10 @@ def overfit_one_batch(
     rates = tuple(trainer.optimizer.lr * factor for factor in factors)
     bare = _without_dropout(network)
     members = [Member(bare, rows, seed=seed, lr=lr, weight_decay=0.0, transforms=transforms) for lr in rates]
-    record = _Losses(len(members), n_steps)
-    _whole_batch(trainer, n_steps).fit_many(members, loss, ds, callbacks=[record])
-    losses = np.where(np.isfinite(record.losses), record.losses, np.nan)
+    whole_batch = short_run(trainer, n_steps, batch_size=None, sampler=Shuffled())
+    losses, failures = step_losses(whole_batch, members, loss, ds, n_steps)
+    if np.isnan(losses[:, 0]).all():
+        raise UserError(f"the batch cannot be learned: its loss or gradient is not finite at once, {failures[0]}")
     return OneBatch(losses, rates, constant, tolerance)
 
 
@@ -168,24 +174,6 @@ def _minimum(loss: Loss, y: Tensor, weight: Tensor, start: Tensor) -> float:
 
     optimizer.step(closure)  # pyright: ignore[reportArgumentType]
     return lowest
-
-
-class _Losses(Callback):
-    """The loss of every step of every member (M, S)."""
-
-    def __init__(self, n_members: int, n_steps: int) -> None:
-        self.losses = np.full((n_members, n_steps), np.nan)
-
-    def log(self, member: int, step: int, values: dict[str, float]) -> None:
-        self.losses[member, step - 1] = values["loss"]
-
-
-def _whole_batch(trainer: Trainer, n_steps: int) -> Trainer:
-    """The same trainer for `n_steps` steps on all rows at once, at a constant rate and without weight decay."""
-    own: dict[str, Any] = {"schedule": Constant(), "averaging": None, "patience": None, "max_seconds": None}
-    own |= {"monitor": "train_loss", "mode": "min", "metrics": (), "fast_dev_run": False, "log_every": 1}
-    sampler = next(field.default for field in fields(Trainer) if field.name == "sampler")
-    return replace(trainer, batch_size=None, sampler=sampler, max_epochs=n_steps, max_steps=n_steps, **own)
 
 
 def _without_dropout(network: Network) -> Network:

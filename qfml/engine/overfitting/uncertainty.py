@@ -144,12 +144,15 @@ def dropout_draws(
     units = fit.network.dropout_units
     if not units:
         raise UserError("`fit` is of a network without dropout: train one with `dropout` > 0, or use an ensemble")
-    if n_draws < 2:
-        raise UserError(f"`n_draws` must be at least 2, got {n_draws}")
+    if isinstance(n_draws, bool) or not isinstance(n_draws, (int, np.integer)) or n_draws < 2:
+        raise UserError(f"`n_draws` must be a whole number, at least 2, got {n_draws!r}")
     masks = torch.stack([_mask(units, seed, draw) for draw in range(n_draws)])
     at_a_time = max(1, _ELEMENTS // (ROWS_AT_A_TIME * units * (ds.window or 1)))
     features = ds.features if fit.transforms is None else fit.transforms.apply(ds.features)
     ends = ds.ends if rows is None else ds.ends[torch.as_tensor(rows)]
+    if not len(ends):
+        shape = () if fit.loss.n_outputs == 1 else (fit.loss.n_outputs,)
+        return np.empty((n_draws, 0, *shape))
     draws = []
     with torch.no_grad():
         for own in masks.to(features.device).split(at_a_time):
