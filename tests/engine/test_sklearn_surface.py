@@ -10,6 +10,7 @@ import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -311,7 +312,10 @@ def test_three_classes_are_the_cross_entropy_of_their_places(data):
     by_hand = trainer.fit_many(members, CrossEntropy(n_classes=3), ds)
     assert np.array_equal(parameters(model), np.stack([fit.parameters.numpy() for fit in by_hand]))
     proba, std = model.predict_proba(X, return_std=True)
-    np.testing.assert_allclose(proba, np.mean([fit.predict(ds) for fit in by_hand], axis=0), rtol=1e-12)
+    each = np.stack([fit.predict(ds) for fit in by_hand])
+    np.testing.assert_allclose(proba, (each / each.sum(axis=2, keepdims=True)).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-15 * 3)  # which single precision would not reach
+    assert log_loss(names, proba) == pytest.approx(-np.log(proba[np.arange(N), codes]).mean())
     assert proba.shape == std.shape == (N, 3)
     assert model.predict(X).tolist() == [["fall", "flat", "rise"][place] for place in proba.argmax(1)]
     assert model.score(X, names) > 0.85
@@ -353,6 +357,12 @@ def test_quantiles_have_a_column_a_level(data):
     assert model.set_output(transform="pandas").predict(X).columns.tolist() == [0.1, 0.5, 0.9]
     with pytest.raises(ValueError, match="use NeuralClassifier"):
         NeuralRegressor(NETWORK, CrossEntropy(n_classes=3), TRAINER).fit(X, np.arange(N) % 3)
+
+
+def test_classes_that_have_no_order_are_refused(data):
+    X, y, _, _ = data
+    with pytest.raises(ValueError, match="classes of one kind, none of them missing"):
+        NeuralClassifier(NETWORK, trainer=TRAINER).fit(X, np.where(y > 1, None, "up"))
 
 
 def test_labels_of_several_columns_take_a_network_each(data):
