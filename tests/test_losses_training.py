@@ -129,6 +129,29 @@ def test_micro_batches_do_not_change_a_loss_of_the_whole_sample(kind):
         qfml.Trainer(max_epochs=1, batch_size=40).fit_many([member(0)], this.loss, this.ds)
 
 
+def test_rows_in_any_order_are_put_in_order_of_asset_and_time():
+    """Turnover is between an asset's own neighbours in time: the loss by a loop over assets and periods."""
+    ds, loss = case("negative_sharpe").ds, qfml.NegativeSharpe(cost_bps=500.0)
+    rng, train, val = np.random.default_rng(1), np.arange(190), np.arange(190, 250)
+    still = qfml.Trainer(max_epochs=1, batch_size=None, optimizer=qfml.SGD(lr=1e-12))
+    network = qfml.MLP(hidden=(9,))
+    fit = still.fit(network, loss, ds, train=train, val=val)
+    mixed = still.fit(network, loss, ds, train=rng.permutation(train), val=rng.permutation(val))
+    assert torch.equal(fit.parameters, mixed.parameters)
+    assert fit.history == mixed.history
+    position, y, weight = fit.predict(ds), ds.y.numpy(), ds.weight.numpy()
+    for name, rows in (("train_loss", train), ("val_loss", val)):
+        held, pnl, weights = {0: 0.0, 1: 0.0}, {}, {}
+        for row in rows:  # by time, and asset after asset
+            own, time = row % 2, row // 2
+            earned = position[row] * y[row] - 0.05 * abs(position[row] - held[own])
+            pnl[time] = pnl.get(time, 0.0) + weight[row] * earned
+            weights[time] = weights.get(time, 0.0) + weight[row]
+            held[own] = position[row]
+        series = np.array(list(pnl.values())) / max(weights.values())
+        assert fit.history[0][name] == pytest.approx(-series.mean() / series.std(ddof=1), rel=1e-4)
+
+
 def test_labels_of_another_task_are_refused_before_training():
     this = case("mse")
     for kind in CLASSES:
