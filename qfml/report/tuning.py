@@ -18,6 +18,7 @@ from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import FILE_NAME, OFFLINE, document
 from qfml.report.parameters import COLORS, parameter_panels, value_text
 from qfml.report.provenance import origin
+from qfml.tune.space import short_names
 
 __all__ = ["write_tuning_report"]
 
@@ -184,7 +185,8 @@ def _trials(found: Mapping[str, Any], charts: Charts) -> Section:
         ]
         for trial in ordered
     ]
-    heads = ["Trial", "Trained", objective["name"], "Sharpe ratio", "Epochs", *names]
+    shorts = [el("span", short, title=name) for name, short in short_names(names).items()]
+    heads = ["Trial", "Trained", objective["name"], "Sharpe ratio", "Epochs", *shorts]
     marked = frozenset(i for i, trial in enumerate(ordered) if trial["place"] == winner)
     figure = charts.place(
         "trials",

@@ -49,17 +49,25 @@ def test_the_sentence_and_the_chart_equal_brute_force_over_the_histories(run_dir
     at_last = [rows[-1][2] - rows[-1][1] for rows in each.values()]
     shown = f"Its median is {three(np.median(at_best))} at the epoch of the lowest validation loss"
     assert f"{shown} and {three(np.median(at_last))} at the last." in page.text
-    median, training, is_open = (page.trace("gap", "Median gap"), *(
-        page.trace("gap", name, "y2") for name in ("Training", "Gap open")
-    ))  # fmt: skip
-    low, high = page.trace("gap", "Middle half"), page.trace("gap", "Upper quartile")
-    assert list(median["x"]) == list(range(1, max(len(rows) for rows in each.values()) + 1))
-    for i, epoch in enumerate(median["x"]):
-        gaps = [val - train for rows in each.values() for at, train, val in rows if at == epoch]
-        for trace, share in ((low, 25), (median, 50), (high, 75)):
-            assert trace["y"][i] == pytest.approx(np.percentile(gaps, share), rel=1e-12, abs=1e-15)
-        assert training["y"][i] == len(gaps)
-        assert is_open["y"][i] == sum(at <= epoch for at in opened)
+    drawn = [("Middle half", 25), ("Median", 50), ("Upper quartile", 75)]
+    lines = {share: page.trace("gap", name) for name, share in drawn}
+    seen, is_open = page.trace("gap", "Networks", "y2"), page.trace("gap", "Networks with an open gap", "y2")
+    around: dict[int, list[float]] = {}
+    opened_after = []
+    for rows in each.values():
+        best = min(rows, key=lambda row: row[2])
+        at = opened_at(rows)
+        opened_after += [] if at is None else [at - best[0]]
+        for epoch, train, val in rows:
+            wider = (val - train - (best[2] - best[1])) / abs(best[2])
+            around.setdefault(epoch - best[0], []).append(wider)
+    assert sorted(around) == list(seen["x"])
+    for i, after in enumerate(seen["x"]):
+        for share, line in lines.items():
+            assert line["y"][i] == pytest.approx(np.percentile(around[after], share), rel=1e-12, abs=1e-15)
+        assert seen["y"][i] == len(around[after])
+        assert is_open["y"][i] == sum(opened <= after for opened in opened_after)
+    assert {line["y"][list(seen["x"]).index(0)] for line in lines.values()} == {0.0}
 
 
 def test_the_table_of_members_says_when_the_gap_of_each_opened(make_run: Callable[..., Path], report: Report) -> None:
@@ -81,6 +89,12 @@ def test_a_gap_that_never_opens_and_networks_without_validation_are_said(run_dir
     text = report(run_dir).text
     assert "The gap opened for good in none of 28 networks." in text
     assert "Left out for want of a finite validation loss: 4 of 32 networks." in text
+    for entry in entries:
+        entry["val_loss"] = 0.0 if entry["fold"] == 1 else entry["val_loss"]
+    (run_dir / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    page = report(run_dir)
+    assert "Not drawn, since a share of a loss of zero is not defined: 4." in page.text
+    assert max(page.trace("gap", "Networks", "y2")["y"]) == 24
     for entry in entries:
         entry["val_loss"] = None
     (run_dir / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
