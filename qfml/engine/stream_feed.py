@@ -249,10 +249,11 @@ def _described(batch: Any) -> str:
 
 
 def _check(x: Tensor, y: Tensor, weight: Tensor | None, batch_size: int, where: str) -> None:
-    if x.ndim not in (2, 3) or y.ndim not in (1, 2) or len(x) != len(y) or len(y) == 0:
+    if x.ndim not in (2, 3) or y.ndim != 1 or len(x) != len(y) or len(y) == 0:
+        column = ": take `y[:, 0]` by an `adapter`" if y.ndim == 2 and y.shape[1] == 1 else ""
         raise DataError(
-            f"{where} must have features (B, F) or (B, L, F) and labels (B,) or (B, K), got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}"
+            f"{where} must have features (B, F) or (B, L, F) and labels (B,), one a row, got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}{column}"
         )
     if len(y) > batch_size:
         raise DataError(

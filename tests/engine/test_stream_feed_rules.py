@@ -148,6 +148,8 @@ def changed(values, row, value):
         ((X, Y, changed(WEIGHT, 3, -1.0)), r"`weight` must be >= 0, .* in batch 0 of epoch 0"),
         ((X, Y, WEIGHT[:, None]), r"`weight` must be >= 0, one for each of 16 rows"),
         ((X[:, 0], Y), r"must have features \(B, F\) or \(B, L, F\)"),
+        ((X, Y[:, None]), r"labels \(B,\), one a row, got \(16, 3\) and \(16, 1\): take `y\[:, 0\]` by an `adapter`"),
+        ((X, X), r"labels \(B,\), one a row, got \(16, 3\) and \(16, 3\)"),
         ((X,), r"must be tensors \(x, y\) or \(x, y, weight\).*got \(Tensor\).*pass an `adapter`"),
         ((X, Y, WEIGHT, WEIGHT), r"got \(Tensor, Tensor, Tensor, Tensor\)"),
     ],
