@@ -302,6 +302,12 @@ def test_a_training_that_fails_within_a_trace_leaves_the_profiler_to_the_next(tm
     assert (tmp_path / "a").exists()
 
 
+def test_a_folder_in_place_of_a_trace_is_refused_at_once(tmp_path):
+    trainer = qfml.Trainer(max_epochs=10**9, batch_size=50, profile=Profile(str(tmp_path)))
+    with pytest.raises(UserError, match=r"must name a file such as trace\.json, and .* is a folder"):
+        trainer.fit_many(members(qfml.MLP(hidden=(8,))), qfml.MSE(), make_data())
+
+
 def test_a_trace_that_was_never_begun_is_told(tmp_path):
     trainer = qfml.Trainer(max_epochs=1, batch_size=50, profile=Profile(str(tmp_path / "t.json"), first=99))
     with pytest.warns(UserWarning, match="the training had 4 steps, and the first to be traced is step 99"):

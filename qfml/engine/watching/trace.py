@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from qfml.engine.watching.settings import Profile
+from qfml.errors import UserError
 
 
 class Tracer:
@@ -17,6 +18,10 @@ class Tracer:
 
     def __init__(self, profile: Profile, device: torch.device) -> None:
         self.profile, self.device, self.n_steps = profile, device, 0
+        path = Path(profile.path)
+        path.parent.mkdir(parents=True, exist_ok=True)  # here, and not after the steps
+        if path.is_dir():
+            raise UserError(f"`path` of a profile must name a file such as trace.json, and {path} is a folder")
         self._profiler: torch.profiler.profile | None = None
 
     def traced(self, step: Callable[[], Any]) -> Callable[[], Any]:
@@ -60,5 +65,4 @@ class Tracer:
         if profiler is None:
             return
         profiler.stop()
-        Path(self.profile.path).parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(self.profile.path)
