@@ -11,7 +11,6 @@ members trained with checkpoints as often as the rule allows and without any, in
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -128,7 +127,7 @@ def main() -> None:
     measure.show("a training", share, "added_share", "checkpoints")
     record = {
         "benchmark": "Checkpoints of a stack",
-        "command": "python benchmarks/bench_checkpoint.py " + " ".join(sys.argv[1:]),
+        "command": measure.command(),
         "machine_before": before,
         "bars": BARS,
         "cases": {"a checkpoint of 256 members": writing, "a training": share},

@@ -3,22 +3,23 @@
     python benchmarks/bench_engine.py [--out FILE.json] [--repeats N] [--threads N]
 
 Step: an MLP 20-64-64-1, batches of 256 out of 25,600 rows, ten epochs: ours with clipping and NaN guard beside a loop
-written by hand (nn.Sequential, AdamW(fused=True), batches by index, no clipping). Loading: one shuffled epoch of
-256,000 rows in batches of 256, to the features and labels of each batch and nothing more, beside slicing by hand and
-DataLoader(TensorDataset). The contenders run in turns in one process. Run it alone on an idle machine.
+written by hand (nn.Sequential, AdamW(fused=True), no clipping), which takes its batches by index, or as slices of the
+rows shuffled once an epoch. A member of ours trains on one thread; the loops are run on all and on one. Loading: one
+shuffled epoch of 256,000 rows in batches of 256, to the features and labels of each batch and nothing more, beside
+slicing by hand and DataLoader(TensorDataset). The contenders run in turns in one process. Run it alone on an idle
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
 import measure
 import numpy as np
 import torch
-from measure import Contender
+from measure import Contender, at_threads
 from torch.utils.data import DataLoader, TensorDataset
 
 import qfml
@@ -46,7 +47,7 @@ def our_steps(ds: TimeDataset) -> float:
     return fit.history[-1]["train_loss"]
 
 
-def bare_steps(ds: TimeDataset) -> float:
+def bare_steps(ds: TimeDataset, slices: bool = False) -> float:
     x, y = ds.features, ds.y
     generator = torch.Generator().manual_seed(0)
     layers = [torch.nn.Linear(N_FEATURES, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU()]
@@ -55,10 +56,11 @@ def bare_steps(ds: TimeDataset) -> float:
     total = 0.0
     for _ in range(EPOCHS):
         order, total = torch.randperm(len(y), generator=generator), 0.0
+        own_x, own_y = (x[order], y[order]) if slices else (x, y)
         for start in range(0, len(y), BATCH):
-            rows = order[start : start + BATCH]
+            rows = slice(start, start + BATCH) if slices else order[start : start + BATCH]
             optimizer.zero_grad()
-            loss = (network(x[rows]).squeeze(-1) - y[rows]).square().mean()
+            loss = (network(own_x[rows]).squeeze(-1) - own_y[rows]).square().mean()
             loss.backward()
             optimizer.step()
             total += loss.detach()
@@ -104,7 +106,8 @@ def main() -> None:
     races = {
         "one member, a step": {
             "qfml": Contender(lambda: our_steps(few), n_steps, options.threads),
-            "bare loop": Contender(lambda: bare_steps(few), n_steps, options.threads),
+            **at_threads("bare loop", Contender(lambda: bare_steps(few), n_steps), options.threads),
+            **at_threads("bare loop, slices", Contender(lambda: bare_steps(few, True), n_steps), options.threads),
         },
         "loading, an epoch": {
             "qfml": Contender(lambda: our_loading(many), len(many), options.threads),
@@ -114,7 +117,7 @@ def main() -> None:
     }
     record = {
         "benchmark": "The training engine beside plain PyTorch",
-        "command": "python benchmarks/bench_engine.py " + " ".join(sys.argv[1:]),
+        "command": measure.command(),
         "machine_before": measure.machine(),
         "bars": BARS,
         "cases": {},

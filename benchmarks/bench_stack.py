@@ -3,10 +3,10 @@
     python benchmarks/bench_stack.py [--out FILE.json] [--repeats N] [--threads N] [--epochs N]
 
 Each network is a 20-32-32-1 MLP on 2,000 rows of its own fold, batches of 64, AdamW, no validation, the same number of
-epochs. The contenders run in turns in one process. skorch and Lightning train `--peer-members` of the 64 one after
-another and are scaled to 64, since a member's time does not depend on the number before it; the bare loop and our own
-loop train all 64. Accuracy is the mean squared error on rows that no contender has seen, over the same 4 members.
-Run it alone on an idle machine.
+epochs. The contenders run in turns in one process; the peers on all threads and, beside it, on one, which our own loop
+takes of itself. skorch and Lightning train `--peer-members` of the 64 one after another and are scaled to 64, since a
+member's time does not depend on the number before it; the bare loop and our own loop train all 64. Accuracy is the
+mean squared error on rows that no contender has seen, over the same 4 members. Run it alone on an idle machine.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def with_skorch(ds: TimeDataset, test: np.ndarray) -> tuple[float, list[float]]:
     for member in range(arguments.peer_members):
         regressor = skorch.NeuralNetRegressor(
             net(member), max_epochs=arguments.epochs, batch_size=BATCH, lr=LR, optimizer=torch.optim.AdamW,
-            train_split=None, verbose=0, iterator_train__shuffle=True,
+            optimizer__fused=True, train_split=None, verbose=0, iterator_train__shuffle=True,
         )  # fmt: skip
         rows = rows_of(member)
         X, y = ds.features[rows].numpy(), ds.y[rows].numpy()[:, None]
@@ -131,18 +131,19 @@ class Module(lightning.LightningModule):
         return nn.functional.mse_loss(self.model(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=LR)
+        return torch.optim.AdamW(self.parameters(), lr=LR, fused=True)
 
 
 def with_lightning(ds: TimeDataset, test: np.ndarray) -> tuple[float, list[float]]:
-    """Lightning with everything that costs time switched off: logger, checkpoints, bar, summary."""
+    """Lightning without logger, checkpoints, bar and summary; its loader fetches whole batches."""
     errors, seconds = [], 0.0
     for member in range(arguments.peer_members):
         module = Module(net(member))
         rows = torch.from_numpy(rows_of(member))
         data = torch.utils.data.TensorDataset(ds.features[rows], ds.y[rows][:, None])
         begin = time.perf_counter()
-        loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
+        batches = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data), BATCH, drop_last=False)
+        loader = torch.utils.data.DataLoader(data, sampler=batches, batch_size=None)
         lightning.Trainer(
             max_epochs=arguments.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
@@ -153,25 +154,30 @@ def with_lightning(ds: TimeDataset, test: np.ndarray) -> tuple[float, list[float
     return seconds * N_MEMBERS / arguments.peer_members, errors
 
 
-CONTENDERS = {
-    "qfml, one stack": stacked,
-    "qfml, one at a time": one_by_one,
-    "bare PyTorch loop": bare,
-    "skorch": with_skorch,
-    "Lightning": with_lightning,
+OURS = {"qfml, one stack": stacked, "qfml, one at a time": one_by_one}
+PEERS = {"bare PyTorch loop": bare, "skorch": with_skorch, "Lightning": with_lightning}
+# name -> what trains, threads, networks that it trains
+CONTENDERS = {name: (contender, arguments.threads, N_MEMBERS) for name, contender in OURS.items()} | {
+    f"{name}, {threads} thread{'s' * (threads > 1)}": (
+        contender,
+        threads,
+        N_MEMBERS if contender is bare else arguments.peer_members,
+    )
+    for name, contender in PEERS.items()
+    for threads in sorted({arguments.threads, 1}, reverse=True)
 }
 
 
 def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(arguments.threads)
     ds, test = dataset()
     load_before = os.getloadavg()
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     errors: dict[str, float] = {}
     for repeat in range(arguments.repeats + 1):
-        for name, contender in CONTENDERS.items():
+        for name, (contender, threads, _) in CONTENDERS.items():
+            torch.set_num_threads(threads)
             taken, found = contender(ds, test)
             if repeat:  # the first round warms up
                 seconds[name].append(taken)
@@ -192,7 +198,8 @@ def main() -> None:
                 / statistics.median(seconds["qfml, one stack"]),
                 "microseconds_per_member_step": 1e6 * min(taken) / (N_MEMBERS * arguments.epochs * -(-N_ROWS // BATCH)),
                 "mse_on_unseen_rows": errors[name],
-                "scaled_from_members": arguments.peer_members if name in ("skorch", "Lightning") else N_MEMBERS,
+                "threads": CONTENDERS[name][1],
+                "scaled_from_members": CONTENDERS[name][2],
             }
             for name, taken in seconds.items()
         },
@@ -205,7 +212,7 @@ def main() -> None:
     }
     for name, row in record["results"].items():
         print(
-            f"{name:22} min {row['seconds_min']:7.3f} s  median {row['seconds_median']:7.3f} s  "
+            f"{name:28} min {row['seconds_min']:7.3f} s  median {row['seconds_median']:7.3f} s  "
             f"{row['times_slower_than_stack_min']:6.1f} x the stack  MSE {row['mse_on_unseen_rows']:.4f}"
         )
     if arguments.out:

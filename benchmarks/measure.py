@@ -1,4 +1,4 @@
-"""What the benchmarks of `pricers` share: timing in turns, peak memory in a process of its own, the machine."""
+"""What the benchmarks share: timing in turns, peak memory in a process of its own, the machine."""
 
 from __future__ import annotations
 
@@ -116,6 +116,17 @@ def peak_in_child(script: str, *words: str, timeout: float = 120.0) -> dict:
     if done.returncode:
         return {"peak_memory_failed": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
     return {"peak_memory_mib": round(json.loads(done.stdout.splitlines()[-1]) / 2**20, 2)}
+
+
+def command() -> str:
+    """How this benchmark was called, but for where its record went."""
+    words, out = [], False
+    for word in sys.argv[1:]:
+        if out or word == "--out" or word.startswith("--out="):
+            out = word == "--out"
+            continue
+        words.append(word)
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def default_threads() -> int:
