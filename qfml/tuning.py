@@ -202,6 +202,7 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
 
     study = Study(folder / "study.db", search.spaces, plan.search, mode=task.trainer.mode, seed=plan.seed)
     try:
+        study.claim(fingerprint(search, ds))
         Tuner(ds, folds, study, search.task, keep, plan, say).run()
         seconds = study.seconds
         found = verdict.report_of(study, folder, market, trials_on_the_same_data(task).n_trials)
@@ -209,6 +210,13 @@ def _search(folder: Path, search: Search, ds: TimeDataset, say: Say) -> tuple[di
         study.close()
     found["seconds"] = {"search": seconds}
     return found | _described(search, ds, folds), search.task(found["winner"]["params"])
+
+
+def fingerprint(search: Search, ds: TimeDataset) -> str:
+    """A hash of what all trials have in common; how many there are, and for how long, may change in a resume."""
+    free = ("n_trials", "timeout", "concurrent")
+    plan = {name: value for name, value in config.to_dict(search.plan).items() if name not in free}
+    return config.config_hash([search.settings, plan, ds.data_hash])
 
 
 def _described(search: Search, ds: TimeDataset, folds: Sequence[FoldRows]) -> dict[str, Any]:

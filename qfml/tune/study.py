@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qfml.errors import UserError
 from qfml.tune.search import Search, seed_of
 from qfml.tune.space import Space, Value
 
@@ -78,6 +79,24 @@ class Study:
         )
         self.states = optuna.trial.TrialState
         self._again = self._interrupted()
+
+    def claim(self, fingerprint: str) -> None:
+        """Note what the study was begun with.
+
+        Args:
+            fingerprint: a hash of all that its trials have in common.
+
+        Raises:
+            UserError: it was begun with something else, with which its trials could not be compared.
+        """
+        known = self.study.user_attrs.get("fingerprint")
+        if known is None:
+            self.study.set_user_attr("fingerprint", fingerprint)
+        elif known != fingerprint:
+            raise UserError(
+                "the search was begun with other data or settings, so that its trials cannot be compared with further "
+                "ones: resume it with those it was begun with, or search in a new folder"
+            )
 
     def close(self) -> None:
         """Close the file."""

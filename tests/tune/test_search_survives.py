@@ -12,12 +12,12 @@ import yaml
 from command_line import prices, qfml, settings, start, wait_until, workplace
 
 from qfml.data import TimeDataset
-from qfml.errors import UserError
+from qfml.errors import Interrupted, UserError
 from qfml.run import only_process
 from qfml.splits import LookbackWarning, PurgedKFold, WalkForward
 from qfml.task import read_task
 from qfml.tune import Study, TuneConfig, Tuner, looking_back, tuning_folds
-from qfml.tuning import Search
+from qfml.tuning import Search, fingerprint, resume, tune
 
 SPACES = {
     "network": {"kind": "mlp", "hidden": [8]},
@@ -181,3 +181,31 @@ def test_sigterm_stops_a_search_that_no_second_process_may_enter_and_resume_ends
     assert done.code == 0, done.err
     assert len(json.loads((place / "search" / "metrics.json").read_text())["trials"]) == 4
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # none was trained again
+
+
+def test_a_search_resumed_with_other_data_or_settings_is_refused(tmp_path, monkeypatch):
+    place = workplace(tmp_path)
+    monkeypatch.chdir(place)
+    first = searched()
+    with pytest.raises(Interrupted):
+        tune(first, out="search", progress=False, say=stop_at(3))  # after the first trial
+    before = [path.read_bytes() for path in sorted(place.glob("search/trials/*"))]
+    config = place / "search" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("0.1", "0.2"))  # the upper bound of the learning rate
+    assert config.read_text() != text
+    with pytest.raises(UserError, match="begun with other data or settings"):
+        resume("search", progress=False, say=lambda line: None)
+    config.write_text(text)
+    prices(seed=1).write_csv(place / "prices.csv")
+    with pytest.raises(UserError, match="begun with other data or settings"):
+        resume("search", progress=False, say=lambda line: None)
+    assert [path.read_bytes() for path in sorted(place.glob("search/trials/*"))] == before
+
+
+def test_more_trials_and_more_time_leave_it_the_same_search():
+    ds = data()
+    same = {fingerprint(Search.of(searched(**more)), ds) for more in ({}, {"n_trials": 90}, {"timeout": 9.0})}
+    others = {fingerprint(Search.of(searched(**more)), ds) for more in ({"seed": 1}, {"halving": {"first": 1}})}
+    assert len(same) == 1
+    assert len(others - same) == 2
