@@ -110,7 +110,7 @@ def main() -> None:
     def stacked() -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             study = Study(Path(folder) / "study.db", search.spaces, search.plan.search, mode="min", seed=0)
-            Tuner(ds, folds, study, search.task, lambda *_: None, search.plan, lambda _: None).run(set())
+            Tuner(ds, folds, study, search.task, lambda *_: None, search.plan, lambda _: None).run()
             values = [told.value for told in study.told()]
             study.close()
         return values
