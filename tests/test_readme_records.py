@@ -1,0 +1,62 @@
+"""The times that the README names are those of the records."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def record(name):
+    return json.loads((ROOT / "benchmarks" / "records" / f"{name}.json").read_text())
+
+
+def fastest(rows, name, key):
+    """Of the rows of one contender, which may have been run on several numbers of threads, the fastest."""
+    return min(
+        (row for told, row in rows.items() if told == name or told.startswith(f"{name}, ")), key=lambda r: r[key]
+    )
+
+
+def test_the_table_of_the_stack_is_its_record():
+    rows = record("stack")["results"]
+    shown = re.findall(r"^\| (.+?) \| ([\d.]+) s \| ([\d.]+) s \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert [name for name, *_ in shown] == list(dict.fromkeys(re.sub(r", \d threads?$", "", name) for name in rows))
+    for name, least, median, error in shown:
+        row = rows[name] if name in rows else fastest(rows, name, "seconds_min")
+        told = (f"{row['seconds_min']:.2f}", f"{row['seconds_median']:.2f}", f"{row['mse_on_unseen_rows']:.3f}")
+        assert (name, least, median, error) == (name, *told)
+
+
+def test_a_step_and_loading_are_as_their_record_has_them():
+    step, loading = record("engine")["cases"].values()
+    text = " ".join(README.split())
+    for sentence in (
+        f"takes {step['qfml']['microseconds_a_step_min']:.0f} µs a step",
+        f"the bare loop {fastest(step, 'bare loop', 'min_seconds')['microseconds_a_step_min']:.0f} µs",
+        f"loads in {1e3 * loading['qfml']['min_seconds']:.0f} ms",
+        f"with `DataLoader(TensorDataset)` in {loading['DataLoader(TensorDataset)']['min_seconds']:.2f} s",
+    ):
+        assert sentence in text
+
+
+def test_the_bars_are_kept_by_the_records():
+    """One member, loading, 64 members, checkpoints, a search: what the engine is held to."""
+    stack, (step, loading) = record("stack")["results"], record("engine")["cases"].values()
+    ours = stack["qfml, one stack"]["seconds_min"]
+    for name, least in (("qfml, one at a time", 7), ("bare PyTorch loop", 12), ("skorch", 35), ("Lightning", 35)):
+        row = stack[name] if name in stack else fastest(stack, name, "seconds_min")
+        assert row["seconds_min"] / ours >= least, name
+    assert step["qfml"]["min_seconds"] <= 1.05 * fastest(step, "bare loop", "min_seconds")["min_seconds"]
+    assert loading["DataLoader(TensorDataset)"]["min_seconds"] >= 30 * loading["qfml"]["min_seconds"]
+    writing, share = record("checkpoint")["cases"].values()
+    assert writing["qfml, whole"]["median_seconds"] < 0.1
+    assert share["with checkpoints"]["min_seconds"] < 1.05 * share["without"]["min_seconds"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks" / "records").glob("*.json")))
+def test_every_record_has_its_benchmark(name):
+    assert (ROOT / "benchmarks" / f"bench_{name}.py").is_file()
