@@ -86,6 +86,8 @@ def conventions(run: RunFolder) -> Section:
         "slippage": ("Slippage", lambda v: f"{formats.significant(v, 3)} {formats.TIMES} volatility" if v else "none"),
         "execution_lag": ("Execution lag", lambda v: f"{v} period{'' if v == 1 else 's'}"),
         "confidence": ("Confidence of intervals", formats.percent),
+        "n_bootstrap": ("Bootstrap resamples", formats.count),
+        "pnl": ("P&L", _settings),
     }
     pairs: list[tuple[object, object]] = []
     for key, value in found.items():

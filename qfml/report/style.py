@@ -110,7 +110,9 @@ footer { color: var(--muted); font-size: 12.5px; padding-top: 18px; padding-bott
   .cards dd { font-size: 22px; }
   .curves { grid-template-columns: 1fr 1fr; gap: 10px 12px; }
   .curves.many { grid-template-columns: 1fr 1fr; }
+  .curves text { font-size: 14px; }
   .curves.panels { grid-template-columns: 1fr; }
+  .curves.panels text { font-size: 9.5px; }
   .columns > dl { columns: 1; }
   .wordy thead { display: none; }
   .wordy tr { display: grid; grid-template-columns: 1fr auto; border-bottom: 1px solid var(--rule); padding: 8px 0; }
