@@ -105,6 +105,21 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
+def check_unused(folder: Path) -> None:
+    """Refuse a place where a new training cannot write its checkpoints, or would remove those of another one.
+
+    Raises:
+        CheckpointError: a file, or a folder that holds checkpoints.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"checkpoints are written into a folder, and {folder} is a file: name another place")
+    if _numbers(folder):
+        raise CheckpointError(
+            f"{folder} holds the checkpoints of a training, which a new one would remove: continue it by `resume=True`,"
+            " or take another folder"
+        )
+
+
 def newest_whole(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[int]]:
     """What `read_checkpoint` returns, and the numbers of the damaged checkpoints that were passed over."""
     numbers = _numbers(folder)

@@ -225,7 +225,8 @@ class Trainer:
         Raises:
             ValueError: rows that are not the data's, labels the loss is not defined on, or settings that do not fit.
             Interrupted: stopped by a signal, after a checkpoint was written.
-            CheckpointError: nothing to resume from, or the checkpoint belongs to other data or settings.
+            CheckpointError: nothing to resume from, a checkpoint of other data or settings, or, without `resume`, a
+                folder that holds checkpoints already.
         """
         from qfml.engine.training import train  # it is built on this class
 
@@ -269,7 +270,8 @@ class Trainer:
         Raises:
             ValueError: what a stream cannot do, a batch that breaks a rule, a worker process that died.
             Interrupted: stopped by a signal, after a checkpoint was written.
-            CheckpointError: nothing to resume from, or the checkpoint belongs to other data or settings.
+            CheckpointError: nothing to resume from, a checkpoint of other data or settings, or, without `resume`, a
+                folder that holds checkpoints already.
         """
         from qfml.engine.stream_training import train_stream  # it is built on this class
 

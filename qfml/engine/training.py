@@ -18,7 +18,7 @@ from qfml.config import config_hash, to_dict
 from qfml.data.dataset import TimeDataset
 from qfml.engine.block import Block, OnEpoch, OnFail, OnLog
 from qfml.engine.callbacks import Callback
-from qfml.engine.checkpoint import newest_whole
+from qfml.engine.checkpoint import check_unused, newest_whole
 from qfml.engine.determinism import deterministic
 from qfml.engine.differential import check_differential
 from qfml.engine.fit import Fit
@@ -62,6 +62,8 @@ def train(
         )
     if trainer.fast_dev_run:
         trainer, checkpoint_dir, resume = replace(trainer, max_epochs=1, max_steps=2), None, False
+    if checkpoint_dir is not None and not resume:
+        check_unused(checkpoint_dir)
     run = _Run(trainer, members, loss, ds.to(trainer.device), callbacks, checkpoint_dir, refill)
     if resume:
         run.restore()

@@ -102,6 +102,19 @@ def test_a_step_that_is_skipped_is_skipped_under_a_limit_of_the_norm_too():
     assert torch.equal(fits[0].parameters, fits[1].parameters)
 
 
+def test_a_step_that_is_skipped_counts_as_no_update():
+    """Adam's first update is the learning rate in each element, however many steps were skipped before it."""
+    ds = make_data()
+    for n_steps in range(1, 9):
+        trainer = fp16(max_epochs=1, max_steps=n_steps, optimizer=qfml.AdamW(lr=1e-3, weight_decay=0.0))
+        fit = trainer.fit(NETWORK, qfml.MSE(), ds, train=LARGE)
+        moved = fit.parameters - fit.layout.flatten(NETWORK.init(5, None, stream(0, 0, "init")))
+        if bool(moved.any()):
+            break
+    assert n_steps > 1, "the first step overflows"
+    assert float(moved.abs().max()) == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("loss", [qfml.MSE(), qfml.NegativeSharpe(cost_bps=1.0)], ids=lambda loss: loss.kind)
 @pytest.mark.parametrize(("name", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_half_precision_trains_close_to_fp32(name, digits, loss):

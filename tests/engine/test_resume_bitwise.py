@@ -114,6 +114,18 @@ def test_resume_refuses_other_settings_and_missing_checkpoints(tmp_path):
         trainer.fit(qfml.MLP(), qfml.MSE(), ds, train=kill_target.np.arange(9), resume=True)
 
 
+def test_a_new_training_leaves_the_checkpoints_of_another_alone(tmp_path):
+    kill_target.train(tmp_path, resume=False, max_epochs=1)
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(CheckpointError, match=r"holds the checkpoints of a training.*continue it by `resume=True`"):
+        kill_target.train(tmp_path, resume=False, max_epochs=2)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "checkpoints").write_text("no folder")
+    with pytest.raises(CheckpointError, match="is a file: name another place"):
+        kill_target.train(tmp_path / "file", resume=False, max_epochs=1)
+
+
 def test_resume_tells_a_transform_from_one_that_was_fitted_on_other_rows(tmp_path):
     ds, trainer = kill_target.dataset(), qfml.Trainer(max_epochs=1, batch_size=64)
 
