@@ -6,6 +6,7 @@ import numpy as np
 
 import qfml
 from qfml.data import TimeDataset
+from qfml.splits import WalkForward
 
 ROWS = 200
 
@@ -94,3 +95,24 @@ def test_a_resumed_training_repeats_the_fits_that_it_has(tmp_path):
         members(), qfml.MSE(), data(), callbacks=[again], resume=True, **where
     )
     check_order(again.said, len(fits))
+
+
+def test_a_warm_started_walk_forward_numbers_the_members_of_all_folds():
+    told, ds = Told(), data()
+    told.end = lambda fits: None  # the last fold's alone
+    returns = TimeDataset(ds.features, ds.y, time=ds.time, label_end=ds.label_end, returns=0.01 * ds.y.numpy())
+    result = qfml.walk_forward(
+        returns,
+        splitter=WalkForward(train_size=80, test_size=40),
+        network=qfml.MLP(hidden=(4,)),
+        loss=qfml.MSE(),
+        trainer=qfml.Trainer(max_epochs=2, batch_size=32),
+        cost_bps=1.0,
+        n_seeds=2,
+        warm_start=True,
+        baselines=(),
+        n_bootstrap=0,
+        callbacks=[told],
+    )
+    assert len(result.fits) == 6
+    assert [told.fits[i] for i in range(6)] == [each.fit for each in result.fits]

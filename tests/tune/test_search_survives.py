@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import warnings
 
@@ -13,7 +14,7 @@ from command_line import prices, qfml, settings, start, wait_until, workplace
 
 from qfml.data import TimeDataset
 from qfml.errors import Interrupted, UserError
-from qfml.run import only_process
+from qfml.run import only_process, way_on
 from qfml.splits import LookbackWarning, PurgedKFold, WalkForward
 from qfml.task import read_task
 from qfml.tune import Study, TuneConfig, Tuner, looking_back, tuning_folds
@@ -159,6 +160,18 @@ def test_one_folder_has_one_process(tmp_path):
         pytest.fail("two at once")
     with only_process(tmp_path):
         pass
+
+
+def test_sigterm_outside_training_is_told_as_what_it_was_and_the_handler_comes_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped, way_on(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert stopped.value.__notes__ == [f"Continue with: qfml resume {tmp_path}"]
+    with pytest.raises(Interrupted) as stopped, way_on(tmp_path):
+        raise KeyboardInterrupt
+    assert stopped.value.signal_number == signal.SIGINT
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_sigterm_stops_a_search_that_no_second_process_may_enter_and_resume_ends_it(tmp_path):
