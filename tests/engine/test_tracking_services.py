@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from engine.tracked_training import train, train_cut_twice
 
 from qfml.engine.tracking import MLflow, TensorBoard, WeightsAndBiases
+from qfml.engine.tracking.services import allowed_name
 from qfml.errors import MissingExtraError, UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -161,6 +163,18 @@ def test_the_last_run_of_a_cut_training_in_mlflow_holds_it_whole(tmp_path, monke
     assert held == histories(fits)
     assert [data.tags[f"member_{member}.status"] for member in range(3)] == [fit.status for fit in fits]
     assert [data.tags.get(f"member_{member}.failure") for member in range(3)] == [fit.failure for fit in fits]
+
+
+def test_mlflow_gets_names_that_it_allows_and_that_stay_apart():
+    names = ["train_loss", "gradient_norm/0.weight", "a/b[0]", "a/b(0)", 'a\nb,"c"', "a//b", "a/b/", "../a", "/a", "é"]
+    told = [allowed_name(name) for name in names]
+    assert told[:2] == names[:2]
+    assert len(set(told)) == len(names)
+    for name in told:  # the rules of its store
+        assert re.fullmatch(r"[/\w.\- :]+", name)
+        whole = f"member_0/{name}"
+        assert str(PurePosixPath(whole)) == whole
+        assert ".." not in PurePosixPath(whole).parts
 
 
 def test_a_store_without_a_scheme_is_refused():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -215,7 +217,7 @@ class MLflow(Tracker):
         prefix = f"member_{member}" if axis == "epoch" else f"member_{member}/step"
         now = time.time_ns() // 1_000_000  # milliseconds
         known = [(name, value) for name, value in values.items() if value is not None]
-        metrics = [self._metric(f"{prefix}/{name}", float(value), now, at) for name, value in known]
+        metrics = [self._metric(f"{prefix}/{allowed_name(name)}", float(value), now, at) for name, value in known]
         with _without_telemetry():
             self._client.log_batch(self._id, metrics=metrics)
 
@@ -227,6 +229,17 @@ class MLflow(Tracker):
     def close(self) -> None:
         with _without_telemetry():
             self._client.set_terminated(self._id, "FINISHED")
+
+
+def allowed_name(name: str) -> str:
+    """A name as MLflow allows it, which a module's parameters need not have: other characters stand by their code.
+
+    Example:
+        >>> allowed_name("gradient_norm/0.weight"), allowed_name("gradient_norm/cell[2].weight")
+        ('gradient_norm/0.weight', 'gradient_norm/cell_5b_2_5d_.weight')
+    """
+    plain = re.sub(r"[^A-Za-z0-9_\-. :/]", lambda found: f"_{ord(found[0]):x}_", name)
+    return plain if posixpath.normpath(f"x/{plain}") == f"x/{plain}" else plain.replace("/", "_2f_")
 
 
 def _without_telemetry() -> AbstractContextManager[None]:
