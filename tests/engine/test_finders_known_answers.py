@@ -108,8 +108,12 @@ def test_rules_on_curves_by_hand():
     assert curve.suggestion == curve.lowest == rates[4]  # one seed: no standard error
     assert curve.diverges == 10
     assert np.isnan(curve.std_error).all()
-    # excess over the best of 0.01 +- 0.02 (standard error 0.02): as good; the rate below it is worse by far
+    # excess over the best of 0.01 +- 0.012 (standard error 0.012): as good; the rate below it is worse by far
     pair = np.stack([mean, mean], axis=1)
+    pair[3] = [0.19 + 0.01 + 0.012, 0.19 + 0.01 - 0.012]
+    assert smallest_as_good(pair) == 3
+    pair[3] = [0.19 + 0.01 + 0.009, 0.19 + 0.01 - 0.009]
+    assert smallest_as_good(pair) == 4
     pair[3] = [0.19 + 0.01 + 0.02, 0.19 + 0.01 - 0.02]
     assert smallest_as_good(pair) == 3
     pair[3] = [0.19 + 0.03, 0.19 + 0.04]
