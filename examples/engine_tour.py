@@ -24,8 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import qfml
-from qfml.data import StreamingTimeDataset, TimeDataset
-from qfml.data.streaming import write_shards
+from qfml.data import StreamingTimeDataset, TimeDataset, write_shards
 from qfml.engine import StreamMember, finders, overfitting
 from qfml.engine.checkpoint import read_manifest
 from qfml.engine.tracking import Csv, JsonLines, Tracker

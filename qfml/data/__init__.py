@@ -28,7 +28,7 @@ from qfml.data.sources import (
     Source,
     SqlSource,
 )
-from qfml.data.streaming import StreamingTimeDataset
+from qfml.data.streaming import StreamingTimeDataset, write_shards
 from qfml.data.transforms import (
     TRANSFORMS,
     QuantileNormal,
@@ -118,4 +118,5 @@ __all__ = [
     "source_columns",
     "time_decay",
     "validate",
+    "write_shards",
 ]

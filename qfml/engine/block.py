@@ -129,8 +129,10 @@ class Block:
         self.loss_sum.addcmul_(losses.double(), batch.total)
         self.weight_sum.add_(batch.total)
         ended = self.clock.advance()
-        if self.trainer.log_every is not None and self.clock.n_steps[0] % self.trainer.log_every == 0:
-            self._log(losses, norm)
+        if self.trainer.log_every is not None:
+            due = self.clock.n_steps % self.trainer.log_every == 0
+            if due.any():
+                self._log(losses, norm, due)
         if len(ended):
             self._end_epoch(ended)
 
@@ -251,11 +253,13 @@ class Block:
             partial(self._evaluate, batch),
         )
 
-    def _log(self, losses: Tensor, norm: Tensor) -> None:
-        """Tell what the last step was like; all members stand at the same number of steps."""
-        values = zip(losses.tolist(), norm[:, 0].tolist(), self.rates.tolist())
-        for member, steps, (loss, gradient_norm, lr) in zip(self.members, self.clock.n_steps.tolist(), values):
-            self.on_log(member, steps, {"loss": loss, "gradient_norm": gradient_norm, "lr": lr})
+    def _log(self, losses: Tensor, norm: Tensor, due: np.ndarray) -> None:
+        """Tell what the last step was like of the members that are `due`: all, unless some have joined later."""
+        values = list(zip(losses.tolist(), norm[:, 0].tolist(), self.rates.tolist()))
+        for place in np.flatnonzero(due).tolist():
+            loss, gradient_norm, lr = values[place]
+            told = {"loss": loss, "gradient_norm": gradient_norm, "lr": lr}
+            self.on_log(self.members[place], int(self.clock.n_steps[place]), told)
 
     def _end_epoch(self, ended: np.ndarray) -> None:
         """Close the epoch of the members `ended`: validate, keep the best, stop or go on."""

@@ -64,7 +64,7 @@ class Callback:
                 device; 0 where they are gathered there), "forward", "backward" (the loss and its gradient), "step"
                 (guard, clipping, optimizer), "validation", "checkpoint", "other" (callbacks, ends of epochs, beginnings
                 of blocks). On a GPU they are the GPU's own.
-            verdict: one line on the largest of them.
+            verdict: one line on the largest of them; "after the last epoch" on what comes after it.
         """
 
     def memory(self, bytes_by_part: Mapping[str, int]) -> None:

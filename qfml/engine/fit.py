@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,23 @@ class Fit:
         with torch.no_grad():
             for chunk in ends.split(ROWS_AT_A_TIME) if len(ends) else ():
                 full = torch.cat([chunk, chunk[:1].expand(ROWS_AT_A_TIME - len(chunk))])
-                output = self.network.forward(views, gather_windows(features, full, window)[None])
+                output = self._outputs(views, gather_windows(features, full, window)[None])
                 outputs.append(self.loss.prediction(output)[0, : len(chunk)].cpu())
         return torch.cat(outputs).double().numpy()
+
+    def _outputs(self, views: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        try:
+            return self.network.forward(views, x)
+        except RuntimeError as error:
+            window = x.shape[2] if x.ndim == 4 else None
+            named = self.network.init(x.shape[-1], window, torch.Generator(), self.loss.n_outputs)
+            if Layout.of(named) == self.layout:
+                raise
+            seen = f"{x.shape[-1]} features" + (f" in windows of {window} rows" if window else "")
+            raise UserError(
+                f"the network was trained on features of another shape than these, {seen}: its parameters are "
+                f"{dict(self.layout.shapes)}; predict with the features and the window that it was trained on"
+            ) from error
 
 
 def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = None) -> None:

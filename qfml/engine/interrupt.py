@@ -18,13 +18,16 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the present step; a second Ctrl-C stops at once."""
+    """Turn Ctrl-C and SIGTERM into a request to stop after the present step; a second Ctrl-C stops at once.
+
+    A supervisor may send SIGTERM more than once, and wants the checkpoint all the same.
+    """
     request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.signal_number:
+        if request.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal_number = number
+        request.signal_number = request.signal_number or number
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield request

@@ -350,13 +350,24 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
                 f"member {place} has dropout, with which the optimizer lbfgs cannot train: its line search needs a "
                 "loss that stays the same; set `dropout` to 0"
             )
-        if trainer.schedule.start(1) and member.val is None and trainer.monitor != "train_loss":
-            raise UserError(
-                f"the schedule {trainer.schedule.kind!r} waits for `{trainer.monitor}`, which member {place} has not: "
-                'give it `val` rows, or set `monitor` to "train_loss"'
-            )
+        if member.val is None and trainer.monitor != "train_loss":
+            _check_unvalidated(trainer, member, place)
     if isinstance(ds, TimeDataset):  # a stream's labels are checked batch by batch
         loss.check_labels(ds.y)
+
+
+def _check_unvalidated(trainer: Trainer, member: Member, place: int) -> None:
+    """What waits for a validation would wait for ever in a member without."""
+    waiting = {
+        f"the schedule {trainer.schedule.kind!r}": bool(trainer.schedule.start(1)),
+        "`patience`": trainer.patience is not None or member.patience is not None,
+        "the choice of the best epoch": trainer.monitor != "val_loss",  # the default, which without val is the last
+    }
+    for what in (name for name, waits in waiting.items() if waits):
+        raise UserError(
+            f"{what} waits for `{trainer.monitor}`, which member {place} has not: give it `val` rows, set `monitor` to "
+            '"train_loss", or leave it out'
+        )
 
 
 def _identity(member: Member) -> list[Any]:

@@ -1,5 +1,6 @@
 """What decides the best epoch and what ends a training: monitored metrics, patience, steps, time, callbacks."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -127,6 +128,26 @@ def test_a_plateau_needs_the_value_that_it_waits_for():
     with pytest.raises(ValueError, match="the schedule 'plateau' waits for `val_loss`, which member 0 has not"):
         fit(make_data(), val=None, schedule=plateau)
     assert fit(make_data(), val=None, schedule=plateau, monitor="train_loss").n_epochs == 8
+
+
+def test_patience_and_a_monitored_metric_need_the_value_that_they_wait_for():
+    ds = make_data()
+    with pytest.raises(ValueError, match="`patience` waits for `val_loss`, which member 0 has not: give it `val` rows"):
+        fit(ds, val=None, patience=3)
+    with pytest.raises(ValueError, match="the choice of the best epoch waits for `val_r2`, which member 0 has not"):
+        fit(ds, val=None, metrics=("r2",), monitor="val_r2", mode="max")
+    trainer = qfml.Trainer(max_epochs=1, batch_size=32)
+    members = [qfml.Member(qfml.MLP(), TRAIN, VAL), qfml.Member(qfml.MLP(), TRAIN, patience=2)]
+    with pytest.raises(ValueError, match="which member 1 has not"):
+        trainer.fit_many(members, qfml.MSE(), ds)
+
+
+def test_other_features_than_those_trained_on_are_refused():
+    ds = make_data()
+    trained = fit(ds)
+    narrow = TimeDataset(ds.features[:, :3].numpy(), ds.y.numpy(), time=ds.time, label_end=ds.label_end)
+    with pytest.raises(ValueError, match="trained on features of another shape than these, 3 features"):
+        trained.predict(narrow)
 
 
 def test_a_cosine_over_the_whole_run_ends_where_max_steps_ends_it():
@@ -269,17 +290,24 @@ def test_members_that_take_a_place_left_by_another_equal_their_solo_results():
         return [waiting.pop(0) for _ in range(min(places, len(waiting)))]
 
     everyone = [*members, *waiting]
-    epochs = []
+    epochs, logged = [], []
 
     class Told(qfml.engine.Callback):
         def epoch(self, member, record, stopped):
             epochs.append((member, record["epoch"]))
             return member == 1 and record["epoch"] == 2
 
-    fits = trainer.fit_many(members, qfml.MSE(), ds, callbacks=[Told()], refill=refill)
+        def log(self, member, step, values):
+            logged.append((member, step))
+
+    fits = replace(trainer, log_every=5, watch=("layers",)).fit_many(
+        members, qfml.MSE(), ds, callbacks=[Told()], refill=refill
+    )
     assert sum(asked) == len(fits) == len(everyone) == 6
     assert [fit.status for fit in fits] == ["finished", "stopped", *["finished"] * 4]
     assert sorted(epochs) == [(m, e) for m in range(6) for e in range(1, 3 if m == 1 else 5)]
+    n_steps = [-(-len(member.train) // 32) * fit.n_epochs for member, fit in zip(everyone, fits)]
+    assert sorted(logged) == [(m, step) for m in range(6) for step in range(5, n_steps[m] + 1, 5)]
     for place, (member, fit) in enumerate(zip(everyone, fits, strict=True)):
         (alone,) = trainer.fit_many([member], qfml.MSE(), ds, callbacks=[StopAfter(2)] if place == 1 else [])
         assert np.array_equal(alone.parameters.numpy(), fit.parameters.numpy())

@@ -24,6 +24,9 @@ _ADVICE = {
 }
 
 
+AFTER = "after the last epoch"  # in place of a verdict
+
+
 def verdict(seconds: Mapping[str, float]) -> str:
     """One line on what most of the time goes into, and what to do about it.
 

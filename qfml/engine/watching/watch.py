@@ -15,7 +15,7 @@ from qfml.engine.feed import Batch
 from qfml.engine.stream_feed import StreamFeed
 from qfml.engine.trainer import Trainer
 from qfml.engine.watching.memory import memory_report
-from qfml.engine.watching.split import Stopwatch, verdict
+from qfml.engine.watching.split import AFTER, Stopwatch, verdict
 from qfml.engine.watching.statistics import activation_statistics, norms_by_parameter, update_ratio
 from qfml.engine.watching.trace import Tracer
 from qfml.networks import Module, Network
@@ -54,15 +54,15 @@ class Watching:
     def end(self) -> None:
         """Training is over."""
         if self.stopwatch is not None:  # the last checkpoint, or the part of an epoch that was cut off
-            self._tell(self.stopwatch)
+            self._tell(self.stopwatch, after=True)
         if self.tracer is not None:
             self.tracer.end()
 
-    def _tell(self, watch: Stopwatch) -> None:
-        """Tell what the time since the last call went into."""
+    def _tell(self, watch: Stopwatch, after: bool = False) -> None:
+        """Tell what the time since the last call went into; `after` the last epoch there is nothing to judge."""
         seconds = watch.take()
         for callback in self.callbacks:
-            callback.split(self.last_epoch, seconds, verdict(seconds))
+            callback.split(self.last_epoch, seconds, AFTER if after else verdict(seconds))
 
     def _report_memory(self, block: Block) -> None:
         """Tell of the memory once, after the block's first step, when its largest tensors have come and gone."""
@@ -140,7 +140,7 @@ def _add_statistics(block: Block, log_every: int, watch: Sequence[str]) -> None:
     look, update, on_log = block._calm, block._update, block.on_log
 
     def logs() -> bool:
-        return (int(block.clock.n_steps[0]) + 1) % log_every == 0
+        return bool(((block.clock.n_steps + 1) % log_every == 0).any())
 
     def looked(norm: Tensor) -> bool:
         if "layers" in watch and logs():  # here the gradient is still what was found: neither clipped nor masked
