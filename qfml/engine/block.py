@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -265,6 +266,8 @@ class Block:
         """Close the epoch of the members `ended`: validate, keep the best, stop or go on."""
         index = torch.from_numpy(ended).to(self.device)
         train_losses = (self.loss_sum[index] / self.weight_sum[index]).tolist()
+        if any(map(math.isnan, train_losses)) and bool((self.weight_sum[index] == 0).any()):
+            raise UserError("all rows that a member has seen in an epoch weigh 0: give some of them a positive weight")
         self.loss_sum[index] = self.weight_sum[index] = 0
         weights = self._averaged(ended)
         validations = self._validate(ended, weights)
@@ -335,6 +338,13 @@ class Block:
         if status == "nan" and self.members[member] not in self.failures:
             self._fail(member, self._unseen_fault(member))
         best_epoch = int(self.array["best_epoch"][member])
+        if status != "nan" and not best_epoch and self.histories[self.members[member]]:
+            warnings.warn(
+                f"member {self.members[member]} of its stack: `{self.trainer.monitor}` was not finite in any epoch, so "
+                "that none could be chosen: its last weights are kept; monitor something that its rows define",
+                UserWarning,
+                stacklevel=2,
+            )
         kept = self.tensor["best" if best_epoch else "parameters"][member]  # nan in the first epoch: nothing better
         history = tuple(self.histories[self.members[member]])
         self.fits[self.members[member]] = Fit(

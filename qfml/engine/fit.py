@@ -71,6 +71,10 @@ class Fit:
         Returns:
             float64 of shape (n,), or (n, K) for a loss of K outputs: a probability a class, a quantile a level.
         """
+        if rows is not None and len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(ds.ends):
+            raise UserError(
+                f"`rows` must be row ids from 0 to {len(ds.ends) - 1}, got {np.min(rows)} to {np.max(rows)}"
+            )
         ends = ds.ends if rows is None else ds.ends[torch.as_tensor(rows)]
         return self.predict_windows(ds.features, ends, ds.window)
 

@@ -251,9 +251,13 @@ class _Run:
         if self.folder is None:
             raise CheckpointError("`resume` needs `checkpoint_dir`, the folder of the checkpoints to resume from")
         tensors, state, self.damaged = newest_whole(self.folder)
-        if state.get("fingerprint") != self.fingerprint:
+        known = state.get("fingerprint")
+        if known != self.fingerprint:
+            known = known if isinstance(known, dict) else {}
+            other = [name for name, own in self.fingerprint.items() if known.get(name) != own]
             raise CheckpointError(
-                f"the checkpoint in {self.folder} belongs to other data, members or settings: resume with those it was "
+                f"the checkpoint in {self.folder} belongs to other data, members or settings (not the same: "
+                f"{', '.join(other)}): resume with those it was "
                 "written for, or start a new run"
             )
         tensors, state = unpack_histories(tensors, state)
@@ -274,12 +278,17 @@ class _Run:
             self._tell_fits(block)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A hash of all that decides the result: data, members, loss and settings."""
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of all that decides the result, and of `member_block`, which orders what a checkpoint holds."""
         aside = {"device": "cpu", "deterministic": False, "max_seconds": None, "log_every": None}
         aside |= {"watch": (), "time_split": False, "profile": None}  # what is watched decides nothing
         trainer = replace(self.trainer, checkpoint_seconds=0.0, keep_checkpoints=2, **aside)
-        return config_hash([trainer, self.loss, self.ds.data_hash, [_identity(member) for member in self.members]])
+        return {
+            "data": self.ds.data_hash,
+            "trainer": config_hash(trainer),
+            "loss": config_hash(self.loss),
+            "members": config_hash([_identity(member) for member in self.members]),
+        }
 
 
 def plan_blocks(

@@ -142,12 +142,24 @@ def test_patience_and_a_monitored_metric_need_the_value_that_they_wait_for():
         trainer.fit_many(members, qfml.MSE(), ds)
 
 
+def test_a_metric_that_is_never_defined_is_said():
+    ds = make_data()
+    y = ds.y.numpy().copy()
+    y[VAL] = 1.0  # without ranks
+    constant = TimeDataset(ds.features.numpy(), y, time=ds.time, label_end=ds.label_end)
+    with pytest.warns(UserWarning, match="`val_rank_ic` was not finite in any epoch"):
+        trained = fit(constant, metrics=("rank_ic",), monitor="val_rank_ic", mode="max", patience=2)
+    assert (trained.best_epoch, trained.n_epochs) == (0, 2)
+
+
 def test_other_features_than_those_trained_on_are_refused():
     ds = make_data()
     trained = fit(ds)
     narrow = TimeDataset(ds.features[:, :3].numpy(), ds.y.numpy(), time=ds.time, label_end=ds.label_end)
     with pytest.raises(ValueError, match="trained on features of another shape than these, 3 features"):
         trained.predict(narrow)
+    with pytest.raises(ValueError, match="`rows` must be row ids from 0 to 299, got -1 to 5"):
+        trained.predict(ds, np.array([5, -1]))
 
 
 def test_a_cosine_over_the_whole_run_ends_where_max_steps_ends_it():
