@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -111,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     record: dict[str, Any] = {
         "benchmark": "A step over width, batch and members",
-        "command": "python benchmarks/bench_stack_table.py " + " ".join(sys.argv[1:]),
+        "command": measure.command(),
         "unit": "microseconds a member and step",
         "machine_before": measure.machine(),
         "cases": [],

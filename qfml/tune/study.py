@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from qfml.errors import UserError
@@ -15,6 +16,7 @@ from qfml.tune.space import Space, Value
 __all__ = ["Asked", "Study", "Told"]
 
 NAME = "tune"
+_SECONDS = 1.0  # after which reported values are in the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,9 @@ class Study:
         search: how.
         mode: "min" or "max".
         seed: of the search.
+
+    Attributes:
+        n_places: how many different trials were asked, whatever became of them.
     """
 
     def __init__(self, path: Path, spaces: Mapping[str, Space], search: Search, *, mode: str, seed: int) -> None:
@@ -78,7 +83,10 @@ class Study:
             sampler=search.sampler(seed),
         )
         self.states = optuna.trial.TrialState
+        self._reported: list[tuple[int, int, float]] = []  # the trial's key, epoch, value
+        self._values, self._written = _values_table(self.storage), monotonic()
         self._again = self._interrupted()
+        self.n_places = 1 + max((place for place in map(_place, self._trials()) if place is not None), default=-1)
 
     def claim(self, fingerprint: str) -> None:
         """Note what the study was begun with.
@@ -100,13 +108,9 @@ class Study:
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
         self.storage.remove_session()
         self.storage.engine.dispose()
-
-    @property
-    def n_places(self) -> int:
-        """How many different trials were asked, whatever became of them."""
-        return 1 + max((place for place in map(_place, self._trials()) if place is not None), default=-1)
 
     @property
     def seconds(self) -> float:
@@ -134,14 +138,26 @@ class Study:
         self.study.sampler = self.search.sampler(seed_of(self.seed, place))
         self.study.enqueue_trial(params, user_attrs={"place": place})  # its place is written before it is drawn
         trial = self.study.ask(self.distributions)
+        self.n_places = max(self.n_places, place + 1)
         return Asked(place, dict(trial.params), trial)
 
     def report(self, asked: Asked, epoch: int, value: float) -> None:
-        """The objective of a trial after an epoch, which counts from 1."""
-        asked.handle.report(value, epoch)
+        """The objective of a trial after an epoch, which counts from 1; it is in the file a second later."""
+        self._reported.append((asked.handle._trial_id, epoch, value))  # pyright: ignore[reportPrivateUsage]
+        if monotonic() - self._written > _SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what was reported in one transaction: Optuna's own way has one, and three queries, for each value."""
+        rows = [{"trial_id": trial, "step": epoch} | _stored(value) for trial, epoch, value in self._reported]
+        if rows:
+            with self.storage.engine.begin() as connection:
+                connection.execute(self._values.insert(), rows)
+        self._reported, self._written = [], monotonic()
 
     def tell(self, asked: Asked, value: float, epochs: Sequence[int], *, pruned: bool) -> None:
         """A trial is over; that of a pruned one is the value that was reported last."""
+        self._write()
         asked.handle.set_user_attr("epochs", list(epochs))
         if pruned:
             self.study.tell(asked.handle, state=self.states.PRUNED)
@@ -173,6 +189,7 @@ class Study:
         return dict(get_param_importances(self.study, evaluator=FanovaImportanceEvaluator(seed=self.seed)))
 
     def _trials(self) -> list[Any]:
+        self._write()
         return self.study.get_trials(deepcopy=False)
 
     def _told(self, trial: Any) -> Told:
@@ -219,3 +236,18 @@ def _storage(path: Path) -> Any:
 
     storage.engine.dispose()  # the connections that were opened before
     return storage
+
+
+def _values_table(storage: Any) -> Any:
+    """Optuna's table of intermediate values, as the file has it."""
+    from sqlalchemy import MetaData, Table
+
+    return Table("trial_intermediate_values", MetaData(), autoload_with=storage.engine)
+
+
+def _stored(value: float) -> dict[str, Any]:
+    """A value as Optuna stores it: what is not finite by its name."""
+    if math.isfinite(value):
+        return {"intermediate_value": value, "intermediate_value_type": "FINITE"}
+    name = "NAN" if math.isnan(value) else "INF_POS" if value > 0 else "INF_NEG"
+    return {"intermediate_value": None, "intermediate_value_type": name}

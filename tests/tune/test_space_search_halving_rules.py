@@ -148,8 +148,9 @@ def test_a_killed_study_asks_the_same_trials_in_the_same_places(tmp_path):
 def test_the_storage_is_one_that_optuna_reads_by_itself(tmp_path):
     study = Study(tmp_path / "s.db", {"x": Uniform(0.0, 1.0)}, Random(), mode="max", seed=0)
     asked = study.ask(2)
-    for epoch, value in enumerate((0.1, 0.4, 0.3), 1):
+    for epoch, value in enumerate((0.1, 0.4, 0.3, math.inf, -math.inf), 1):
         study.report(asked, epoch, value)
+    assert study.n_places == 1
     study.tell(asked, 0.4, [3, 3], pruned=False)
     dropped = study.ask(2)
     study.report(dropped, 1, 0.05)
@@ -159,7 +160,7 @@ def test_the_storage_is_one_that_optuna_reads_by_itself(tmp_path):
     read = optuna.load_study(study_name="tune", storage=storage)
     first, second = read.trials
     assert read.direction.name == "MAXIMIZE"
-    assert (first.value, first.intermediate_values) == (0.4, {1: 0.1, 2: 0.4, 3: 0.3})
+    assert (first.value, first.intermediate_values) == (0.4, {1: 0.1, 2: 0.4, 3: 0.3, 4: math.inf, 5: -math.inf})
     assert (second.state.name, second.value) == ("PRUNED", 0.05)
     storage.remove_session()
     storage.engine.dispose()
