@@ -43,6 +43,30 @@ def test_a_step_and_loading_are_as_their_record_has_them():
         assert sentence in text
 
 
+def test_the_search_and_checkpoints_are_as_their_records_have_them():
+    rows, (writing, share) = record("tune")["contenders"], record("checkpoint")["cases"].values()
+    ours, peer = rows["qfml, one stack"], fastest(rows, "Optuna + skorch", "min_seconds")
+    added = share["with checkpoints"]["min_seconds"] / share["without"]["min_seconds"] - 1
+    text = " ".join(README.split())
+    for sentence in (
+        f"takes {ours['min_seconds']:.1f} s, with Optuna and skorch trial by trial {peer['min_seconds']:.1f} s",
+        f"medians {ours['median_seconds']:.1f} and {peer['median_seconds']:.1f}",
+        f"written in {1e3 * writing['qfml, whole']['median_seconds']:.0f} ms",
+        f"add {100 * added:.1f} % to a training",
+    ):
+        assert sentence in text
+
+
+def test_the_table_of_widths_is_its_record():
+    cases = record("stack_table")["cases"]
+    told = {(case["width"], case["batch"], case["members"]): f"{case['times_bare_loop']:.1f}" for case in cases}
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    shown = {}
+    for width, batch, row in re.findall(r"^\| (\d+), (\d+) \| (.+) \|$", page, re.MULTILINE):
+        shown |= {(int(width), int(batch), m): x for m, x in zip((1, 4, 16, 64, 256), row.split(" | "), strict=True)}
+    assert shown == told
+
+
 def test_the_bars_are_kept_by_the_records():
     """One member, loading, 64 members, checkpoints, a search: what the engine is held to."""
     stack, (step, loading) = record("stack")["results"], record("engine")["cases"].values()
@@ -52,6 +76,9 @@ def test_the_bars_are_kept_by_the_records():
         assert row["seconds_min"] / ours >= least, name
     assert step["qfml"]["min_seconds"] <= 1.05 * fastest(step, "bare loop", "min_seconds")["min_seconds"]
     assert loading["DataLoader(TensorDataset)"]["min_seconds"] >= 30 * loading["qfml"]["min_seconds"]
+    search = record("tune")["contenders"]
+    peer = fastest(search, "Optuna + skorch", "min_seconds")
+    assert peer["min_seconds"] >= 10 * search["qfml, one stack"]["min_seconds"]
     writing, share = record("checkpoint")["cases"].values()
     assert writing["qfml, whole"]["median_seconds"] < 0.1
     assert share["with checkpoints"]["min_seconds"] < 1.05 * share["without"]["min_seconds"]
