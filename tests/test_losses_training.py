@@ -95,7 +95,15 @@ def test_a_member_of_a_stack_of_3_or_7_equals_the_one_trained_alone(kind):
             assert np.array_equal(fit.predict(this.ds), solo.predict(this.ds))
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        if kind in ("mse", "bce", "quantiles", "expected_shortfall")
+        else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in LOSSES
+    ],
+)
 def test_a_network_learns_what_the_loss_is_for(kind):
     this = case(kind, max_epochs=60)
     fit = this.trainer.fit(

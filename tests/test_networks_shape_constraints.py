@@ -125,7 +125,9 @@ def test_convex_without_free_features():
     assert_convex(network, any_weights(network, scale=0.5, n_features=2), (2,), (0, 1))
 
 
-@pytest.mark.parametrize("name", CONVEX)
+@pytest.mark.parametrize(
+    "name", [name if name == "relu" else pytest.param(name, marks=pytest.mark.slow) for name in CONVEX]
+)
 def test_convex_after_training_against_the_constraint(name):
     parameters = trained_weights(CONVEX[name], lambda X: X[:, 0] - X[:, 1] ** 2 + np.sin(2 * X[:, 3]))
     assert_convex(CONVEX[name], parameters)

@@ -276,6 +276,7 @@ def test_a_full_disk_while_the_result_is_saved(place, cut, name):
     assert_same_as_whole(place, cut)
 
 
+@pytest.mark.slow
 def test_a_real_process_killed_and_resumed_by_module(place, tmp_path):
     """No server in between: the interpreter, the module, a kill -9, and a resume."""
     command = [sys.executable, "-c", f"{NO_SHEET}\nfrom qfml.cli import main\nmain()"]

@@ -77,7 +77,7 @@ def test_fifty_kills_at_random_moments(tmp_path, uninterrupted):
         assert attempt < 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint_and_the_run_resumes(tmp_path, monkeypatch, number):
     whole = kill_target.describe(*kill_target.train(tmp_path / "whole", resume=False, checkpoint_seconds=3600.0))
     told = kill_target.Told.epoch

@@ -90,7 +90,7 @@ def test_best_epoch_is_restored_and_patience_counts_epochs():
 
 def test_without_validation_the_last_epoch_is_kept():
     ds = make_data()
-    fit = qfml.Trainer(max_epochs=3, batch_size=64, patience=1).fit(qfml.MLP(), qfml.MSE(), ds, train=np.arange(200))
+    fit = qfml.Trainer(max_epochs=3, batch_size=64).fit(qfml.MLP(), qfml.MSE(), ds, train=np.arange(200))
     assert (fit.status, fit.n_epochs, fit.best_epoch, fit.best_val_loss) == ("finished", 3, 3, None)
 
 

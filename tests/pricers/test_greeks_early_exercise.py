@@ -35,6 +35,7 @@ def test_bumps_move_the_time_of_exercise_under_the_same_rule():
     assert (gap <= 4.0 * found.std_error + 0.006).all()
 
 
+@pytest.mark.slow
 def test_heston_put():
     put, market = pr.American(10.0, 0.25, "put"), pr.Market(9.0, 0.1)
     model = pr.Heston(0.0625, 5.0, 0.16, 0.9, 0.1)

@@ -51,7 +51,11 @@ def test_root_mean_square_error_over_seeds_is_the_accuracy(name):
 
 
 @pytest.mark.parametrize(
-    "contract", [pr.Barrier(100.0, 1.0, 85.0, "down-out", "call"), pr.Lookback(None, 1.0, "call")], ids=lambda c: c.kind
+    "contract",
+    [
+        pytest.param(pr.Barrier(100.0, 1.0, 85.0, "down-out", "call"), marks=pytest.mark.slow, id="down-out"),
+        pytest.param(pr.Lookback(None, 1.0, "call"), id="lookback"),
+    ],
 )
 def test_contracts_watched_at_all_times(contract):
     triple = (contract, pr.BlackScholes(0.25), pr.Market(100.0, 0.05))

@@ -109,6 +109,7 @@ def test_the_largest_errors_at_the_dax_cannot_be_avoided(dax_fit):
     assert (largest[1:] < least[1:] + 15.0 * BP).all()  # all but the smile of 13 days
 
 
+@pytest.mark.slow
 def test_some_expiries_of_the_dax_are_refused_and_fitted():
     k, years, vols = (part[[0, 4]] for part in dax_quotes())
     with pytest.raises(ValueError, match=r"arbitrage .* or fit a surface to them all: VolSurface.fitted\("):
@@ -134,7 +135,7 @@ def test_finite_differences_give_the_fit_of_the_dax_back(dax_fit):
         assert error < 8.0 * BP
 
 
-@pytest.mark.parametrize("knots_per_quote", [1, 2])
+@pytest.mark.parametrize("knots_per_quote", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_smooth_surface_comes_back_nearly_unchanged(knots_per_quote):
     fit = pr.VolSurface.fitted(K, EXPIRIES, SMILE, knots_per_quote=knots_per_quote)
     assert is_accepted(fit)
