@@ -2,24 +2,11 @@
 
 import json
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-
-HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"'&<b>{{x}}%{y}"""
-
-
-class Elements(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[str] = []
-        self.handlers: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.started.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+from hostile_text import HOSTILE, Elements
 
 
 def hostile(value: Any) -> Any:

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from hostile_text import HOSTILE, Elements
 
 from qfml.errors import UserError
 from qfml.report import write_tuning_report
 
-HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"'&<b>{{x}}%{y}"""
 LR, HIDDEN = "trainer.optimizer.lr", "network.hidden"
 CONFIG = "task: walk_forward\ntune: {n_trials: 12}\n"
 
@@ -135,17 +134,6 @@ def test_what_was_not_done_is_said(page: Callable[..., Any]) -> None:
     assert "Importance is not told: it needs at least four trials" in text
     assert "No probability of overfitting: too few periods." in text
     assert "look back" not in text
-
-
-class Elements(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[str] = []
-        self.handlers: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.started.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
 def hostile(value: Any) -> Any:
