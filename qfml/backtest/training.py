@@ -105,11 +105,12 @@ def fit_folds(
     last: list[Fit] | None = None
     for number, model in enumerate(order):
         folder = None if checkpoint_dir is None else checkpoint_dir / f"fold_{model}"
+        before = [each.fit for each in done]
         last = trainer.fit_many(
             members(model, last),
             loss,
             ds,
-            callbacks=[_OneFold(callback, number, len(seeds), len(order)) for callback in callbacks],
+            callbacks=[_OneFold(callback, number, len(order), len(seeds), before) for callback in callbacks],
             checkpoint_dir=folder,
             # a fold that the interrupted run had not reached has nothing to resume from
             resume=resume and (number == 0 or (folder is not None and any(folder.glob("checkpoint-*")))),
@@ -132,33 +133,31 @@ def _places(order: Sequence[int], seeds: Sequence[int]) -> list[tuple[int, int]]
 
 
 class _OneFold(Callback):
-    """Tells a callback of one fold of several as if all were trained together."""
+    """Tells a callback of one fold of several as if all were trained together; `before` are the fits of earlier ones.
 
-    def __init__(self, callback: Callback, number: int, n_seeds: int, n_folds: int) -> None:
-        self.callback, self.number, self.n_seeds, self.n_folds = callback, number, n_seeds, n_folds
+    A member has its number among all; the beginning and the end are told once.
+    """
+
+    def __init__(self, callback: Callback, number: int, n_folds: int, n_seeds: int, before: Sequence[Fit]) -> None:
+        self.callback, self.number, self.n_folds, self.n_seeds, self.before = callback, number, n_folds, n_seeds, before
+        self.split, self.memory, self.checkpoint = callback.split, callback.memory, callback.checkpoint
 
     def begin(self, n_members: int, max_epochs: int) -> None:
-        """Said once, with the number of members of all folds."""
         if self.number == 0:
             self.callback.begin(self.n_seeds * self.n_folds, max_epochs)
 
     def epoch(self, member: int, record: dict[str, Any], stopped: bool) -> bool | None:
-        """Of a member of this fold, by its number among all."""
-        return self.callback.epoch(self.number * self.n_seeds + member, record, stopped)
+        return self.callback.epoch(len(self.before) + member, record, stopped)
 
     def log(self, member: int, step: int, values: dict[str, float]) -> None:
-        """Of a member of this fold, by its number among all."""
-        self.callback.log(self.number * self.n_seeds + member, step, values)
+        self.callback.log(len(self.before) + member, step, values)
+
+    def fail(self, member: int, step: int, sentence: str) -> None:
+        self.callback.fail(len(self.before) + member, step, sentence)
 
     def finished(self, member: int, fit: Fit) -> None:
-        """Of a member of this fold, by its number among all."""
-        self.callback.finished(self.number * self.n_seeds + member, fit)
-
-    def checkpoint(self, folder: Path) -> None:
-        """Of the fold at work."""
-        self.callback.checkpoint(folder)
+        self.callback.finished(len(self.before) + member, fit)
 
     def end(self, fits: Sequence[Fit]) -> None:
-        """Said once, by the last fold, with its fits."""
         if self.number == self.n_folds - 1:
-            self.callback.end(fits)
+            self.callback.end([*self.before, *fits])

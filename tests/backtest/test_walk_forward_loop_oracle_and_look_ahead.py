@@ -160,13 +160,19 @@ def test_warm_start_continues_each_fold_from_the_same_seed_of_the_one_before():
 
 class Told(qfml.engine.Callback):
     def __init__(self):
-        self.begun, self.epochs = [], []
+        self.begun, self.epochs, self.fits, self.ended = [], [], {}, []
 
     def begin(self, n_members, max_epochs):
         self.begun.append((n_members, max_epochs))
 
     def epoch(self, member, record, stopped):
         self.epochs.append((member, record["epoch"]))
+
+    def finished(self, member, fit):
+        self.fits[member] = fit
+
+    def end(self, fits):
+        self.ended.append(list(fits))
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
@@ -176,6 +182,7 @@ def test_progress_hears_of_every_member_once_and_epoch(warm_start):
     n_members = 2 * len(SPLITTER.folds(single_asset()))
     assert told.begun == [(n_members, 3)]
     assert sorted(told.epochs) == [(member, epoch) for member in range(n_members) for epoch in (1, 2, 3)]
+    assert told.ended == [[told.fits[member] for member in range(n_members)]]
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
