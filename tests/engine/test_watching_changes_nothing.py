@@ -1,7 +1,11 @@
 """Watching changes no bit; what it finds survives a resume; traces, splits and out-of-memory errors."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,6 +200,14 @@ def test_a_module_of_ones_own_is_watched_and_keeps_its_bits():
 
 @pytest.mark.slow  # compiles
 def test_a_compiled_training_is_watched_and_keeps_its_bits():
+    here, environment = Path(__file__), os.environ | {"JAXTYPING_DISABLE": "1"}  # the hook and torch.compile clash
+    environment |= {"PYTHONPATH": str(here.parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"import {here.stem} as here; here.compiled_watched_and_the_same()"]
+    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def compiled_watched_and_the_same():
     ds, told = make_data(), Told()
     trainer = qfml.Trainer(max_epochs=2, batch_size=50, compile="default")
     plain = trainer.fit_many(members(qfml.MLP(hidden=(8, 6))), qfml.MSE(), ds)

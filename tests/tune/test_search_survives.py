@@ -7,6 +7,7 @@ import signal
 import warnings
 
 import numpy as np
+import optuna
 import polars as pl
 import pytest
 import yaml
@@ -184,9 +185,16 @@ def test_sigterm_stops_a_search_that_no_second_process_may_enter_and_resume_ends
     refused = qfml("resume", "search", cwd=place)
     assert refused.code == 2
     assert "another process is at work in search" in " ".join(refused.err.split())
-    kept = {path: path.stat().st_mtime_ns for path in (place / "search" / "trials").glob("*.parquet")}
     process.signal(signal.SIGTERM)
     stopped = process.wait()
+    trials = place / "search" / "trials"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{place / 'search' / 'study.db'}")
+    every = optuna.load_study(study_name="tune", storage=storage).trials
+    over = [trials / f"{trial.user_attrs['place']:05d}.parquet" for trial in every if trial.state.is_finished()]
+    storage.remove_session()
+    storage.engine.dispose()
+    kept = {path: path.stat().st_mtime_ns for path in over}
+    assert kept
     assert stopped.code == 143
     assert "Continue with: qfml resume search" in " ".join(stopped.err.split())
     assert "Traceback" not in stopped.err
