@@ -31,6 +31,7 @@ from qfml.data.transforms import TRANSFORMS, Transform
 from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationReport, validate
 from qfml.data.weights import WEIGHTS, Weights
 from qfml.engine import Callback, Trainer
+from qfml.engine.training import waits_for_validation
 from qfml.errors import ConfigError, DataError, UserError
 from qfml.ledger import Ledger, Trials, trial_hash
 from qfml.losses import LOSSES, Loss
@@ -174,6 +175,11 @@ class WalkForwardTask:
             raise ConfigError(f"`n_seeds` must be at least 1, got {self.n_seeds}")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"`validation` must be a share of the training times in [0, 1), got {self.validation}")
+        if self.validation == 0 and (what := waits_for_validation(self.trainer)):
+            raise ConfigError(
+                f"`validation` is 0, and {what} waits for `{self.trainer.monitor}`: keep back a share such as 0.2, set "
+                "`trainer.monitor` to train_loss, or leave it out"
+            )
 
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Read, train, judge and write everything but the report into `folder`."""

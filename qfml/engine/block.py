@@ -340,12 +340,13 @@ class Block:
         best_epoch = int(self.array["best_epoch"][member])
         if status != "nan" and not best_epoch and self.histories[self.members[member]]:
             warnings.warn(
-                f"member {self.members[member]} of its stack: `{self.trainer.monitor}` was not finite in any epoch, so "
-                "that none could be chosen: its last weights are kept; monitor something that its rows define",
+                f"a member of seed {own.seed} that trains on {len(own.train)} rows: `{self.trainer.monitor}` was not "
+                "finite in any epoch, so that none could be chosen: its last weights are kept; monitor something that "
+                "its rows define",
                 UserWarning,
                 stacklevel=2,
             )
-        kept = self.tensor["best" if best_epoch else "parameters"][member]  # nan in the first epoch: nothing better
+        kept = self.tensor["best"][member] if best_epoch else self._last_weights(member, status)
         history = tuple(self.histories[self.members[member]])
         self.fits[self.members[member]] = Fit(
             own.network, self.loss, kept.clone(), self.layout, own.transforms, own.seed, status, history, best_epoch
@@ -353,6 +354,12 @@ class Block:
         if self.members[member] in self.failures:
             failure = self.failures[self.members[member]][1]
             self.fits[self.members[member]] = replace(self.fits[self.members[member]], failure=failure)
+
+    def _last_weights(self, member: int, status: str) -> Tensor:
+        """What is validated and kept of a member of which no epoch was chosen; of one with a nan the finite weights."""
+        averaging, epoch = self.trainer.averaging, len(self.histories[self.members[member]])
+        averaged = averaging is not None and epoch > 0 and status != "nan" and averaging.ready(epoch)
+        return self.tensor["average" if averaged else "parameters"][member]
 
     def _unseen_fault(self, member: int) -> str:
         """What stopped a member whose gradients were not looked at one by one, or were all finite."""
@@ -444,7 +451,8 @@ class Block:
         self.histories = counters["histories"]
         self.failures = {place: (step, sentence) for place, step, sentence in counters["failures"]}
         for place, fit in counters["fits"].items():
-            self.tensor["best"][int(place)] = self.parameters[int(place)] = tensors[f"fit.{place}"]
+            for name in {"best", "parameters", "average"} & self.tensor.keys():
+                self.tensor[name][int(place)] = tensors[f"fit.{place}"]
             self.array["best_epoch"][int(place)] = fit["best_epoch"]
             self._finish(int(place), fit["status"])
         self._keep(np.array(counters["members"], dtype=np.int64))

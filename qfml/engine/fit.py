@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,28 +82,27 @@ class Fit:
         """Predictions (n,) or (n, K) for the windows of `features` (R, F) that end at the rows `ends` (n,)."""
         if self.transforms is not None:
             features = self.transforms.apply(features)
+        self._check_shape(features.shape[-1], window)
         views = self.layout.views(self.parameters[None].to(features.device))
         outputs = [torch.empty(0) if self.loss.n_outputs == 1 else torch.empty(0, self.loss.n_outputs)]
         with torch.no_grad():
             for chunk in ends.split(ROWS_AT_A_TIME) if len(ends) else ():
                 full = torch.cat([chunk, chunk[:1].expand(ROWS_AT_A_TIME - len(chunk))])
-                output = self._outputs(views, gather_windows(features, full, window)[None])
+                output = self.network.forward(views, gather_windows(features, full, window)[None])
                 outputs.append(self.loss.prediction(output)[0, : len(chunk)].cpu())
         return torch.cat(outputs).double().numpy()
 
-    def _outputs(self, views: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        try:
-            return self.network.forward(views, x)
-        except RuntimeError as error:
-            window = x.shape[2] if x.ndim == 4 else None
-            named = self.network.init(x.shape[-1], window, torch.Generator(), self.loss.n_outputs)
-            if Layout.of(named) == self.layout:
-                raise
-            seen = f"{x.shape[-1]} features" + (f" in windows of {window} rows" if window else "")
+    def _check_shape(self, n_features: int, window: int | None) -> None:
+        """A layer of width 1 takes any number of features, and makes nonsense of it."""
+        if isinstance(self.network, Module):  # its factory decides, whatever the features
+            return
+        expected = self.network.init(n_features, window, torch.Generator(), self.loss.n_outputs)
+        if Layout.of(expected) != self.layout:
+            seen = f"{n_features} features" + (f" in windows of {window} rows" if window else "")
             raise UserError(
                 f"the network was trained on features of another shape than these, {seen}: its parameters are "
                 f"{dict(self.layout.shapes)}; predict with the features and the window that it was trained on"
-            ) from error
+            )
 
 
 def save_fits(folder: Path, fits: Sequence[Fit], extra: dict[str, Any] | None = None) -> None:

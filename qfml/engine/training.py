@@ -28,6 +28,7 @@ from qfml.engine.member import Member, check_weights
 from qfml.engine.monitor import check_metrics
 from qfml.engine.provenance import provenance
 from qfml.engine.saving import Saver, unpack_histories
+from qfml.engine.schedules import Schedule, Warmup
 from qfml.engine.stackable import stackable
 from qfml.engine.stream_feed import StreamedData
 from qfml.engine.trainer import Trainer
@@ -359,20 +360,26 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
                 f"member {place} has dropout, with which the optimizer lbfgs cannot train: its line search needs a "
                 "loss that stays the same; set `dropout` to 0"
             )
-        if member.val is None and trainer.monitor != "train_loss":
+        if member.val is None and not trainer.fast_dev_run:
             _check_unvalidated(trainer, member, place)
     if isinstance(ds, TimeDataset):  # a stream's labels are checked batch by batch
         loss.check_labels(ds.y)
 
 
-def _check_unvalidated(trainer: Trainer, member: Member, place: int) -> None:
-    """What waits for a validation would wait for ever in a member without."""
+def waits_for_validation(trainer: Trainer, patience: int | None = None) -> str | None:
+    """What would wait for ever for a value measured on validation rows, if there were none; None if nothing would."""
+    schedule = trainer.schedule
+    observer = schedule.then if isinstance(schedule, Warmup) else schedule
     waiting = {
-        f"the schedule {trainer.schedule.kind!r}": bool(trainer.schedule.start(1)),
-        "`patience`": trainer.patience is not None or member.patience is not None,
+        f"the schedule {schedule.kind!r}": type(observer).observe is not Schedule.observe,
+        "`patience`": trainer.patience is not None or patience is not None,
         "the choice of the best epoch": trainer.monitor != "val_loss",  # the default, which without val is the last
     }
-    for what in (name for name, waits in waiting.items() if waits):
+    return None if trainer.monitor == "train_loss" else next((name for name, waits in waiting.items() if waits), None)
+
+
+def _check_unvalidated(trainer: Trainer, member: Member, place: int) -> None:
+    if what := waits_for_validation(trainer, member.patience):
         raise UserError(
             f"{what} waits for `{trainer.monitor}`, which member {place} has not: give it `val` rows, set `monitor` to "
             '"train_loss", or leave it out'

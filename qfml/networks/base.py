@@ -213,8 +213,8 @@ def check_hidden(name: str, widths: Any, activation: str, dropout: float) -> Non
         raise UserError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not 0 <= dropout < 1:
         raise UserError(f"`dropout` must lie in [0, 1), got {dropout}")
-    if dropout and dropout_threshold(dropout) in (0, 256):
-        raise UserError(f"`dropout` is rounded to a multiple of 1/256, and {dropout} would become 0 or 1")
+    if dropout_threshold(dropout) == 256:
+        raise UserError(f"`dropout` is rounded to a multiple of 1/256, and {dropout} would become 1")
 
 
 def check_count(name: str, value: Any, at_least: int = 1) -> None:

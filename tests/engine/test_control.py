@@ -1,11 +1,13 @@
 """What decides the best epoch and what ends a training: monitored metrics, patience, steps, time, callbacks."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 
 import qfml
 from qfml.data import TimeDataset
@@ -140,6 +142,24 @@ def test_patience_and_a_monitored_metric_need_the_value_that_they_wait_for():
     members = [qfml.Member(qfml.MLP(), TRAIN, VAL), qfml.Member(qfml.MLP(), TRAIN, patience=2)]
     with pytest.raises(ValueError, match="which member 1 has not"):
         trainer.fit_many(members, qfml.MSE(), ds)
+    warm = qfml.engine.Warmup(2, then=qfml.engine.schedules.Plateau(gamma=0.5, patience=1))
+    with pytest.raises(ValueError, match="waits for `val_loss`"):
+        fit(ds, val=None, schedule=warm)
+    assert fit(ds, val=None, schedule=Counting()).n_epochs == 8, "what remembers something need not wait for anything"
+
+
+@dataclass(frozen=True)
+class Counting(qfml.engine.schedules.Schedule):
+    """A user's schedule with a memory that observes nothing."""
+
+    kind: ClassVar[str] = "counting"
+
+    def start(self, n_members):
+        return {"n": np.zeros(n_members)}
+
+    def factor(self, moment, state):
+        state["n"] += 1
+        return 1 / state["n"]
 
 
 def test_a_metric_that_is_never_defined_is_said():
@@ -150,6 +170,9 @@ def test_a_metric_that_is_never_defined_is_said():
     with pytest.warns(UserWarning, match="`val_rank_ic` was not finite in any epoch"):
         trained = fit(constant, metrics=("rank_ic",), monitor="val_rank_ic", mode="max", patience=2)
     assert (trained.best_epoch, trained.n_epochs) == (0, 2)
+    with pytest.warns(UserWarning, match="a member of seed 0"):
+        average = fit(constant, metrics=("rank_ic",), monitor="val_rank_ic", patience=2, averaging=qfml.EMA(0.5))
+    assert not torch.equal(average.parameters, trained.parameters), "kept is the average, as it is validated"
 
 
 def test_other_features_than_those_trained_on_are_refused():
@@ -158,6 +181,11 @@ def test_other_features_than_those_trained_on_are_refused():
     narrow = TimeDataset(ds.features[:, :3].numpy(), ds.y.numpy(), time=ds.time, label_end=ds.label_end)
     with pytest.raises(ValueError, match="trained on features of another shape than these, 3 features"):
         trained.predict(narrow)
+    one = TimeDataset(ds.features[:, :1].numpy(), ds.y.numpy(), time=ds.time, label_end=ds.label_end)
+    for network in (qfml.MLP(hidden=(4,)), qfml.TabM(hidden=(4,)), qfml.ResidualMLP(width=4)):
+        by_one = qfml.Trainer(max_epochs=1, batch_size=32).fit(network, qfml.MSE(), one, train=TRAIN)
+        with pytest.raises(ValueError, match="trained on features of another shape than these, 5 features"):
+            by_one.predict(ds)
     with pytest.raises(ValueError, match="`rows` must be row ids from 0 to 299, got -1 to 5"):
         trained.predict(ds, np.array([5, -1]))
 
