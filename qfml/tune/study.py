@@ -164,6 +164,11 @@ class Study:
         else:
             self.study.tell(asked.handle, value)
 
+    def refuse(self, asked: Asked, why: str) -> None:
+        """A trial cannot be trained, and is not asked again."""
+        asked.handle.set_user_attr("refused", why)
+        self.study.tell(asked.handle, state=self.states.FAIL)
+
     def told(self) -> list[Told]:
         """The trials that are over, by place."""
         over = (self.states.COMPLETE, self.states.PRUNED)
@@ -207,6 +212,7 @@ class Study:
                 number = self.study.ask().number if trial.state == self.states.WAITING else trial.number
                 self.study.tell(number, state=self.states.FAIL)
         over = {each.place for each in self.told()}
+        over |= {_place(trial) for trial in self._trials() if "refused" in trial.user_attrs}
         lost: dict[int, dict[str, Value]] = {}
         for trial in self._trials():
             place = _place(trial)

@@ -179,8 +179,13 @@ class Tuner:
         late = self.plan.timeout is not None and self.seconds > self.plan.timeout
         if late and not self.study.n_again:
             return None
-        asked = self.study.ask(self.n_trials)
-        return None if asked is None else Candidate(asked.place, self.settings_of(asked.params), asked)
+        while asked := self.study.ask(self.n_trials):
+            try:
+                return Candidate(asked.place, self.settings_of(asked.params), asked)
+            except ConfigError as error:  # a rule that holds at the bounds of the spaces need not hold between them
+                self.study.refuse(asked, str(error))
+                self.say(f"trial {asked.place + 1} of {self.n_trials}: not trained, {error}")
+        return None
 
     @property
     def seconds(self) -> float:

@@ -2,13 +2,15 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 
+from qfml.data import TimeDataset
 from qfml.errors import ConfigError
-from qfml.tune import TPE, Grid, Random, Study, SuccessiveHalving, filled, leaders, spaces_in
+from qfml.tune import TPE, Grid, Random, Study, SuccessiveHalving, TuneConfig, Tuner, filled, leaders, spaces_in
 from qfml.tune.space import Choice, Integer, LogUniform, Uniform, corners
 
 SETTINGS = {
@@ -164,3 +166,30 @@ def test_the_storage_is_one_that_optuna_reads_by_itself(tmp_path):
     assert (second.state.name, second.value) == ("PRUNED", 0.05)
     storage.remove_session()
     storage.engine.dispose()
+
+
+def test_parameters_that_the_settings_refuse_are_a_trial_that_is_not_trained(tmp_path):
+    spaces, said = {"x": Uniform(0.0, 1.0)}, []
+
+    def settings_of(params):
+        if params["x"] < 0.5:
+            raise ConfigError("x must be at least 0.5")
+        return SimpleNamespace(x=params["x"], network=0, loss=0, trainer=0, transforms=(), n_seeds=1, seed=0)
+
+    days = np.datetime64("2020-01-01") + np.arange(3)
+    ds = TimeDataset(np.zeros((3, 1)), np.zeros(3), time=days, label_end=days + 1)
+
+    def tuner():
+        study = Study(tmp_path / "s.db", spaces, Random(), mode="min", seed=0)
+        return Tuner(ds, [], study, settings_of, lambda *_: None, TuneConfig(n_trials=12), said.append)
+
+    first = tuner()
+    taken = list(iter(first.ask, None))
+    assert 0 < len(taken) < 12
+    assert len(taken) + len(said) == 12
+    assert all(candidate.settings.x >= 0.5 for candidate in taken)
+    assert all("not trained, x must be at least 0.5" in line for line in said)
+    first.study.close()
+    again = tuner()
+    assert [candidate.place for candidate in iter(again.ask, None)] == [candidate.place for candidate in taken]
+    again.study.close()
