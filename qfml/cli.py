@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import rich.console
@@ -186,6 +188,7 @@ _NOT_OURS |= {errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 def main() -> None:
     """Run the command line; turn errors into messages and exit codes."""
     warnings.showwarning = _warn  # a line for people, not a place in our code
+    signal.signal(signal.SIGTERM, _terminated)  # where no run is at work, and while one that was told to stop ends
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -201,8 +204,14 @@ def main() -> None:
         _stop("stopped", stopped, 128 + stopped.signal_number)
 
 
+def _terminated(number: int, _: FrameType | None) -> None:
+    if not isinstance(sys.exc_info()[1], Interrupted | KeyboardInterrupt):  # else it is ending already
+        sys.exit(128 + number)
+
+
 def _stop(message: str, error: BaseException, code: int) -> NoReturn:
     """Say what happened and how to go on, on one line that can be copied, and end with `code`."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end has come, and what it says is not to be cut off
     line = ". ".join([message, *getattr(error, "__notes__", [])])
     err.print(_printable(line), style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)

@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -118,6 +119,7 @@ def way_on(folder: Path, *, anew: str | None = None) -> Iterator[None]:
             stopped.add_note(f"Continue with: qfml {_next_command(folder)}")
             raise stopped from None
         except Interrupted as stopped:
+            caught.append(stopped.signal_number)
             stopped.add_note(f"The checkpoint is written. Continue with: qfml {_next_command(folder)}")
             raise
         except (OSError, CheckpointError) as error:
@@ -133,8 +135,9 @@ def _sigterm_like_ctrl_c() -> Iterator[list[int]]:
     caught: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        raise KeyboardInterrupt
+        if not caught and not isinstance(sys.exc_info()[1], Interrupted):  # else it is being obeyed
+            caught.append(number)
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield caught

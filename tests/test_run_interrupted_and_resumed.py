@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import polars as pl
 import pytest
@@ -82,6 +83,21 @@ def test_a_signal_in_training_writes_a_checkpoint_and_the_printed_command_contin
     assert resumed.code == 0, resumed.err
     assert "resuming from the last checkpoint" in resumed.err
     assert_same_as_whole(place, folder)
+
+
+@pytest.mark.slow
+def test_sigterm_said_until_the_process_has_gone_is_sigterm(place):
+    process = start("run", "config.yaml", "--out", "told twice", cwd=place)
+    wait_until(lambda: checkpoints(place / "told twice"))
+    for _ in range(6):
+        process.signal(signal.SIGTERM)
+        time.sleep(0.01)
+    stopped = process.wait()
+    assert stopped.code == 143
+    assert "checkpoint is written" in stopped.err
+    assert "Traceback" not in stopped.err + stopped.out
+    assert qfml(*command_in(stopped.err), cwd=place).code == 0
+    assert_same_as_whole(place, place / "told twice")
 
 
 def test_without_out_the_printed_command_names_the_folder_that_was_made(place):
