@@ -20,6 +20,7 @@ import measure
 import numpy as np
 import safetensors.torch
 import torch
+from bench_engine import dataset
 from measure import Contender
 
 import qfml
@@ -28,16 +29,8 @@ from qfml.engine.block import Block
 from qfml.engine.callbacks import Callback
 from qfml.engine.saving import Saver
 
-N_FEATURES, BATCH, N_MEMBERS, N_HISTORY = 20, 64, 256, 100
+BATCH, N_MEMBERS, N_HISTORY = 64, 256, 100
 BARS = {"a checkpoint of 256 members, milliseconds, at most": 100.0, "share of a training, at most": 0.05}
-
-
-def dataset(n_rows: int) -> TimeDataset:
-    generator = np.random.default_rng(0)
-    X = generator.standard_normal((n_rows, N_FEATURES)).astype(np.float32)
-    y = np.tanh(X[:, 0] * X[:, 1]) + 0.1 * generator.standard_normal(n_rows).astype(np.float32)
-    minutes = np.datetime64("2000-01-01T00:00") + np.arange(n_rows)
-    return TimeDataset(X, y, time=minutes, label_end=minutes + 1)
 
 
 def members(ds: TimeDataset) -> list[qfml.Member]:
