@@ -31,7 +31,7 @@ from qfml.data.transforms import TRANSFORMS, Transform
 from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationReport, validate
 from qfml.data.weights import WEIGHTS, Weights
 from qfml.engine import Callback, Trainer
-from qfml.engine.training import waits_for_validation
+from qfml.engine.unvalidated import waits_for_validation
 from qfml.errors import ConfigError, DataError, UserError
 from qfml.ledger import Ledger, Trials, trial_hash
 from qfml.losses import LOSSES, Loss

@@ -19,6 +19,7 @@ from qfml.data.dataset import TimeDataset
 from qfml.engine.member import Member
 from qfml.engine.nested_parameters import nested_fields, rebuilt
 from qfml.engine.trainer import Trainer
+from qfml.engine.unvalidated import check_unvalidated
 from qfml.errors import DataError, SplitError, UserError
 from qfml.losses import Loss
 from qfml.networks import MLP, Network, as_network
@@ -145,12 +146,7 @@ class NeuralEstimator(BaseEstimator):
                     f"`{name}` acts between training and validation rows, of which there are none: set `validation`, "
                     f"such as 0.2, or leave `{name}` out, got {getattr(self, name)!r}"
                 )
-        waits = trainer.patience is not None and trainer.monitor != "train_loss"
-        if waits or trainer.monitor not in ("val_loss", "train_loss"):
-            raise UserError(
-                f"the trainer waits for `{trainer.monitor}`, but there are no validation rows: set `validation`, such "
-                'as 0.2, or the trainer\'s `monitor` to "train_loss"'
-            )
+        check_unvalidated(trainer, "set `validation`, such as 0.2")
         return rows, None
 
     def _check_rows(self, ds: TimeDataset, train: np.ndarray, val: np.ndarray | None) -> None:

@@ -28,10 +28,10 @@ from qfml.engine.member import Member, check_weights
 from qfml.engine.monitor import check_metrics
 from qfml.engine.provenance import provenance
 from qfml.engine.saving import Saver, unpack_histories
-from qfml.engine.schedules import Schedule, Warmup
 from qfml.engine.stackable import stackable
 from qfml.engine.stream_feed import StreamedData
 from qfml.engine.trainer import Trainer
+from qfml.engine.unvalidated import waits_for_validation
 from qfml.engine.watching.memory import explained
 from qfml.engine.watching.watch import Watching
 from qfml.errors import CheckpointError, Interrupted, UserError
@@ -366,20 +366,8 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
         loss.check_labels(ds.y)
 
 
-def waits_for_validation(trainer: Trainer, patience: int | None = None) -> str | None:
-    """What would wait for ever for a value measured on validation rows, if there were none; None if nothing would."""
-    schedule = trainer.schedule
-    observer = schedule.then if isinstance(schedule, Warmup) else schedule
-    waiting = {
-        f"the schedule {schedule.kind!r}": type(observer).observe is not Schedule.observe,
-        "`patience`": trainer.patience is not None or patience is not None,
-        "the choice of the best epoch": trainer.monitor != "val_loss",  # the default, which without val is the last
-    }
-    return None if trainer.monitor == "train_loss" else next((name for name, waits in waiting.items() if waits), None)
-
-
 def _check_unvalidated(trainer: Trainer, member: Member, place: int) -> None:
-    if what := waits_for_validation(trainer, member.patience):
+    if what := waits_for_validation(trainer, own_patience=member.patience is not None):
         raise UserError(
             f"{what} waits for `{trainer.monitor}`, which member {place} has not: give it `val` rows, set `monitor` to "
             '"train_loss", or leave it out'

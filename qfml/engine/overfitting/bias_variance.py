@@ -13,9 +13,10 @@ from qfml.data.dataset import TimeDataset, replaced
 from qfml.data.fitted_transforms import FittedTransform
 from qfml.engine.fit import Fit
 from qfml.engine.member import Member
-from qfml.engine.overfitting.rows import check_unvalidated, checked_rows
+from qfml.engine.overfitting.rows import checked_rows
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
+from qfml.engine.unvalidated import check_unvalidated
 from qfml.errors import UserError
 from qfml.losses import Loss
 from qfml.networks import Network

@@ -16,8 +16,8 @@ from qfml.engine.fit import Fit
 from qfml.engine.inputs import Inputs, time_order
 from qfml.engine.member import Member
 from qfml.engine.monitor import KNOWN, check_metrics
-from qfml.engine.overfitting.rows import check_unvalidated
 from qfml.engine.trainer import Trainer
+from qfml.engine.unvalidated import check_unvalidated
 from qfml.engine.validation import validated
 from qfml.errors import UserError
 from qfml.losses import Loss
@@ -222,7 +222,7 @@ def validation_curve(
     _check(values, "values", metric, n_seeds, loss)
     if not validation:
         waits = parameter.rpartition(".")[2] == "patience" and any(value is not None for value in values)
-        check_unvalidated(trainer, "set `validation`, such as 0.2", waits=waits)
+        check_unvalidated(trainer, "set `validation`, such as 0.2", own_patience=waits)
     folds = [(train, test) for train, test in splitter.split(ds)]
     seeds = range(seed, seed + n_seeds)
     plain = [_members(ds, network, train, validation, transforms, seeds) for train, _ in folds]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from qfml.engine.trainer import Trainer
 from qfml.errors import UserError
 
 
@@ -18,19 +17,3 @@ def checked_rows(name: str, rows: Any, n_rows: int) -> np.ndarray:
     if ids.min() < 0 or ids.max() >= n_rows:
         raise UserError(f"`{name}` must hold row ids from 0 to {n_rows - 1}, got {ids.min()} to {ids.max()}")
     return ids
-
-
-def check_unvalidated(trainer: Trainer, way_out: str, *, waits: bool = False) -> None:
-    """Raise UserError if a trainer waits for what only validation rows have, of which there are none.
-
-    Args:
-        trainer: how members are trained.
-        way_out: what else the caller may do.
-        waits: members have a patience of their own.
-    """
-    waits = waits or trainer.patience is not None
-    if trainer.monitor != "train_loss" and (waits or trainer.monitor != "val_loss"):
-        raise UserError(
-            f"the trainer waits for `{trainer.monitor}`, but there are no validation rows: {way_out}, or set the "
-            'trainer\'s `monitor` to "train_loss"'
-        )
