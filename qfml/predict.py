@@ -20,7 +20,7 @@ from qfml.data.sources import CsvSource, FrameSource
 from qfml.engine import Fit, load_fits
 from qfml.errors import DataError
 from qfml.run import read_metrics
-from qfml.task import WalkForwardTask, read_task
+from qfml.task import WalkForwardTask, read_walk_forward
 
 
 def predict(folder: str | Path, frame: Any) -> pl.DataFrame:
@@ -44,8 +44,9 @@ def predict(folder: str | Path, frame: Any) -> pl.DataFrame:
         DataError: a column is missing, the prices break a rule, or the history is too short.
     """
     folder = Path(folder)
-    conventions = read_metrics(folder)["conventions"]
-    task = read_task(config.read_yaml(folder / "config.yaml"))
+    found = read_metrics(folder)
+    task = read_walk_forward(config.read_yaml(folder / "config.yaml"), "a prediction from prices")
+    conventions = found["conventions"]
     fits = _last_fits(folder)
     group = task.data.source.group_column
     rows, names = feature_frame(_prices(task, frame), task.data.features, time="time", group=group)

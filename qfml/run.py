@@ -20,7 +20,7 @@ from qfml import config
 from qfml.engine import Bar
 from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.report import write_report
-from qfml.task import Say, WalkForwardTask, as_settings, read_task
+from qfml.task import Say, Task, as_settings, read_task
 
 
 def run(
@@ -80,7 +80,7 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
     return folder
 
 
-def execute(folder: Path, task: WalkForwardTask, *, progress: bool, say: Say) -> None:
+def execute(folder: Path, task: Task, *, progress: bool, say: Say) -> None:
     """Do the task in its folder, from the last checkpoint if there is one, and write the report."""
     shutil.rmtree(folder / "model", ignore_errors=True)  # half a result of a run that was killed while writing it
     begun = any((folder / "checkpoints").glob("**/checkpoint-*"))
@@ -160,7 +160,7 @@ def forget_if_not_begun(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def new_folder(task: WalkForwardTask, out: str | Path | None) -> Path:
+def new_folder(task: Task, out: str | Path | None) -> Path:
     """The empty folder of a new run; made under `runs/` if `out` is None."""
     if out is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

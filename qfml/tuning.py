@@ -23,15 +23,9 @@ from qfml.errors import ConfigError, UserError
 from qfml.metrics import sharpe_moments
 from qfml.report import write_report, write_tuning_report
 from qfml.run import execute, forget_if_not_begun, new_folder, only_process, read_metrics, way_on
-from qfml.task import (
-    Say,
-    WalkForwardTask,
-    as_settings,
-    check_device,
-    read_task,
-    record_trial,
-    trials_on_the_same_data,
-)
+from qfml.task import Say, WalkForwardTask, as_settings, read_walk_forward
+from qfml.task.base import check_device
+from qfml.task.walk_forward import record_trial, trials_on_the_same_data
 from qfml.tune import Study, TrialSettings, TuneConfig, Tuner, looking_back, tuning_folds, verdict
 from qfml.tune.space import Space, Value, corners, filled, spaces_in
 
@@ -78,14 +72,14 @@ class Search:
             )
         for path in spaces:
             _check_path(path)
-        tasks = [read_task(filled(rest, spaces, corner)) for corner in corners(spaces)]
+        tasks = [read_walk_forward(filled(rest, spaces, corner), "a search") for corner in corners(spaces)]
         for task in tasks:
             _check_task(task, spaces)
         return cls(rest, spaces, plan, tasks[0])
 
     def task(self, params: Mapping[str, Value]) -> WalkForwardTask:
         """The task of the trial with these parameters."""
-        return read_task(filled(self.settings, self.spaces, params))
+        return read_walk_forward(filled(self.settings, self.spaces, params), "a search")
 
     @property
     def plain(self) -> dict[str, Any]:

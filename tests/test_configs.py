@@ -9,7 +9,7 @@ from command_line import qfml
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 READ_NOTHING = """
 import sys
-sys.modules["qfml.task"].DataConfig.read = lambda self: sys.exit(7)
+sys.modules["qfml.task.walk_forward"].DataConfig.read = lambda self: sys.exit(7)
 """
 
 

@@ -1,16 +1,15 @@
-"""The tasks of `qfml run`: their root configs, what each does in its folder, and what counts as another trial."""
+"""The task `walk_forward`: its root config, what it does in its folder, and what counts as another trial."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import polars as pl
-import torch
 
 from qfml import config
 from qfml.backtest import POSITIONS, walk_forward
@@ -32,15 +31,14 @@ from qfml.data.validation import MISSING_POLICIES, MissingPolicy, ValidationRepo
 from qfml.data.weights import WEIGHTS, Weights
 from qfml.engine import Callback, Trainer
 from qfml.engine.unvalidated import waits_for_validation
-from qfml.errors import ConfigError, DataError, UserError
+from qfml.errors import ConfigError, DataError
 from qfml.ledger import Ledger, Trials, trial_hash
 from qfml.losses import LOSSES, Loss
 from qfml.metrics import SharpeMoments
 from qfml.networks import NETWORKS, Network
 from qfml.splits import SPLITTERS
 from qfml.splits.base import Splitter
-
-Say = Callable[[str], None]
+from qfml.task.base import Say, as_settings, check_device
 
 
 @dataclass(frozen=True)
@@ -249,24 +247,6 @@ class WalkForwardTask:
         return result.with_trials(trials.n_trials, trials.variance)
 
 
-TASKS: dict[str, type[WalkForwardTask]] = {cls.task: cls for cls in (WalkForwardTask,)}
-
-
-def read_task(settings: Mapping[str, Any]) -> WalkForwardTask:
-    """The task that plain settings describe; ConfigError names what is wrong in them."""
-    name = settings.get("task")
-    if "tune" in settings:
-        raise ConfigError("this config has a section `tune`: search with `qfml tune`, or remove the section to run it")
-    if not isinstance(name, str) or name not in TASKS:
-        raise ConfigError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")
-    return config.build(TASKS[name], {key: value for key, value in settings.items() if key != "task"})
-
-
-def as_settings(task: WalkForwardTask) -> dict[str, Any]:
-    """The full settings of a task, nothing left to a default; `read_task` reads them back."""
-    return {"task": task.task} | config.to_dict(task)
-
-
 def record_trial(task: WalkForwardTask, moments: SharpeMoments, periods_per_year: float) -> Trials:
     """Enter a configuration into its ledger, with the moments of its returns; all trials on its data, it included."""
     settings = as_settings(task)
@@ -288,17 +268,6 @@ def trials_on_the_same_data(task: WalkForwardTask) -> Trials:
 
 def _source_hash(settings: Mapping[str, Any]) -> str:
     return config.config_hash(_absolute(settings["data"]["source"]))
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there before anything is read."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch that is built without the device
-        why = str(error).splitlines()[0]
-        raise UserError(
-            f"`trainer.device: {name}` cannot be used on this machine ({why}); leave it out for cpu"
-        ) from None
 
 
 def of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:

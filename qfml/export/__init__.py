@@ -1,0 +1,1 @@
+"""Trained runs as ONNX, with proof that they compute the same."""

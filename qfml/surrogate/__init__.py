@@ -1,0 +1,1 @@
+"""Networks that price: labels from `pricers`, training, judgement, and prices that refuse to extrapolate."""
