@@ -57,6 +57,7 @@ INSTRUMENTS: dict[str, pr.Instrument] = {
     "Barrier, up-in on dates": pr.Barrier(100.0, 1.0, barrier=115.0, kind="up-in", option="call", monitoring=MONTHS),
     "Asian, arithmetic": pr.Asian(strike=100.0, times=MONTHS, option="call"),
     "Asian, geometric": pr.Asian(strike=100.0, times=MONTHS, option="call", average="geometric"),
+    "Asian with a barrier": pr.AsianBarrier(100.0, MONTHS, barrier=125.0, kind="up-out", option="call"),
     "Lookback, fixed": pr.Lookback(strike=100.0, expiry=1.0, option="call"),
     "Lookback, floating": pr.Lookback(None, expiry=1.0, option="put"),
     "American put": pr.American(strike=100.0, expiry=1.0, option="put"),

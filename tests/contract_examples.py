@@ -185,6 +185,25 @@ INSTRUMENT_EXAMPLES: dict[str, InstrumentExample] = {
         ),
         homogeneous=("strike", "running_average"),
     ),
+    "asian_barrier": InstrumentExample(
+        pr.AsianBarrier,
+        {"strike": 100.0, "times": QUARTERS, "barrier": 125.0, "kind": "up-out", "option": "call"},
+        ("strike", "times", "barrier"),
+        {
+            "strike": POSITIVE,
+            "times": ([-0.5, 0.5], [0.0, 0.5], [], *UNSORTED),
+            "barrier": POSITIVE,
+            "kind": ("out", "up"),
+            "option": WORDS,
+            "average": ("harmonic",),
+        },
+        (
+            {"kind": "up-in", "barrier": 115.0},
+            {"kind": "down-out", "barrier": 85.0, "average": "geometric"},
+            {"kind": "down-in", "barrier": 90.0, **PUT},
+        ),
+        homogeneous=("strike", "barrier"),
+    ),
     "lookback": InstrumentExample(
         pr.Lookback,
         VANILLA,

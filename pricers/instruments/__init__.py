@@ -1,6 +1,7 @@
 """Instruments: what is paid, when, and on what."""
 
 from pricers.instruments.asian import Asian
+from pricers.instruments.asian_barrier import AsianBarrier
 from pricers.instruments.autocallable import Autocallable
 from pricers.instruments.barrier import Barrier
 from pricers.instruments.base import EarlyExercise, Instrument
@@ -16,6 +17,7 @@ __all__ = [
     "INSTRUMENTS",
     "American",
     "Asian",
+    "AsianBarrier",
     "Autocallable",
     "Barrier",
     "Basket",
@@ -38,6 +40,7 @@ INSTRUMENTS: dict[str, type[Instrument]] = {
         Digital,
         Barrier,
         Asian,
+        AsianBarrier,
         Lookback,
         American,
         Bermudan,
