@@ -59,7 +59,7 @@ class Started:
 
 # The tear sheet takes longer than all the rest of a small run and has tests of its own.
 NO_SHEET = """
-import qfml.report.page as page
+import qfml.report.walk_forward as page
 from qfml.report.tearsheet import Tearsheet
 page.write_tearsheet = lambda run: Tearsheet(None, ("left out in this test",))
 """

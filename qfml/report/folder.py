@@ -13,7 +13,7 @@ import polars as pl
 
 from qfml.errors import UserError
 
-__all__ = ["RunFolder", "read_run_folder"]
+__all__ = ["RunFolder", "check_sections", "read_metrics", "read_run_folder", "read_table", "read_text"]
 
 # The keys the page cannot do without, section by section; everything else in a section is shown if it is there.
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -89,12 +89,10 @@ def read_run_folder(run_dir: str | Path) -> RunFolder:
         UserError: If the folder, one of its files, a column or a key is missing or cannot be read.
     """
     path = Path(run_dir)
-    if not path.is_dir():
-        raise UserError(f"no run folder at {path}; a run writes one (see `qfml run CONFIG --out DIR`)")
-    metrics = _read_metrics(path / "metrics.json")
+    metrics = _walk_forward_metrics(path / "metrics.json")
     return RunFolder(
         path=path,
-        config=_read_text(path / "config.yaml"),
+        config=read_text(path / "config.yaml"),
         metrics=metrics,
         log=_read_table(path / "log.jsonl"),
         predictions=_read_table(path / "predictions.parquet"),
@@ -103,7 +101,8 @@ def read_run_folder(run_dir: str | Path) -> RunFolder:
     )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of a run; UserError names the one that is missing or damaged."""
     if not path.is_file():
         raise UserError(
             f"the run folder {path.parent} has no `{path.name}`: the run did not finish, or an older version made it; "
@@ -115,18 +114,32 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not text in UTF-8 ({error}); run it again") from None
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a finished run, whatever its task."""
+    if not folder.is_dir():
+        raise UserError(f"no run folder at {folder}; a run writes one (see `qfml run CONFIG --out DIR`)")
+    path = folder / "metrics.json"
     try:
-        metrics = json.loads(_read_text(path))
+        metrics = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: line {error.lineno}: {error.msg}; run it again") from None
     if not isinstance(metrics, dict):
         raise UserError(f"{path} must hold one mapping, got a {type(metrics).__name__}; run it again")
+    return metrics
+
+
+def check_sections(path: Path, metrics: Mapping[str, Any], required: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for a section, or a key of one, that a page cannot do without."""
+    for section, keys in required.items():
+        _require(path, section, metrics.get(section), keys)
+
+
+def _walk_forward_metrics(path: Path) -> dict[str, Any]:
+    metrics = read_metrics(path.parent)
     task = metrics.get("task")
     if task != "walk_forward":
-        raise UserError(f"{path}: there is a report for `task: walk_forward`, got {task!r}")
-    for section, keys in REQUIRED.items():
-        _require(path, section, metrics.get(section), keys)
+        raise UserError(f"{path} must be of `task: walk_forward`, got {task!r}")
+    check_sections(path, metrics, REQUIRED)
     for section, keys in REQUIRED_IN_LISTS.items():
         entries = metrics.get(section)
         if not isinstance(entries, list) or not entries:
@@ -151,18 +164,24 @@ def _old(path: Path, what: str) -> str:
     return f"{path} {what}; it was written by another version: run it again"
 
 
-def _read_table(path: Path) -> pl.DataFrame:
+def read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """A Parquet table of a run that has rows and these columns; UserError names what is wrong with it."""
     if not path.is_file():
-        _read_text(path)  # raises, naming the file
+        read_text(path)  # raises, naming the file
     try:
         table = _read_log(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); run it again") from None
-    missing = [f"`{name}`" for name in COLUMNS[path.name] if name not in table.columns]
+    missing = [f"`{name}`" for name in columns if name not in table.columns]
     if missing:
         raise UserError(_old(path, f"lacks the column(s) {', '.join(missing)}"))
     if table.is_empty():
         raise UserError(f"{path} holds no rows; run it again")
+    return table
+
+
+def _read_table(path: Path) -> pl.DataFrame:
+    table = read_table(path, COLUMNS[path.name])
     if path.name == "pnl.parquet" and table.filter(pl.col("strategy") == "network").is_empty():
         raise UserError(_old(path, "has no rows of the strategy `network`"))
     return table
@@ -172,7 +191,7 @@ def _read_log(path: Path) -> pl.DataFrame:
     """The learning log; Python's reader, because a diverged member's loss is written as the bare word NaN."""
     names = COLUMNS[path.name]
     entries = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -6,80 +6,47 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qfml.report import evidence, provenance, results
-from qfml.report.folder import RunFolder, read_run_folder
-from qfml.report.layout import Charts, note
+from qfml.report.layout import Charts, Section
 from qfml.report.markup import Html, el, join
 from qfml.report.style import CSS, SCRIPT
-from qfml.report.tearsheet import Tearsheet, write_tearsheet
 
-__all__ = ["document", "write_report"]
+__all__ = ["FILE_NAME", "document", "write_page"]
 
 FILE_NAME = "report.html"
 OFFLINE = "The page works offline. Drag across a chart to zoom, double-click to see all of it again."
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html`, one page that works offline, and `tearsheet.html` into a run folder.
-
-    Nothing outside the folder is read and nothing in it is executed. The page holds all it needs, plotly.js included,
-    and forbids the browser any request. A tear sheet that quantstats cannot make is a note on the page, not an error.
+def write_page(
+    folder: Path, title: str, headline: Html, sections: Sequence[Section], charts: Charts, version: str | None = None
+) -> Path:
+    """Write `report.html` into `folder`: the headline, then the sections with links to them.
 
     Args:
-        run_dir: Folder of a finished run.
-
-    Returns:
-        Path of `report.html`.
-
-    Raises:
-        UserError: If the folder or a part of it is missing, damaged or from another version; the message names it.
+        folder: of the run.
+        title: of the browser's window.
+        headline: the title block.
+        sections: in order.
+        charts: the figures that the sections have placed.
+        version: of qfml, that made the run.
     """
-    run = read_run_folder(run_dir)
-    page = _page(run, write_tearsheet(run))
-    target = run.path / FILE_NAME
-    temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, target)
-    return target
-
-
-def _page(run: RunFolder, tearsheet: Tearsheet) -> Html:
-    charts = Charts()
-    sections = [
-        results.performance(run, charts),
-        results.significance(run),
-        results.folds(run, charts),
-        evidence.prediction(run, charts),
-        evidence.positions(run, charts),
-        evidence.activity(run, charts),
-        evidence.training(run, charts),
-        provenance.data(run),
-        provenance.audit(run),
-        provenance.conventions(run),
-        provenance.reproduction(run, _tearsheet_note(tearsheet)),
-    ]
     links = [el("a", section.title, href=f"#{section.key}") for section in sections]
-    versions = run.metrics["versions"]
-    made_by = f"Made by qfml {versions['qfml']}" if "qfml" in versions else "Made by qfml"
+    made_by = "Made by qfml" if version is None else f"Made by qfml {version}"
     body = [
         el("nav", el("div", *links), aria_label="Sections"),
-        el("main", results.headline(run), *(section.html() for section in sections)),
-        el("footer", f"{made_by} from the run folder ", el("code", run.path.resolve().name), ". ", OFFLINE),
+        el("main", headline, *(section.html() for section in sections)),
+        el("footer", f"{made_by} from the folder ", el("code", folder.resolve().name), ". ", OFFLINE),
     ]
-    return document(body, charts, "Walk-forward backtest")
-
-
-def _tearsheet_note(tearsheet: Tearsheet) -> Html:
-    told = [note(text) for text in tearsheet.notes]
-    if tearsheet.path is None:
-        return join(told)
-    link = el("a", tearsheet.path.name, href=tearsheet.path.name)
-    return join([el("p", link, ", made by quantstats, lies beside this page."), *told])
+    target = folder / FILE_NAME
+    temporary = target.with_suffix(".html.tmp")
+    temporary.write_text(document(body, charts, title), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
 
 
 def document(body: list[Html], charts: Charts, title: str) -> Html:

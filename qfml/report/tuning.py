@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from qfml.report import formats
 from qfml.report.charts import Figure, plain
 from qfml.report.layout import Charts, Section, note
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
-from qfml.report.page import FILE_NAME, OFFLINE, document
+from qfml.report.page import write_page
 from qfml.report.parameters import COLORS, parameter_panels, value_text
 from qfml.report.provenance import origin
 from qfml.tune.space import short_names
@@ -61,17 +60,7 @@ def write_tuning_report(run_dir: str | Path) -> Path:
         _folds(found),
         _reproduction(found, text),
     ]
-    links = [el("a", section.title, href=f"#{section.key}") for section in sections]
-    body = [
-        el("nav", el("div", *links), aria_label="Sections"),
-        el("main", _headline(found), *(section.html() for section in sections)),
-        el("footer", "Made by qfml from the folder ", el("code", folder.resolve().name), ". ", OFFLINE),
-    ]
-    target = folder / FILE_NAME
-    temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(document(body, charts, "Hyperparameter search"), encoding="utf-8")
-    os.replace(temporary, target)
-    return target
+    return write_page(folder, "Hyperparameter search", _headline(found), sections, charts)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], str]:

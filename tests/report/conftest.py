@@ -270,10 +270,10 @@ def change(run_dir: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]:
 def _without_tearsheet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """quantstats takes seconds to import and to draw; the tests of the tear sheet ask for it by their file name."""
     if "tearsheet" not in request.path.name:
-        from qfml.report import page, tearsheet
+        from qfml.report import tearsheet, walk_forward
 
         monkeypatch.setattr(
-            page, "write_tearsheet", lambda run: tearsheet.Tearsheet(None, ("No tear sheet in this test.",))
+            walk_forward, "write_tearsheet", lambda run: tearsheet.Tearsheet(None, ("No tear sheet in this test.",))
         )
 
 
