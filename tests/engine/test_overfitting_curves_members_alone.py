@@ -165,6 +165,7 @@ def test_features_that_say_nothing_fail_even_where_the_mean_is_large():
     assert check.verdict.startswith("failed")
 
 
+@pytest.mark.slow
 def test_a_wrong_learning_rate_is_told_from_a_wrong_network():
     ds = make_data()
     trainer = qfml.Trainer(max_epochs=1, batch_size=16, optimizer=qfml.AdamW(lr=1e-5))

@@ -272,6 +272,7 @@ def make_data(n=220):
     return TimeDataset(X, X[:, 0] + rng.standard_normal(n), time=time, label_end=time + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULED, ids=lambda schedule: schedule.kind)
 def test_training_in_a_stack_equals_solo(schedule):
     ds = make_data()

@@ -56,6 +56,7 @@ def exact_bivariate(x: float, y: float, rho: float) -> float:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [-0.9999, -0.95, -0.925, -0.6, 0.0, 0.3, 0.9249, 0.9251, 0.99, 0.999999])
 def test_bivariate_normal_mpmath(rho: float):
     for x, y in [(0.0, 0.0), (1.2, -0.7), (-2.5, 0.4), (-1.0, -1.0), (0.31, 0.3), (3.0, 2.5), (-4.0, 5.0)]:

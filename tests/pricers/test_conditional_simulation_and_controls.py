@@ -36,6 +36,7 @@ def test_conditional_european_over_a_batch_of_expiries(expiry):
     assert ((found.value - exact.value).abs() <= 4 * found.std_error + 2e-3).all()  # bias of 16 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("past", [{}, {"running_average": 97.0, "n_past": 3}, {"running_average": 300.0, "n_past": 3}])
 @pytest.mark.parametrize("option", ["call", "put"])
 def test_conditional_average_is_that_of_plain_paths(option, past):

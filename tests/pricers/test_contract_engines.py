@@ -125,6 +125,7 @@ def test_formulas_are_for_registered_classes():
     assert set(REFUSALS) <= set(FORMULAS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("instrument_class", "model_class"), list(pairs()))
 def test_every_formula_agrees_with_simulation(instrument_class, model_class):
     taken = list(contracts_and_models(instrument_class, model_class))

@@ -241,6 +241,7 @@ def derivable(kind, scheme):
     return set() if scheme == "exact" and kind in ("heston", "bates") else names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "scheme"), SCHEMES)
 def test_gradients_of_paths_are_finite_and_agree(kind, scheme):
     check_path_gradients(kind, scheme, n_random=2, edges=False)

@@ -16,6 +16,7 @@ def market(times, amounts, rate=0.05):
     return pr.Market(100.0, rate, dividends=pr.CashDividends(times, amounts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["call", "put"])
 @pytest.mark.parametrize(
     "paying",
@@ -89,6 +90,7 @@ def test_an_asset_that_pays_all_it_is_worth_is_worth_nothing():
     assert put.value.item() == pytest.approx(100.0, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_greeks_hold_the_rule_with_dividends():
     triple = (pr.American(100.0, 1.0, "put"), MODEL, market([0.2, 0.6], [3.0, 4.0]))
     exact = pr.greeks(*triple, ("spot", "vol", "rate"), GRID)

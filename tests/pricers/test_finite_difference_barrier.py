@@ -26,6 +26,7 @@ HAUG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "level"), HAUG)
 def test_barrier_with_rebate_published(kind, level):
     contract = Barrier([90.0, 100.0, 110.0], 0.5, level, kind, "call", rebate=3.0)

@@ -35,6 +35,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "option"), [*((case, "call") for case in CASES), (CASES[1], "put")])
 def test_european_black_scholes_formula(case, option):
     spot, strike, rate, income, vol, expiry = case

@@ -71,6 +71,7 @@ def test_exact_simulation(kind, option, level):
     assert ((found.value - simulated.value).abs() <= 4.0 * simulated.std_error + found.error_bound).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "level"), [("down-out", 90.0), ("up-out", 120.0)])
 def test_without_vol_of_vol_it_is_black_scholes_on_a_line(kind, level):
     """The line is compared with a convolution in a file of its own."""

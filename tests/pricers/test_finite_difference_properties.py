@@ -55,6 +55,7 @@ def test_order_two_in_space():
     assert slope([line_value(n, 40) - fine for n in (25, 50, 100)]) == pytest.approx(2.0, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", ["call", "cash call"])
 def test_order_two_in_time(claim):
     fine = line_value(100, 320, claim)

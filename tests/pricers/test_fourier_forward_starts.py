@@ -116,6 +116,7 @@ def test_forward_starts_against_quantlib(option):
         assert ours.value.item() == pytest.approx(contract.NPV(), abs=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [pr.Heston(**HESTON), pr.Heston(**WILD), pr.Bates(**HESTON, **JUMPS)])
 def test_exact_simulation(model):
     engine = pr.MonteCarlo(2**14, seed=5, scheme="exact", noise="antithetic", controls=False)

@@ -259,6 +259,7 @@ def test_no_prices_have_no_greeks():
 SECOND = {("vol", "vol"): "volga", ("spot", "vol"): "vanna", ("vol", "spot"): "vanna", ("spot", "spot"): "gamma"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directly", [True, False])
 def test_second_derivatives_on_a_grid(directly, monkeypatch):
     """By reverse mode, and by differences of forward mode where a graph would be too large."""
@@ -275,6 +276,7 @@ def test_second_derivatives_on_a_grid(directly, monkeypatch):
         assert (error <= found[name].error_bound + 1e-5 * value.abs().max()).all(), (name, error)
 
 
+@pytest.mark.slow
 def test_a_grid_too_large_for_a_graph_gives_the_same(monkeypatch):
     surface = pr.VolSurface(log_moneyness=[-0.2, 0.0, 0.2], expiries=[1.0], vols=[[0.28, 0.24, 0.22]])
     engine = pr.FiniteDifference(n_space=16, n_time=4)

@@ -212,6 +212,7 @@ def test_a_target_of_the_price_is_refused_for_greeks():
         pr.greeks(pr.European(100.0, 1.0), LEWIS, MARKET, ("spot",), engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [pr.BlackScholes(0.2), pr.Heston(0.04, 2.0, 0.05, 0.5, -0.6)], ids=["flat", "heston"])
 @pytest.mark.parametrize("scheme", [None, "exact"])
 def test_greeks_on_sobol_points_need_no_price_before_them(model, scheme):

@@ -101,6 +101,7 @@ def mpmath_extreme_mean(spot, level, expiry, rate, income, vol, of_maximum):
         return float(mpmath.exp(-mpmath.mpf(rate) * expiry) * excess)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["call", "put"])
 @pytest.mark.parametrize(
     ("rate", "income", "vol", "expiry"),

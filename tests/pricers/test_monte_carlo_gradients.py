@@ -16,6 +16,7 @@ def price(instrument, parameters, spot, **settings):
     return pr.price(instrument, pr.Heston(*parameters), pr.Market(spot, 0.03), engine).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instrument", [CALL, ASIAN], ids=["european", "asian"])
 @pytest.mark.parametrize("conditional", [None, False])
 @pytest.mark.parametrize("controls", [True, False])

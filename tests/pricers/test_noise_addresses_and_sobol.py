@@ -99,6 +99,7 @@ def test_sobol_points_are_those_of_torch():
     torch.testing.assert_close(ours.sort(-1).values, expected.sort(-1).values, rtol=0.0, atol=4e-8)  # torch: float32
 
 
+@pytest.mark.slow
 def test_beyond_the_dimensions_of_sobol_the_path_goes_on():
     dt = torch.full((10_700,), 1e-3, dtype=torch.float64)
     normals = drawn(Sobol(2, repeats=2), 0, 64, dt, 2)

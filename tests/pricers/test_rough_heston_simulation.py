@@ -161,6 +161,7 @@ def test_batched_parameters_equal_one_at_a_time():
                 torch.testing.assert_close(many[row, column], one, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode
 @pytest.mark.parametrize("hurst", [0.01, 0.3])
 def test_paths_are_differentiable_in_every_parameter(hurst):

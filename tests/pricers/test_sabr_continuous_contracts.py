@@ -165,6 +165,7 @@ def test_wild_paths_average_to_the_forward():
     assert found.std_error < 0.01 * exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "contract",
     [

@@ -161,6 +161,7 @@ def heston_option(strike: Tensor, option: str = "put", **law: Tensor) -> Tensor:
     ).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strike", "expiry", "v0", "kappa", "theta", "sigma"),
     [

@@ -238,6 +238,7 @@ def test_a_batch_of_surfaces_is_fitted_each_alone():
     assert one.errors.numpy() == pytest.approx(both.errors[0].numpy(), abs=0.3 * BP)  # another reach, nearly the same
 
 
+@pytest.mark.slow
 def test_single_precision_stays_single():
     fit = pr.VolSurface.fitted(K.float(), EXPIRIES.float(), NOISY.float(), knots_per_quote=1)
     assert fit.surface.vols.dtype == fit.errors.dtype == torch.float32
