@@ -1,0 +1,345 @@
+"""Quotes of implied vols: one surface, and the padded batch of many that a calibration works on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from qfml.calibration import dax
+from qfml.calibration.forwards import forward_and_discount
+from qfml.calibration.model import Quotes
+from qfml.calibration.surface_checks import (
+    MOST_VOL,
+    QuoteTable,
+    Refusal,
+    clean,
+    decimal_vols,
+    float_column,
+    floats,
+    refuse_unlike_strikes,
+)
+from qfml.errors import ConfigError, DataError
+
+__all__ = ["STRIKE_UNITS", "Surface", "as_quotes", "moment"]
+
+STRIKE_UNITS = ("price", "percent_of_spot", "moneyness", "log_moneyness")
+COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount")
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Surface:
+    """Quotes of implied vols at strikes and expiries, with the forwards to which they belong.
+
+    The strikes may differ from expiry to expiry. Quotes without a vol are dropped and counted in `remarks`; what else
+    breaks a rule is refused.
+
+    Args:
+        strike: in the unit of the forward, shape `(n,)`.
+        expiry: years, ACT/365.
+        vol: annual Black vol, decimal; NaN where only bid and ask are given, whose mean is then the vol.
+        forward: of the asset to the expiry.
+        bid: bid vol, NaN or 0 where there is none; None for none at all.
+        ask: ask vol, likewise.
+        weight: of the squared error of the vol, 0 or more. Numbers stand for all quotes.
+        discount: discount factor to the expiry. It does not enter the vols, only prices made from them.
+        spot: price of the asset today, if known.
+        date: of the quotes.
+        name: of the underlying.
+        remarks: what reading the quotes has found.
+
+    Raises:
+        DataError: a rule is broken; the message names the quote.
+
+    >>> surface = Surface(strike=[90.0, 100.0, 110.0], expiry=0.5, vol=[0.22, 0.2, 0.19], forward=101.0)
+    >>> len(surface), surface.log_moneyness.round(3).tolist()
+    (3, [-0.115, -0.01, 0.085])
+    """
+
+    strike: np.ndarray
+    expiry: np.ndarray
+    vol: np.ndarray
+    forward: np.ndarray
+    bid: np.ndarray | None
+    ask: np.ndarray | None
+    weight: np.ndarray
+    discount: np.ndarray
+    spot: float | None
+    date: np.datetime64 | None
+    name: str
+    remarks: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        strike: Any,
+        expiry: Any,
+        vol: Any,
+        forward: Any,
+        bid: Any = None,
+        ask: Any = None,
+        weight: Any = 1.0,
+        discount: Any = 1.0,
+        spot: Any = None,
+        date: Any = None,
+        name: str = "",
+        remarks: Sequence[str] = (),
+    ) -> None:
+        columns = {"strike": strike, "expiry": expiry, "vol": vol, "forward": forward, "bid": bid, "ask": ask}
+        columns |= {"weight": weight, "discount": discount}
+        refusal = Refusal()
+        table = clean(quote_table({key: value for key, value in columns.items() if value is not None}), refusal)
+        remarks = (*remarks, *refusal.notes.get(0, ()))
+        _fill(self, table, spot=_positive_spot(spot), date=moment(date), name=name, remarks=remarks)
+
+    @classmethod
+    def from_grid(
+        cls,
+        strikes: Any,
+        expiries: Any,
+        vols: Any,
+        *,
+        spot: float | None = None,
+        rates: Any = 0.0,
+        dividends: Any = 0.0,
+        forwards: Any = None,
+        bid: Any = None,
+        ask: Any = None,
+        weights: Any = 1.0,
+        date: Any = None,
+        name: str = "",
+        vol_unit: str | None = None,
+        strike_unit: str | None = None,
+        max_vol: float = MOST_VOL,
+        errors: str = "raise",
+    ) -> Surface:
+        """A surface from a grid with one row, a smile, for each expiry.
+
+        Args:
+            strikes: shape `(n_strikes,)`, or `(n_expiries, n_strikes)` where they differ by expiry.
+            expiries: years, shape `(n_expiries,)`.
+            vols: annual Black vols, NaN where there is no quote; shape `(n_expiries, n_strikes)`. None for the means
+                of bid and ask.
+            spot: price of the asset today; needed unless `forwards` are given.
+            rates: a continuous rate, decimal, or a curve: a pair (times, zero rates), or a `pricers.ZeroCurve`.
+            dividends: a continuous yield, like `rates`.
+            forwards: to the expiries, shape `(n_expiries,)`; None for those of spot, rates and dividends.
+            bid: bid vols, of the shape of `vols`.
+            ask: ask vols, likewise.
+            weights: of the squared errors; a number or of that shape.
+            date: of the quotes: a date, or ISO 8601 text.
+            name: of the underlying.
+            vol_unit: "decimal" or "percent"; None for decimals, which are refused where they look like percent.
+            strike_unit: "price", "percent_of_spot", "moneyness" (strike / spot) or "log_moneyness" (log of strike over
+                forward); None for prices, which are refused where they look like another unit.
+            max_vol: vols above it are refused.
+            errors: what a quote that breaks a rule does: "raise" an error that names it, or "drop" it with a note.
+
+        Raises:
+            DataError: a rule is broken; the message names the quote.
+
+        >>> surface = Surface.from_grid([90, 100, 110], [0.5, 1.0], [[0.24, 0.2, 0.19]] * 2, spot=100.0, rates=0.03)
+        >>> surface.forward.round(3).tolist()
+        [101.511, 101.511, 101.511, 103.045, 103.045, 103.045]
+        """
+        expiries = float_column("expiries", expiries)
+        columns = _grid_columns(strikes, expiries, vols, bid, ask, weights)
+        spot = _positive_spot(spot)
+        expiry = columns["expiry"]
+        given = None
+        if forwards is not None:
+            given = float_column("forwards", forwards, expiries.shape[0])
+            given = np.repeat(given, expiry.shape[0] // expiries.shape[0])
+        forward, discount = forward_and_discount(expiry, spot, rates, dividends, given)
+        columns |= {"forward": forward, "discount": discount}
+        columns["strike"] = strikes_in_prices(columns["strike"], forward, spot, strike_unit)
+        vol_names = {name: columns[name] for name in ("vol", "bid", "ask") if name in columns}
+        refusal = Refusal(errors)
+        table = clean(quote_table(columns | decimal_vols(vol_names, vol_unit)), refusal, max_vol)
+        return cls.of_table(table, spot=spot, date=moment(date), name=name, remarks=tuple(refusal.notes.get(0, ())))
+
+    @classmethod
+    def dax_2002(cls, maturities: str = "exact_days") -> Surface:
+        """The DAX on 5 July 2002: 13 strikes at 8 maturities, the classic data of Heston calibration.
+
+        Args:
+            maturities: "exact_days", or "week_rounded" to whole weeks, as in the published fits.
+
+        References:
+            QuantLib, test-suite/hestonmodel.cpp, testDAXCalibration.
+
+        >>> surface = Surface.dax_2002()
+        >>> len(surface), surface.vol.min().item(), surface.vol.max().item()
+        (104, 0.2241, 0.6625)
+        """
+        days = dax.maturities_in_years("exact_days")
+        curve = ([0.0, *days], [dax.ZERO_RATES[0], *dax.ZERO_RATES])
+        years = dax.maturities_in_years(maturities)
+        return cls.from_grid(
+            dax.STRIKES, years, dax.VOLS, spot=dax.SPOT, rates=curve, date=dax.DATE, name=f"DAX, {maturities}"
+        )
+
+    @classmethod
+    def of_table(cls, table: QuoteTable, **rest: Any) -> Surface:
+        """A surface of checked quotes: no rule is looked at again."""
+        surface = object.__new__(cls)
+        _fill(surface, table, **rest)
+        return surface
+
+    def __len__(self) -> int:
+        return self.strike.shape[0]
+
+    @property
+    def log_moneyness(self) -> np.ndarray:
+        """log(strike / forward) of each quote."""
+        return np.log(self.strike / self.forward)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing about the quotes: what reading them has found."""
+        return self.remarks
+
+    @property
+    def expiries(self) -> np.ndarray:
+        """The different expiries, ascending."""
+        return np.unique(self.expiry)
+
+
+def _fill(surface: Surface, table: QuoteTable, **rest: Any) -> None:
+    if not len(table):
+        raise DataError("the surface has no quotes; every one was empty or left out")
+    columns: dict[str, Any] = {name: getattr(table, name) for name in COLUMNS}
+    for name in ("bid", "ask"):
+        if np.isnan(columns[name]).all():
+            columns[name] = None
+    for name, value in (columns | rest).items():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False  # shared between surfaces and batches
+        object.__setattr__(surface, name, value)
+
+
+def quote_table(columns: dict[str, Any]) -> QuoteTable:
+    """Columns as a table: numbers are repeated, absent ones take what stands for nothing given."""
+    n = max(np.size(value) for value in columns.values())
+    absent = {"vol": np.nan, "bid": np.nan, "ask": np.nan, "weight": 1.0, "discount": 1.0}
+    full = {name: float_column(name, columns.get(name, absent.get(name, np.nan)), n) for name in COLUMNS}
+    return QuoteTable(**full, row=np.full(n, -1), surface=np.zeros(n, np.int64), labels=("",))
+
+
+def _grid_columns(strikes: Any, expiries: np.ndarray, vols: Any, bid: Any, ask: Any, weights: Any) -> dict[str, Any]:
+    """The grid as flat columns, row by row."""
+    grids = {"vol": vols, "bid": bid, "ask": ask}
+    grids = {name: floats(name, value) for name, value in grids.items() if value is not None}
+    if not ("vol" in grids or {"bid", "ask"} <= set(grids)):
+        raise DataError("a grid needs `vols`, or `bid` and `ask`")
+    strikes = floats("strikes", strikes)
+    shape = (expiries.shape[0], strikes.shape[-1])
+    named = grids | {"strikes": strikes, "weights": floats("weights", weights)}
+    for name, grid in named.items():
+        free = name in ("strikes", "weights") and grid.shape in ((), shape[1:])
+        if grid.shape != shape and not free:
+            turned = "; transpose it" if grid.shape == shape[::-1] else ""
+            name = "vols" if name == "vol" else name
+            raise DataError(
+                f"`{name}` must have a row for each of the {shape[0]} expiries and a column for each of the {shape[1]} "
+                f"strikes, got shape {grid.shape}{turned}"
+            )
+    flat = {name: grid.flatten() for name, grid in grids.items()}
+    flat["strike"] = np.broadcast_to(strikes, shape).flatten()
+    flat["weight"] = np.broadcast_to(named["weights"], shape).flatten()
+    flat["expiry"] = np.repeat(expiries, shape[1])
+    return flat
+
+
+def _positive_spot(spot: Any) -> float | None:
+    if spot is None:
+        return None
+    if isinstance(spot, bool) or not isinstance(spot, int | float | np.number) or not 0.0 < float(spot) < np.inf:
+        raise DataError(f"`spot` must be a number above 0, got {spot!r}")
+    return float(spot)
+
+
+def strikes_in_prices(strike: np.ndarray, forward: np.ndarray, spot: float | None, unit: str | None) -> np.ndarray:
+    """Strikes in the unit of the forward, by the unit the caller names; without one they are looked at.
+
+    Raises:
+        ConfigError: no such unit.
+        DataError: strikes that look like another unit, or shares of a spot that is not known.
+    """
+    if unit is None:
+        level, name = (forward, "forward") if spot is None else (np.full_like(forward, spot), "spot")
+        refuse_unlike_strikes(strike, level, name)
+        return strike
+    if unit not in STRIKE_UNITS:
+        raise ConfigError(f"`strike_unit` must be one of {', '.join(STRIKE_UNITS)}, got {unit!r}")
+    if unit == "price":
+        return strike
+    if unit == "log_moneyness":
+        return forward * np.exp(strike)
+    if spot is None:
+        raise DataError(f'strike_unit="{unit}" needs the `spot`')
+    return strike * spot * (0.01 if unit == "percent_of_spot" else 1.0)
+
+
+def moment(date: Any) -> np.datetime64 | None:
+    """A date or time without time zone as numpy keeps it, to the microsecond.
+
+    Raises:
+        DataError: it is not a date.
+
+    >>> moment("2002-07-05")
+    np.datetime64('2002-07-05T00:00:00.000000')
+    """
+    if date is None:
+        return None
+    try:
+        if isinstance(date, str):
+            date = dt.datetime.fromisoformat(date)
+        if not isinstance(date, dt.date | np.datetime64):
+            raise ValueError
+        if isinstance(date, dt.datetime) and date.tzinfo is not None:
+            date = date.astimezone(dt.UTC).replace(tzinfo=None)
+        result = np.datetime64(date).astype("datetime64[us]")
+        if np.isnat(result):
+            raise ValueError
+    except ValueError:
+        raise DataError(f"`date` must be a date, or ISO 8601 text such as 2002-07-05, got {date!r}") from None
+    return result
+
+
+def as_quotes(surfaces: Surface | Sequence[Surface]) -> Quotes:
+    """Surfaces as one padded batch of float64 tensors of shape `(n_surfaces, most quotes)`.
+
+    A shorter surface repeats its first quote with weight 0 up to the length of the longest.
+
+    Raises:
+        DataError: there is no surface.
+
+    >>> as_quotes([Surface.dax_2002()]).vol.shape
+    torch.Size([1, 104])
+    """
+    surfaces = [surfaces] if isinstance(surfaces, Surface) else list(surfaces)
+    if not surfaces:
+        raise DataError("there are no surfaces to calibrate to; give one or more")
+    length = np.array([len(surface) for surface in surfaces])
+    start = np.cumsum(length) - length
+    column = np.arange(length.max())
+    real = column < length[:, None]
+    index = torch.from_numpy(np.where(real, start[:, None] + column, start[:, None]))
+    flat = {
+        name: torch.from_numpy(np.concatenate([getattr(surface, name) for surface in surfaces]))
+        for name in ("strike", "expiry", "vol", "weight", "forward", "discount")
+    }
+    log_moneyness = torch.log(flat["strike"] / flat["forward"])
+    deviation = flat["vol"] * flat["expiry"].sqrt()
+    d1 = 0.5 * deviation - log_moneyness / deviation
+    vega = torch.exp(-0.5 * d1**2) * (flat["expiry"] / (2.0 * torch.pi)).sqrt()
+    columns = {"log_moneyness": log_moneyness, "vega": vega} | flat
+    del columns["strike"]
+    padded = {name: values[index] for name, values in columns.items()}
+    padded["weight"] = padded["weight"] * torch.from_numpy(real)
+    return Quotes(**padded)

@@ -1,0 +1,313 @@
+"""What a quote must be: rules over flat columns, for one surface or thousands at once.
+
+A rule that is broken raises `DataError` with the row, or drops the rows and counts them in the notes of their surface
+when the caller asked for that. Missing quotes are always dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from qfml.errors import ConfigError, DataError
+
+__all__ = ["QuoteTable", "Refusal", "clean", "decimal_vols", "float_column", "floats", "refuse_unlike_strikes"]
+
+MOST_YEARS = 60.0  # longer expiries than any market quotes: days, or dates written as numbers
+MOST_VOL = 5.0  # 500 %
+PERCENT_FROM = 2.0  # a median vol of 200 % is no surface: these are percent
+LEAST_MEDIAN = 0.01  # 1 %: below it decimals were taken for percent
+MOST_DISCOUNT = 10.0  # far beyond any negative rate: a discount factor in percent
+NEAR = 0.5, 2.0  # where the middle strike of a surface lies, as a share of the spot
+
+
+@dataclass(frozen=True, eq=False)
+class QuoteTable:
+    """Quotes of any number of surfaces as columns of one length; float64, NaN where a number is missing.
+
+    Args:
+        strike: in the unit of the forward.
+        expiry: years.
+        vol: annual Black vol.
+        bid: bid vol.
+        ask: ask vol.
+        weight: of the squared error, 0 or more.
+        forward: to the expiry.
+        discount: discount factor to the expiry.
+        row: number of the row in the caller's data, -1 where it has none.
+        surface: number of the surface to which the quote belongs.
+        labels: what a message calls each surface, "" for a single one.
+    """
+
+    strike: np.ndarray
+    expiry: np.ndarray
+    vol: np.ndarray
+    bid: np.ndarray
+    ask: np.ndarray
+    weight: np.ndarray
+    forward: np.ndarray
+    discount: np.ndarray
+    row: np.ndarray
+    surface: np.ndarray
+    labels: tuple[str, ...] = ("",)
+
+    def __len__(self) -> int:
+        return self.strike.shape[0]
+
+    def where(self, keep: np.ndarray) -> QuoteTable:
+        """The rows of a mask or of an index."""
+        columns = {field.name: getattr(self, field.name)[keep] for field in fields(self) if field.name != "labels"}
+        return QuoteTable(**columns, labels=self.labels)
+
+    def place(self, index: int) -> str:
+        """How a message names a row: its number, strike and expiry, and its surface where there are several."""
+        label, row = self.labels[int(self.surface[index])], int(self.row[index])
+        terms = f"strike {self.strike[index]:.10g}, expiry {self.expiry[index]:.6g}"
+        terms = f"{label}, {terms}" if label else terms
+        return f"row {row} ({terms})" if row >= 0 else f"the quote at {terms}"
+
+
+class Refusal:
+    """What to do with rows that break a rule, and the notes of each surface.
+
+    Args:
+        errors: "raise" names the first of them, "drop" leaves them out and counts them.
+    """
+
+    def __init__(self, errors: str = "raise") -> None:
+        if errors not in ("raise", "drop"):
+            raise ConfigError(f'`errors` must be "raise" or "drop", got {errors!r}')
+        self.errors = errors
+        self.notes: dict[int, list[str]] = {}
+
+    def note(self, surface: int, text: str) -> None:
+        """Add a note to a surface."""
+        self.notes.setdefault(surface, []).append(text)
+
+    def drop(self, table: QuoteTable, bad: np.ndarray, why: str) -> QuoteTable:
+        """The table without the rows of `bad`, which are counted in the notes."""
+        if not bad.any():
+            return table
+        counts, sizes = np.bincount(table.surface[bad]), np.bincount(table.surface)
+        for surface in np.flatnonzero(counts):
+            self.note(int(surface), f"{counts[surface]} of {sizes[surface]} quotes dropped: {why}")
+        return table.where(~bad)
+
+    def rule(self, table: QuoteTable, bad: np.ndarray, rule: str, way_out: str, **shown: np.ndarray) -> QuoteTable:
+        """Refuse or drop the rows of `bad`; `shown` are the columns whose values the message gives."""
+        if not bad.any():
+            return table
+        if self.errors == "drop":
+            return self.drop(table, bad, rule)
+        index = int(np.flatnonzero(bad)[0])
+        values = ", ".join(f"{name} {column[index]:.10g}" for name, column in shown.items())
+        raise DataError(
+            f"{rule}: {table.place(index)} has {values}; {int(bad.sum())} of {len(table)} quotes break this; "
+            f'{way_out}, or leave such rows out with errors="drop"'
+        )
+
+
+def floats(name: str, value: Any) -> np.ndarray:
+    """Numbers as a float64 array of their own shape, a copy; None is NaN.
+
+    Raises:
+        DataError: not numbers, or rows of different lengths.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return value.astype(np.float64)
+    try:
+        array = np.array(value.tolist() if hasattr(value, "tolist") else value, dtype=object)
+        if any(isinstance(element, str | bool) for element in array.flat):
+            raise ValueError
+        return array.astype(np.float64)  # None becomes NaN
+    except (TypeError, ValueError):
+        text = repr(value)
+        text = text if len(text) <= 60 else text[:57] + "..."
+        raise DataError(
+            f"`{name}` must hold numbers, NaN where there is none, in rows of one length, got {text}"
+        ) from None
+
+
+def float_column(name: str, value: Any, n: int | None = None) -> np.ndarray:
+    """A float64 column; a number stands for all rows.
+
+    Raises:
+        DataError: not numbers, or not one for each of the `n` rows.
+    """
+    column = floats(name, value)
+    if column.ndim == 0 and n is not None:
+        return np.full(n, column[()])
+    if column.ndim != 1 or (n is not None and column.shape[0] != n):
+        expected = "have one axis" if n is None else f"be one number, or one for each of the {n} quotes"
+        raise DataError(f"`{name}` must {expected}, got shape {column.shape}")
+    return column
+
+
+def clean(table: QuoteTable, refusal: Refusal, max_vol: float = MOST_VOL) -> QuoteTable:
+    """Apply every rule to quotes whose units are settled: vols in decimals, strikes in units of the forward.
+
+    The vol of a quote that has none is the mean of its bid and ask vols; quotes that then have none are missing, and
+    are dropped. A bid vol of 0 is no bid.
+
+    Raises:
+        DataError: a rule is broken and `refusal` raises; duplicate quotes that contradict each other, always.
+    """
+    table = replace(table, bid=np.where(table.bid == 0.0, np.nan, table.bid))
+    no_vol = np.isnan(table.vol)
+    one_sided = no_vol & (np.isnan(table.bid) != np.isnan(table.ask))
+    missing = no_vol & np.isnan(table.bid) & np.isnan(table.ask)
+    table = replace(table, vol=np.where(no_vol, 0.5 * (table.bid + table.ask), table.vol))
+    table = (
+        refusal.drop(table, missing, "no vol (an empty cell or NaN)")
+        if not one_sided.any()
+        else _drop_both(table, missing, one_sided, refusal)
+    )
+    table = _terms_in_range(table, refusal)
+    table = _vols_in_range(table, refusal, max_vol)
+    return _without_duplicates(table, refusal)
+
+
+def _drop_both(table: QuoteTable, missing: np.ndarray, one_sided: np.ndarray, refusal: Refusal) -> QuoteTable:
+    kept = ~missing
+    table = refusal.drop(table, missing, "no vol (an empty cell or NaN)")
+    return refusal.drop(table, one_sided[kept], "a bid without an ask, or an ask without a bid, and no vol beside it")
+
+
+def _terms_in_range(table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    """Strikes, expiries, forwards, discount factors and weights."""
+    for name in ("strike", "forward", "discount"):
+        column = getattr(table, name)
+        bad = ~((column > 0.0) & (column < np.inf))
+        table = refusal.rule(
+            table, bad, f"`{name}` must be a number above 0", "correct it", **{name: getattr(table, name)}
+        )
+    bad = ~(table.expiry > 0.0)
+    table = refusal.rule(
+        table, bad, "`expiry` must be above 0 (the quote has expired)", "check the quote date", expiry=table.expiry
+    )
+    table = refusal.rule(
+        table,
+        table.expiry > MOST_YEARS,
+        f"`expiry` must be at most {MOST_YEARS:g} years",
+        "give days in a column `days` and dates in a column `maturity`",
+        expiry=table.expiry,
+    )
+    table = refusal.rule(
+        table,
+        table.discount > MOST_DISCOUNT,
+        f"`discount` must be at most {MOST_DISCOUNT:g}",
+        "divide discount factors in percent by 100",
+        discount=table.discount,
+    )
+    bad = ~((table.weight >= 0.0) & (table.weight < np.inf))
+    way_out = "0 leaves a quote out of the fit"
+    return refusal.rule(table, bad, "`weight` must be a number of 0 or more", way_out, weight=table.weight)
+
+
+def _vols_in_range(table: QuoteTable, refusal: Refusal, max_vol: float) -> QuoteTable:
+    for name in ("vol", "bid", "ask"):
+        column = getattr(table, name)
+        table = refusal.rule(
+            table,
+            column <= 0.0,
+            f"`{name}` of a quote must be above 0",
+            "correct it, or leave its cell empty",
+            **{name: column},
+        )
+        column = getattr(table, name)
+        table = refusal.rule(
+            table,
+            column > max_vol,
+            f"`{name}` of a quote must be at most {max_vol:g} ({100.0 * max_vol:g} %)",
+            "correct it, leave its cell empty, or raise `max_vol`",
+            **{name: column},
+        )
+    return refusal.rule(
+        table,
+        table.bid > table.ask,
+        "`bid` must not be above `ask` (the market is crossed)",
+        "correct them, or leave their cells empty",
+        bid=table.bid,
+        ask=table.ask,
+    )
+
+
+def _without_duplicates(table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    """Refuse two quotes of one strike and expiry; copies that say the same are dropped."""
+    order = np.lexsort((table.strike, table.expiry, table.surface))
+    first, second = order[:-1], order[1:]
+    same = np.ones(first.shape[0], bool)
+    for column in (table.strike, table.expiry, table.surface):
+        same &= column[first] == column[second]
+    if not same.any():
+        return table
+    first, second = first[same], second[same]
+    equal = np.ones(first.shape[0], bool)
+    for column in (table.vol, table.bid, table.ask, table.weight, table.forward, table.discount):
+        equal &= (column[first] == column[second]) | (np.isnan(column[first]) & np.isnan(column[second]))
+    if not equal.all():
+        a, b = int(first[~equal][0]), int(second[~equal][0])
+        raise DataError(
+            f"a strike must be quoted once for each expiry: {table.place(b)} has vol {table.vol[b]:.10g} and "
+            f"{table.place(a)} has vol {table.vol[a]:.10g}; {int((~equal).sum())} pairs break this; keep one of each"
+        )
+    repeated = np.zeros(len(table), bool)
+    repeated[np.maximum(first, second)] = True
+    return refusal.drop(table, repeated, "copies of a quote that is there")
+
+
+def decimal_vols(columns: Mapping[str, np.ndarray], unit: str | None) -> dict[str, np.ndarray]:
+    """Vols in decimals, by the unit the caller names; without one, vols that look like percent are refused.
+
+    Args:
+        columns: vols, bids and asks by name, NaN where there is none.
+        unit: "decimal", "percent", or None for decimals that are looked at.
+
+    Raises:
+        DataError: the vols look like another unit.
+    """
+    if unit not in (None, "decimal", "percent"):
+        raise ConfigError(f'`vol_unit` must be "decimal" or "percent", got {unit!r}')
+    for name, column in columns.items():
+        known = column[~np.isnan(column)]
+        middle = float(np.median(known)) if known.size else np.nan
+        if unit is None and middle > PERCENT_FROM:
+            raise DataError(
+                f'the vols in `{name}` look like percent ({known[0]:g}); pass vol_unit="percent" or divide by 100 '
+                f'(vol_unit="decimal" keeps them as they are)'
+            )
+        if unit == "percent" and middle / 100.0 < LEAST_MEDIAN:
+            raise DataError(
+                f"the vols in `{name}` look like decimals ({known[0]:g}), but `vol_unit` is percent; leave it out"
+            )
+    share = 0.01 if unit == "percent" else 1.0
+    return {name: column * share if unit == "percent" else column for name, column in columns.items()}
+
+
+def refuse_unlike_strikes(strike: np.ndarray, level: np.ndarray, level_name: str) -> None:
+    """Refuse strikes that look like percent or shares of the spot rather than prices.
+
+    Args:
+        strike: in the caller's unit.
+        level: spot or forward of each quote.
+        level_name: "spot" or "forward".
+
+    Raises:
+        DataError: the middle strike is far from the spot but close to 100 or to 1.
+    """
+    known = (strike > 0.0) & (level > 0.0) & np.isfinite(strike) & np.isfinite(level)
+    if not known.any():
+        return
+    middle, ratio = float(np.median(strike[known])), float(np.median(strike[known] / level[known]))
+    if NEAR[0] <= ratio <= NEAR[1]:
+        return
+    for unit, share, meaning in (("percent_of_spot", 100.0, "percent of the spot"), ("moneyness", 1.0, "strike/spot")):
+        if NEAR[0] <= middle / share <= NEAR[1]:
+            raise DataError(
+                f"the strikes look like {meaning} (the middle one is {middle:g}, {level_name} "
+                f'{float(np.median(level[known])):g}); pass strike_unit="{unit}", or strike_unit="price" if they are '
+                "prices"
+            )
