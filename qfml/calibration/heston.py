@@ -1,0 +1,83 @@
+"""Heston's model, calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pricers.characteristic import mean_variance
+from pricers.characteristic_gradient import Complex, heston_on_the_line, heston_on_the_line_with_gradient
+from pricers.models import Heston
+from qfml.calibration.fourier_vols import Characteristic, planned_vols, planned_vols_and_jacobian
+from qfml.calibration.model import Parameter, Quotes, draw_starts
+
+__all__ = ["HESTON_PARAMETERS", "HestonCalibration", "heston_starts"]
+
+HESTON_PARAMETERS = (
+    Parameter("v0", 1e-4, 2.0, 0.005, 0.5, "log"),
+    Parameter("kappa", 0.01, 50.0, 0.3, 20.0, "log"),
+    Parameter("theta", 1e-4, 2.0, 0.005, 0.5, "log"),
+    Parameter("sigma", 0.01, 10.0, 0.1, 4.0, "log"),
+    Parameter("rho", -0.999, 0.999, -0.9, 0.4, "linear"),
+)
+
+
+@dataclass(frozen=True)
+class HestonCalibration:
+    """Heston's five parameters fitted to implied vols.
+
+    References:
+        Heston (1993); Cui, del Bano Rollin and Germano (2017), Full and fast calibration of the Heston stochastic
+        volatility model; Andersen and Lake (2018), Robust high-precision option pricing by Fourier transforms.
+    """
+
+    kind: ClassVar[str] = "heston"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return HESTON_PARAMETERS
+
+    @property
+    def law(self) -> Characteristic:
+        """The characteristic function for the kernel."""
+        return _LAW
+
+    def vols(self, x: Tensor, quotes: Quotes) -> Tensor:
+        return planned_vols(self.law, x, quotes)
+
+    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
+        return planned_vols_and_jacobian(self.law, x, quotes)
+
+    def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
+        return heston_starts(self.parameters, quotes, n, generator)
+
+    def pricer(self, x: Tensor) -> Heston:
+        return Heston(*x.unbind(-1))
+
+
+def _columns(x: Tensor) -> tuple[Tensor, ...]:
+    return x.unsqueeze(-2).unbind(-1)  # each (R, 1)
+
+
+def _value(u: Tensor, expiry: Tensor, x: Tensor) -> Complex:
+    return heston_on_the_line(u, expiry, *_columns(x))
+
+
+def _gradient(u: Tensor, expiry: Tensor, x: Tensor) -> tuple[Complex, tuple[Complex, ...]]:
+    return heston_on_the_line_with_gradient(u, expiry, *_columns(x))
+
+
+def _variance(expiry: Tensor, x: Tensor) -> Tensor:
+    v0, kappa, theta = x[:, 0], x[:, 1], x[:, 2]
+    return expiry * mean_variance(expiry, v0, kappa, theta)
+
+
+_LAW = Characteristic(_value, _gradient, _variance)
+
+
+def heston_starts(parameters: tuple[Parameter, ...], quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
+    """Starts (S, n, P) in the ranges of the parameters."""
+    return draw_starts(parameters, quotes.n_surfaces, n, generator)

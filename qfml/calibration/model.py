@@ -1,0 +1,163 @@
+"""What can be calibrated: parameters with their bounds, a batch of quotes, and what a model must answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from qfml.errors import DataError
+
+__all__ = ["CALIBRATION_MODELS", "CalibrationModel", "Parameter", "Quotes", "draw_starts"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a model that is calibrated.
+
+    Args:
+        name: as in `pricers`.
+        lower: strict lower bound.
+        upper: strict upper bound.
+        start_lower: lower end of the range of starts.
+        start_upper: upper end of the range of starts.
+        scale: how starts are spread over that range: "linear" or "log".
+
+    >>> Parameter("rho", -0.999, 0.999, -0.9, 0.3, "linear").at(0.5)
+    -0.3
+    """
+
+    name: str
+    lower: float
+    upper: float
+    start_lower: float
+    start_upper: float
+    scale: Literal["linear", "log"] = "linear"
+
+    def at(self, share: Any) -> Any:
+        """The start at this share of the range, from 0 to 1."""
+        if self.scale == "log":
+            return self.start_lower * (self.start_upper / self.start_lower) ** share
+        return self.start_lower + (self.start_upper - self.start_lower) * share
+
+
+@dataclass(frozen=True, eq=False)
+class Quotes:
+    """The quotes of S surfaces, N at most on each; what is missing has the weight 0. All of shape (S, N), float64.
+
+    Args:
+        log_moneyness: log(strike / forward).
+        expiry: years.
+        vol: implied vol, annualised.
+        weight: 0: there is no quote; a residual is the root of the weight times (model vol - vol).
+        forward: to the expiry.
+        discount: discount factor to the expiry.
+        vega: of Black's price at the quote, per unit of discount times forward.
+
+    Raises:
+        DataError: a quote of positive weight that is not finite, without vol or expiry; a negative weight.
+    """
+
+    log_moneyness: Float64[Tensor, "S N"]
+    expiry: Float64[Tensor, "S N"]
+    vol: Float64[Tensor, "S N"]
+    weight: Float64[Tensor, "S N"]
+    forward: Float64[Tensor, "S N"]
+    discount: Float64[Tensor, "S N"]
+    vega: Float64[Tensor, "S N"]
+
+    def __post_init__(self) -> None:
+        used = self.weight != 0.0
+        rules = {
+            "weight": self.weight >= 0.0,
+            "log_moneyness": self.log_moneyness.isfinite(),
+            "expiry": (self.expiry > 0.0) & self.expiry.isfinite(),
+            "vol": (self.vol > 0.0) & self.vol.isfinite(),
+        }
+        for name, fulfilled in rules.items():
+            if bool((used & ~fulfilled).any()):
+                surface, quote = (used & ~fulfilled).nonzero()[0].tolist()
+                rule = (
+                    "0 or more" if name == "weight" else "finite" if name == "log_moneyness" else "finite and above 0"
+                )
+                value = getattr(self, name)[surface, quote].item()
+                raise DataError(
+                    f"`{name}` of a quote must be {rule}, got {value} for quote {quote} of surface {surface}; "
+                    "give what is missing the weight 0"
+                )
+
+    @property
+    def n_surfaces(self) -> int:
+        """Number of surfaces S."""
+        return self.vol.shape[0]
+
+    @property
+    def used(self) -> Tensor:
+        """Which quotes count, shape (S, N)."""
+        return self.weight > 0.0
+
+    def at(self, index: Any) -> Quotes:
+        """The surfaces at `index`."""
+        return Quotes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @property
+    def root_weight(self) -> Tensor:
+        """Roots of the weights."""
+        return self.weight.sqrt()
+
+
+@runtime_checkable
+class CalibrationModel(Protocol):
+    """A model with named parameters that gives implied vols of a batch of surfaces, with their derivatives."""
+
+    kind: ClassVar[str]
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The P parameters that are calibrated, in the order of the columns of `x`."""
+        ...
+
+    def vols(self, x: Tensor, quotes: Quotes) -> Tensor:
+        """Model vols (S, N) at the parameters (S, P); NaN where there is no quote, or no vol."""
+        ...
+
+    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
+        """Model vols (S, N) and their derivatives (S, N, P)."""
+        ...
+
+    def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
+        """Starts (S, n, P) of a search."""
+        ...
+
+    def pricer(self, x: Tensor) -> Any:
+        """The same model in `pricers` with the batch (S,), or None."""
+        ...
+
+
+CALIBRATION_MODELS: dict[str, type] = {}  # by `kind`; filled where the package is imported
+
+
+def draw_starts(parameters: tuple[Parameter, ...], n_surfaces: int, n: int, generator: torch.Generator) -> Tensor:
+    """Scrambled Sobol points in the ranges of starts, the same for every surface.
+
+    Args:
+        parameters: P parameters.
+        n_surfaces: S.
+        n: points.
+        generator: gives the scrambling.
+
+    Returns:
+        Starts of shape (S, n, P).
+
+    >>> parameter = Parameter("kappa", 0.0, 50.0, 0.5, 20.0, "log")
+    >>> draw_starts((parameter,), 3, 8, torch.Generator().manual_seed(1)).shape
+    torch.Size([3, 8, 1])
+    """
+    seed = int(torch.randint(2**31, (), generator=generator))
+    sobol = torch.quasirandom.SobolEngine(len(parameters), scramble=True, seed=seed)
+    shares = sobol.draw(n, dtype=torch.float64)
+    points = torch.stack([parameter.at(shares[:, i]) for i, parameter in enumerate(parameters)], dim=-1)
+    return points.expand(n_surfaces, n, len(parameters))
