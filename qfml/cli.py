@@ -13,15 +13,14 @@ from typing import Annotated, NoReturn
 
 import rich.console
 import rich.table
-import rich.text
 import typer
 
 import qfml
 from qfml import tuning
 from qfml.errors import Interrupted, UserError
+from qfml.summary import cell, out, printable, show_run, show_search
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-out = rich.console.Console()
 err = rich.console.Console(stderr=True)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages: only the result.")]
@@ -41,7 +40,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Do what CONFIG says, in a new run folder."""
-    _show(qfml.run(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
+    show_run(qfml.run(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
 
 
 @app.command()
@@ -52,16 +51,16 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Search the spaces in CONFIG, and backtest the winner on rows that no trial has seen."""
-    _show_search(tuning.tune(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
+    show_search(tuning.tune(config, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
 
 
 @app.command()
 def resume(run: Run, quiet: Quiet = False) -> None:
     """Continue a run or a search that was interrupted or killed."""
     if tuning.is_search(run):
-        _show_search(tuning.resume(run, progress=not quiet, say=_say(quiet)))
+        show_search(tuning.resume(run, progress=not quiet, say=_say(quiet)))
     else:
-        _show(qfml.resume(run, progress=not quiet, say=_say(quiet)))
+        show_run(qfml.resume(run, progress=not quiet, say=_say(quiet)))
 
 
 @app.command()
@@ -86,90 +85,8 @@ def predict(
     for name in found.columns:
         table.add_column(name, justify="left" if name in ("time", "group") else "right")
     for row in found.iter_rows():
-        table.add_row(*map(_cell, row))
+        table.add_row(*map(cell, row))
     out.print(table)
-
-
-def _cell(value: object, form: str = ".6g") -> rich.text.Text:
-    """A value as text: a name out of a file is shown, and no markup in it obeyed."""
-    shown = f"{value:{form}}" if isinstance(value, float) else "none" if value is None else _printable(str(value))
-    return rich.text.Text(shown)
-
-
-def _printable(text: str) -> str:
-    """What a file or a path puts into a message must not reach the terminal as a command."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def _show(folder: Path) -> None:
-    """The table of a finished run, and where its report is."""
-    from qfml.run import read_metrics
-
-    found = read_metrics(folder)
-    table = rich.table.Table(title="out of sample, after costs, per year")
-    table.add_column("strategy", no_wrap=True)
-    for name in ("Sharpe", "95 %", "return", "vol", "drawdown", "turnover"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, strategy in found["strategies"].items():
-        values, interval = strategy["metrics"], strategy["intervals"].get("sharpe_ratio")
-        shown = ("annualised_return", "annualised_vol", "max_drawdown")
-        table.add_row(
-            name.replace("_", " "),
-            _number(values.get("sharpe_ratio"), "{:.2f}"),
-            "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
-            *(_number(values.get(key), "{:.1%}") for key in shown),
-            _number(values.get("turnover"), "{:.1f}"),
-        )
-    out.print(table)
-    significance = found["significance"]
-    deflated = _number(significance["deflated_sharpe_ratio"], "{:.3f}")
-    probabilistic = _number(significance["probabilistic_sharpe_ratio"], "{:.3f}")
-    out.print(
-        f"probabilistic Sharpe ratio {probabilistic}; deflated for {significance['n_trials']} trial(s) on these data "
-        f"{deflated}; training took {found['seconds']['training']:.1f} s",
-        highlight=False,
-    )
-    out.print(significance["verdict"], highlight=False)
-    out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-def _show_search(folder: Path) -> None:
-    """The table of the best trials, what their number makes of the winner, and where the reports are."""
-    from qfml.run import read_metrics
-    from qfml.tune.space import short_names
-
-    found = read_metrics(folder)
-    objective, winner = found["objective"], found["winner"]
-    known = [trial for trial in found["trials"] if trial["value"] is not None and trial["state"] == "complete"]
-    known.sort(key=lambda trial: trial["value"], reverse=objective["mode"] == "max")
-    table = rich.table.Table(
-        title=f"best of {len(found['trials'])} trials by {objective['name']} ({objective['mode']})"
-    )
-    shorts = short_names(winner["params"])
-    for name in ("trial", objective["name"], "Sharpe", *shorts.values()):
-        table.add_column(_cell(name), justify="right", overflow="fold")
-    for trial in known[:10]:
-        params = (trial["params"][path] for path in shorts)
-        sharpe = _number(trial["sharpe_ratio"], "{:.2f}")
-        table.add_row(
-            str(trial["place"] + 1), _cell(trial["value"]), sharpe, *(_cell(value, ".4g") for value in params)
-        )
-    out.print(table)
-    significance = found["significance"]
-    deflated, pbo = significance["deflated_sharpe_ratio"], significance["pbo"]
-    out.print(
-        f"winner: trial {winner['place'] + 1}; on the blocks it was chosen by, Sharpe ratio deflated for "
-        f"{significance['n_trials']} trial(s) on these data {_number(deflated, '{:.3f}')}, probability of backtest "
-        f"overfitting {_number(pbo, '{:.3f}')}",
-        highlight=False,
-    )
-    out.print(f"its backtest: {found['backtest']['verdict']}", highlight=False)
-    for report in (folder / "report.html", folder / "winner" / "report.html"):
-        out.print(f"report: {report}", highlight=False, soft_wrap=True)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "n/a" if value is None else form.format(value)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -213,7 +130,7 @@ def _stop(message: str, error: BaseException, code: int) -> NoReturn:
     """Say what happened and how to go on, on one line that can be copied, and end with `code`."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end has come, and what it says is not to be cut off
     line = ". ".join([message, *getattr(error, "__notes__", [])])
-    err.print(_printable(line), style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(printable(line), style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
 
 

@@ -1,0 +1,101 @@
+"""What a finished run shows in the terminal: a table, and where its report is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+import rich.text
+
+from qfml.run import read_metrics
+from qfml.tune.space import short_names
+
+__all__ = ["SUMMARIES", "cell", "printable", "show_run", "show_search"]
+
+out = rich.console.Console()
+
+
+def show_run(folder: Path) -> None:
+    """The table of a finished run, by its task, and where its report is."""
+    found = read_metrics(folder)
+    SUMMARIES[found["task"]](found)
+    out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _walk_forward(found: dict[str, Any]) -> None:
+    """The strategies side by side, and how sure the network's record is."""
+    table = rich.table.Table(title="out of sample, after costs, per year")
+    table.add_column("strategy", no_wrap=True)
+    for name in ("Sharpe", "95 %", "return", "vol", "drawdown", "turnover"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, strategy in found["strategies"].items():
+        values, interval = strategy["metrics"], strategy["intervals"].get("sharpe_ratio")
+        shown = ("annualised_return", "annualised_vol", "max_drawdown")
+        table.add_row(
+            name.replace("_", " "),
+            _number(values.get("sharpe_ratio"), "{:.2f}"),
+            "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
+            *(_number(values.get(key), "{:.1%}") for key in shown),
+            _number(values.get("turnover"), "{:.1f}"),
+        )
+    out.print(table)
+    significance = found["significance"]
+    deflated = _number(significance["deflated_sharpe_ratio"], "{:.3f}")
+    probabilistic = _number(significance["probabilistic_sharpe_ratio"], "{:.3f}")
+    out.print(
+        f"probabilistic Sharpe ratio {probabilistic}; deflated for {significance['n_trials']} trial(s) on these data "
+        f"{deflated}; training took {found['seconds']['training']:.1f} s",
+        highlight=False,
+    )
+    out.print(significance["verdict"], highlight=False)
+
+
+def show_search(folder: Path) -> None:
+    """The table of the best trials, what their number makes of the winner, and where the reports are."""
+    found = read_metrics(folder)
+    objective, winner = found["objective"], found["winner"]
+    known = [trial for trial in found["trials"] if trial["value"] is not None and trial["state"] == "complete"]
+    known.sort(key=lambda trial: trial["value"], reverse=objective["mode"] == "max")
+    table = rich.table.Table(
+        title=f"best of {len(found['trials'])} trials by {objective['name']} ({objective['mode']})"
+    )
+    shorts = short_names(winner["params"])
+    for name in ("trial", objective["name"], "Sharpe", *shorts.values()):
+        table.add_column(cell(name), justify="right", overflow="fold")
+    for trial in known[:10]:
+        params = (trial["params"][path] for path in shorts)
+        sharpe = _number(trial["sharpe_ratio"], "{:.2f}")
+        table.add_row(str(trial["place"] + 1), cell(trial["value"]), sharpe, *(cell(value, ".4g") for value in params))
+    out.print(table)
+    significance = found["significance"]
+    deflated, pbo = significance["deflated_sharpe_ratio"], significance["pbo"]
+    out.print(
+        f"winner: trial {winner['place'] + 1}; on the blocks it was chosen by, Sharpe ratio deflated for "
+        f"{significance['n_trials']} trial(s) on these data {_number(deflated, '{:.3f}')}, probability of backtest "
+        f"overfitting {_number(pbo, '{:.3f}')}",
+        highlight=False,
+    )
+    out.print(f"its backtest: {found['backtest']['verdict']}", highlight=False)
+    for report in (folder / "report.html", folder / "winner" / "report.html"):
+        out.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def cell(value: object, form: str = ".6g") -> rich.text.Text:
+    """A value as text: a name out of a file is shown, and no markup in it obeyed."""
+    shown = f"{value:{form}}" if isinstance(value, float) else "none" if value is None else printable(str(value))
+    return rich.text.Text(shown)
+
+
+def printable(text: str) -> str:
+    """What a file or a path puts into a message must not reach the terminal as a command."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else form.format(value)
+
+
+SUMMARIES: dict[str, Callable[[dict[str, Any]], None]] = {"walk_forward": _walk_forward}
