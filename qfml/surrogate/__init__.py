@@ -1,1 +1,18 @@
 """Networks that price: labels from `pricers`, training, judgement, and prices that refuse to extrapolate."""
+
+from qfml.surrogate.box import Range
+from qfml.surrogate.fitting import fit_surrogate
+from qfml.surrogate.problem import Problem
+from qfml.surrogate.surrogate import ErrorBound, Prediction, Surrogate
+from qfml.surrogate.training import Shape, SurrogateTraining
+
+__all__ = [
+    "ErrorBound",
+    "Prediction",
+    "Problem",
+    "Range",
+    "Shape",
+    "Surrogate",
+    "SurrogateTraining",
+    "fit_surrogate",
+]

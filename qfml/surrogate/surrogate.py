@@ -1,0 +1,361 @@
+"""`Surrogate`: a trained network that stands for a pricing engine inside its box, and says so outside of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pricers.parallel import side_by_side
+from qfml import config
+from qfml.engine.checkpoint import read_folder, write_folder
+from qfml.engine.fit import Fit
+from qfml.engine.stack import Layout
+from qfml.errors import CheckpointError, ConfigError, DataError, UserError
+from qfml.losses import LOSSES
+from qfml.networks import NETWORKS, Network
+from qfml.surrogate.bounded import Bounded
+from qfml.surrogate.coordinates import Coordinates
+from qfml.surrogate.problem import Problem
+from qfml.surrogate.tangents import log_reference_slopes, outputs, outputs_and_slopes, pulled_back
+from qfml.surrogate.target import Target
+
+VERSION = 1  # of the file; a file of another one is refused
+ROWS_AT_A_TIME = 4096  # activations of so many rows stay in the cache
+ON_ERROR = ("raise", "flag")
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """An error that fresh points exceed with probability `1 - level` at most (split-conformal).
+
+    Args:
+        level: probability, such as 0.99.
+        value: the bound, in the unit of the target.
+        unit: that unit.
+        n_calibration: points that the bound was taken from.
+        of: "value", or "label": for labels with noise the bound covers the distance to the noisy label.
+    """
+
+    level: float
+    value: float
+    unit: str
+    n_calibration: int
+    of: str = "value"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a surrogate answers.
+
+    Attributes:
+        value: (N,), in the unit of the target; NaN on rows outside of the box.
+        inside: (N,), whether a row lies in the box.
+        bound: the error that fresh points inside keep, None where it was not measured.
+    """
+
+    value: Tensor
+    inside: Tensor
+    bound: ErrorBound | None
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A trained network in place of a pricing engine.
+
+    Args:
+        problem: what it stands for, and the box in which it was trained.
+        target: what its network puts out.
+        fits: the networks whose mean predicts; one where the best seed does.
+        bound: the error that fresh points keep.
+        report: how it came to be: seconds, rows, errors, hash of the labels.
+
+    Example:
+        >>> import qfml.surrogate as qs
+        >>> problem = qs.Problem(
+        ...     model={"kind": "black_scholes"},
+        ...     instrument={"kind": "european"},
+        ...     box={"vol": qs.Range(0.1, 0.4), "expiry": qs.Range(0.5, 2.0), "strike": qs.Range(0.8, 1.2)},
+        ...     target="price",
+        ... )
+        >>> rows = torch.rand(512, 3, generator=torch.Generator().manual_seed(0)).double()
+        >>> rows = torch.tensor([0.1, 0.5, 0.8]) + rows * torch.tensor([0.3, 1.5, 0.4])
+        >>> table = qs.LabelTable.of(rows, problem.exact(rows))
+        >>> quick = qs.SurrogateTraining(
+        ...     network=qfml.MLP(hidden=(16, 16), activation="silu"),
+        ...     trainer=qfml.Trainer(max_epochs=60, batch_size=64, optimizer=qs.Muon(lr=1e-2, weight_decay=0.0)),
+        ...     n_seeds=1,
+        ... )
+        >>> surrogate = qs.fit_surrogate(problem, table, quick)
+        >>> answer = surrogate.predict([[0.2, 1.0, 1.0], [0.9, 1.0, 1.0]], errors="flag")
+        >>> bool(abs(answer.value[0] - 0.0797) < 2e-3), answer.inside.tolist()
+        (True, [True, False])
+    """
+
+    problem: Problem
+    target: Target
+    fits: tuple[Fit, ...]
+    bound: ErrorBound | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> Network:
+        """The specification that all fits share."""
+        return self.fits[0].network
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change with problem, network, parameters or labels."""
+        digest = hashlib.sha256(config.config_hash(self._description()).encode())
+        for fit in self.fits:
+            digest.update(fit.parameters.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ numbers
+
+    def predict(self, inputs: Any, errors: str = "raise") -> Prediction:
+        """The target at rows of inputs, in float32; nothing is extrapolated.
+
+        Args:
+            inputs: (N, d) in natural units, columns as `problem.inputs`; or a mapping from the names of the inputs to
+                numbers and arrays that broadcast.
+            errors: "raise" refuses rows outside of the box; "flag" gives them NaN and `inside` False.
+
+        Raises:
+            DataError: another number of columns, a NaN, a row outside of the box (with "raise").
+        """
+        if errors not in ON_ERROR:
+            raise ConfigError(f"`errors` must be one of {', '.join(ON_ERROR)}, got {errors!r}")
+        rows = self.rows(inputs)
+        with torch.no_grad():
+            value, outside = self._in_blocks(rows)
+        if errors == "raise" and bool(outside.any()):
+            self._refuse(rows, value, outside)
+        return Prediction(value.masked_fill(outside, math.nan), ~outside, self.bound)
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """The target (N,) at `inputs` (N, d), in their dtype: one differentiable function of plain torch.
+
+        The box is not checked: this is what `predict`, the export and derivatives are built on.
+        """
+        reference = self._reference(inputs)
+        features = Coordinates(self.problem)(inputs, reference)
+        learnt = [self.network.forward(stacked, features[None])[0] for stacked in self._parameters(inputs.dtype, True)]
+        return self._decoded(learnt, inputs, reference)
+
+    def value_and_gradient(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The target (N,) and its derivatives in the inputs (N, d), in natural units and in the dtype of `inputs`.
+
+        Written out layer by layer, without a graph. The box is not checked (`inside` does).
+        """
+        blocks = [self._value_and_gradient(block) for block in inputs.split(ROWS_AT_A_TIME)]
+        return torch.cat([value for value, _ in blocks]), torch.cat([gradient for _, gradient in blocks])
+
+    def inside(self, inputs: Any) -> Tensor:
+        """Whether each row lies in the box, (N,)."""
+        return self.predict(inputs, errors="flag").inside
+
+    def rows(self, inputs: Any) -> Tensor:
+        """Rows of inputs (N, d) in float64 from what a caller gives; see `predict`."""
+        if isinstance(inputs, Mapping):
+            names = self.problem.inputs
+            if missing := [name for name in names if name not in inputs]:
+                raise DataError(f"inputs lack `{missing[0]}`; the surrogate takes {', '.join(names)}")
+            if unknown := [name for name in inputs if name not in names]:
+                raise DataError(f"`{unknown[0]}` is no input of the surrogate, which takes {', '.join(names)}")
+            columns = torch.broadcast_tensors(*(torch.as_tensor(inputs[name], dtype=torch.float64) for name in names))
+            return torch.stack([column.reshape(-1) for column in columns], 1)
+        try:
+            if isinstance(inputs, Tensor):
+                rows = inputs.detach().to("cpu", torch.float64)
+            else:
+                rows = torch.from_numpy(np.array(inputs, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise DataError(f"inputs must be numbers of shape (N, {len(self.problem.inputs)})") from None
+        if rows.ndim != 2 or rows.shape[1] != len(self.problem.inputs):
+            raise DataError(
+                f"inputs must have shape (N, {len(self.problem.inputs)}), columns {', '.join(self.problem.inputs)}, "
+                f"got {tuple(rows.shape)}"
+            )
+        return rows
+
+    def _in_blocks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values in float32 and which rows lie outside, blocks side by side on the cores."""
+        value = torch.empty(len(rows), dtype=torch.float32)
+        outside = torch.empty(len(rows), dtype=torch.bool)
+
+        def one(start: int) -> None:
+            with torch.no_grad():
+                block = rows[start : start + ROWS_AT_A_TIME]
+                own = self._fast(block.float())
+                by_axis = self.problem.outside(block, own.double() if self._needs_vol else None)
+                value[start : start + len(block)] = own
+                outside[start : start + len(block)] = by_axis.any(1) | ~own.isfinite()
+
+        starts = range(0, len(rows), ROWS_AT_A_TIME)
+        with side_by_side(rows.device, len(starts)) as run:
+            list(run(one, starts))
+        return value, outside
+
+    @property
+    def _needs_vol(self) -> bool:
+        return any(axis.argument == "delta" for axis in self.problem.coordinates)
+
+    def _fast(self, inputs: Tensor) -> Tensor:
+        reference = self._reference(inputs)
+        features = Coordinates(self.problem)(inputs, reference)
+        learnt = [outputs(self.network, parameters, features) for parameters in self._parameters(inputs.dtype)]
+        return self._decoded(learnt, inputs, reference)
+
+    def _decoded(self, learnt: list[Tensor], inputs: Tensor, reference: Tensor | None) -> Tensor:
+        values = [self.target.decode(one, inputs, reference) for one in learnt]
+        return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+    def _reference(self, inputs: Tensor) -> Tensor | None:
+        """The reference vols (N,), where coordinates or target are measured in them."""
+        needed = Coordinates(self.problem).standardised is not None or self.target.by_reference
+        return self.problem.reference_vol(inputs) if needed else None
+
+    @torch.no_grad()
+    def _value_and_gradient(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        reference = self._reference(inputs)
+        by_inputs = None if reference is None else log_reference_slopes(self.problem, inputs)
+        features = Coordinates(self.problem)(inputs, reference)
+        values, gradients = [], []
+        for parameters in self._parameters(inputs.dtype):
+            learnt, slopes = outputs_and_slopes(self.network, parameters, features)
+            pulled = pulled_back(self.problem, inputs, slopes, reference, by_inputs)
+            values.append(self.target.decode(learnt, inputs, reference))
+            own = self.target.decode_gradient(values[-1], learnt, pulled, inputs, reference, by_inputs)
+            gradients.append(own)
+        if len(values) == 1:
+            return values[0], gradients[0]
+        return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
+
+    def _parameters(self, dtype: torch.dtype, stacked: bool = False) -> list[dict[str, Tensor]]:
+        """Each network's parameters by name, in a dtype; cast once."""
+        cache: dict[torch.dtype, list[dict[str, Tensor]]] = self.__dict__.setdefault("_cast", {})
+        if dtype not in cache:
+            named = [fit.named_parameters() for fit in self.fits]
+            cache[dtype] = [{name: value.detach().to("cpu", dtype) for name, value in one.items()} for one in named]
+        return [{name: value[None] for name, value in one.items()} for one in cache[dtype]] if stacked else cache[dtype]
+
+    def _refuse(self, rows: Tensor, value: Tensor, outside: Tensor) -> None:
+        """Say which row lies outside of which range, by the first one."""
+        row = int(outside.nonzero()[0])
+        first = rows[row : row + 1]
+        by_axis = self.problem.outside(first, value[row : row + 1].double() if self._needs_vol else None)[0]
+        count = f"{int(outside.sum())} of {len(rows)} rows lie outside of the box; first row {row}"
+        if not bool(by_axis.any()):
+            raise DataError(f"the surrogate gives no number on {count}: inputs {first[0].tolist()}")
+        axis = int(by_axis.nonzero()[0])
+        name, limits = list(self.problem.box.items())[axis]
+        shown = f"{name} {float(first[0, axis]):g}"
+        if name == "delta" and bool(value[row].isfinite()):
+            columns = self.problem.columns(first)
+            shown = f"delta {float(self.problem.delta(columns, value[row : row + 1].double())):.4g}"
+            shown += f" (log_moneyness {float(first[0, axis]):g})"
+        raise DataError(
+            f"{count}: {shown}, and the surrogate knows {limits.low:g} to {limits.high:g}; it does not extrapolate: "
+            "price such rows with `pricers`, train on a wider box, or pass errors='flag' to get NaN for them"
+        )
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, folder: str | Path) -> None:
+        """Write the surrogate into a new folder: safetensors, JSON and a manifest of their hashes.
+
+        Raises:
+            CheckpointError: the folder exists, or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise CheckpointError(f"{folder} exists: a surrogate is saved into a new folder; remove it or name another")
+        tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in self.fits])}
+        names = ("seed", "status", "history", "best_epoch", "failure")
+        state = self._description() | {
+            "format": "qfml.surrogate",
+            "version": VERSION,
+            "hash": self.hash,
+            "loss": config.to_dict(self.fits[0].loss),
+            "shapes": self.fits[0].layout.shapes,
+            "members": [{name: getattr(fit, name) for name in names} for fit in self.fits],
+            "bound": None if self.bound is None else asdict(self.bound),
+            "report": self.report,
+        }
+        unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(unfinished, tensors, state)
+            os.replace(unfinished, folder)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(f"cannot write the surrogate into {folder}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Surrogate:
+        """Read what `save` wrote, every hash checked.
+
+        Raises:
+            CheckpointError: a changed byte, a file of another version, or no surrogate.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"no surrogate at {folder}: there is no such folder")
+        tensors, state = read_folder(folder)
+        if state.get("format") != "qfml.surrogate":
+            raise CheckpointError(
+                f"{folder} holds no surrogate, but {state.get('format', 'a checkpoint of a training')}"
+            )
+        if state.get("version") != VERSION:
+            raise CheckpointError(
+                f"{folder} is of version {state.get('version')} of surrogate files, and this qfml reads {VERSION}: "
+                "train it again from its labels, or read it with the qfml that wrote it"
+            )
+        try:
+            surrogate = cls._restored(tensors, state)
+        except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} does not describe a surrogate: {error}") from error
+        if surrogate.hash != state["hash"]:
+            raise CheckpointError(
+                f"{folder} says that its hash is {state['hash']}, and what it holds has {surrogate.hash}: problem, "
+                "network or labels were changed since it was trained"
+            )
+        return surrogate
+
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], state: dict[str, Any]) -> Surrogate:
+        problem = config.build(Problem, state["problem"])
+        network = config.build_kind({**NETWORKS, Bounded.kind: Bounded}, state["network"])
+        loss = config.build_kind(LOSSES, state["loss"])
+        layout = Layout(tuple((name, tuple(shape)) for name, shape in state["shapes"]))
+        expected = network.init(len(problem.inputs), None, torch.Generator(), 1)
+        if Layout.of(expected) != layout or tensors["parameters"].shape[1:] != (layout.width,):
+            raise ValueError("its parameters are not those of its network")
+        members = [member | {"history": tuple(member["history"])} for member in state["members"]]
+        fits = tuple(
+            Fit(network, loss, row, layout, None, **member)
+            for row, member in zip(tensors["parameters"], members, strict=True)
+        )
+        bound = None if state["bound"] is None else ErrorBound(**state["bound"])
+        target = Target(problem, state["target"]["kind"], state["target"]["scale"])
+        return cls(problem, target, fits, bound, state["report"])
+
+    def _description(self) -> dict[str, Any]:
+        """What the hash stands for, beside the parameters."""
+        return {
+            "problem": config.to_dict(self.problem),
+            "target": {"kind": self.target.kind, "scale": self.target.scale},
+            "network": config.to_dict(self.network),
+            "labels": self.report.get("labels"),
+        }
