@@ -354,7 +354,7 @@ class Problem:
                     f"scale: {limits.scale}"
                 )
 
-    def _corners(self) -> Tensor:
+    def corners(self) -> Tensor:
         """Corners of the box as inputs; the strike is at the forward where its ends depend on the law."""
         ends = [
             (0.0, 0.0) if axis.argument in ("delta", "standard_moneyness") else (limits.low, limits.high)
@@ -370,7 +370,7 @@ class Problem:
 
     def _check_corners(self) -> None:
         try:
-            triple = self.triple(self._corners())
+            triple = self.triple(self.corners())
             broadcast_shape(
                 instrument=triple[0].batch_shape,
                 model=triple[1].batch_shape,
@@ -390,7 +390,7 @@ class Problem:
                 f"box.delta needs the exact vol, and {names[1]} has to be simulated: use standard_moneyness"
             )
         if self.strike_coordinate is not None and self.strike_coordinate.argument == "standard_moneyness":
-            self.reference(self.columns(self._corners()))
+            self.reference(self.columns(self.corners()))
 
 
 def _horizon(terms: Mapping[str, Any], like: Tensor) -> Tensor:
