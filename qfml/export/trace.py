@@ -1,0 +1,157 @@
+"""One trace of a pure function as an ONNX graph, into which any member's tensors are put.
+
+While the exporter runs, the tensors of a network are inputs of the graph, so that nothing which depends on them is
+folded into a constant; afterwards they are made initializers, the weights of an ONNX file. Another member's tensors go
+into a copy of the same graph, without another trace.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnx.numpy_helper
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["Template", "trace", "with_gradient"]
+
+# of the inputs (N, ...) and the tensors by name: the outputs, each with N rows first
+Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A traced graph whose tensors are still inputs."""
+
+    proto: Any
+    tensors: tuple[str, ...]
+
+    def filled(self, tensors: Mapping[str, Tensor]) -> Any:
+        """The model with `tensors` as its initializers; the template is left as it was."""
+        model = copy.deepcopy(self.proto)
+        graph = model.graph
+        own = {name: tensors[name].detach().contiguous() for name in self.tensors}
+        traced = {value.name: value for value in graph.input if value.name in own}
+        for name, value in traced.items():
+            shape = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+            assert shape == tuple(own[name].shape), f"{name}: traced with {shape}, filled with {tuple(own[name].shape)}"
+        kept = [value for value in graph.input if value.name not in own]
+        del graph.input[:]
+        graph.input.extend(kept)
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(own[name].numpy(), name) for name in traced if name in used
+        )
+        return model
+
+
+def trace(
+    function: Function,
+    example: Tensor,
+    tensors: Mapping[str, Tensor],
+    *,
+    input_name: str,
+    output_names: Sequence[str],
+    differentiated: bool = False,
+) -> Template:
+    """The graph of `function`, with any number of rows.
+
+    Args:
+        function: plain tensor operations on inputs (N, ...) and tensors by name.
+        example: inputs of two or more rows.
+        tensors: what a filled graph holds; only their shapes and number formats matter here.
+        input_name: of the inputs in the graph.
+        output_names: of the outputs in the graph, in their order.
+        differentiated: whether `function` differentiates (see `with_gradient`). The exporter does not know torch's
+            transforms, so that the operations they end in are traced before it sees them.
+    """
+    names, values = tuple(tensors), tuple(tensors.values())
+
+    def positional(x: Tensor, *own: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return function(x, dict(zip(names, own, strict=True)))
+
+    with _quiet():
+        if differentiated:
+            module = make_fx(positional, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example, *values)
+        else:
+            module = _Positional(positional)
+        fixed: Any = ({},) * len(values)
+        rows = {0: torch.export.Dim("rows")}
+        program = torch.onnx.export(
+            module.eval(),
+            (example, *values),
+            dynamo=True,
+            dynamic_shapes=(rows, *fixed) if differentiated else (rows, fixed),
+            input_names=[input_name, *names],
+            output_names=list(output_names),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _forget_origin(proto)
+    return Template(proto, names)
+
+
+def with_gradient(function: Function) -> Function:
+    """(value, gradient in the inputs, further outputs) of a `function` whose first output is (N,), row by row.
+
+    For `trace(..., differentiated=True)`.
+    """
+
+    def value_and_gradient(x: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        def value_first(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            found = function(x, tensors)
+            return (found[0], tuple(found[1:])) if isinstance(found, tuple) else (found, ())
+
+        value, pull, rest = torch.func.vjp(value_first, x, has_aux=True)
+        return value, pull(torch.ones_like(value))[0], *rest  # a row's value depends on that row alone
+
+    return value_and_gradient
+
+
+class _Positional(torch.nn.Module):
+    """The exporter takes modules only."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, *tensors: Tensor) -> Any:
+        return self.function(x, *tensors)
+
+
+def _forget_origin(model: Any) -> None:
+    """Remove what the exporter notes of the code: line numbers, and paths of this machine."""
+    graph = model.graph
+    for each in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        each.doc_string = ""
+        if hasattr(each, "metadata_props"):
+            del each.metadata_props[:]
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of itself: libraries that are not installed, and a deprecation inside its own exporter."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
