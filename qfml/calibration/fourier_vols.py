@@ -35,6 +35,7 @@ NODES = (16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2
 MOST_STRIKES = 24  # of a row; an expiry with more quotes has several
 TAIL = 16.5  # logarithm of what the range of integration may leave out, per unit of total vol
 PROBES = 1.45 ** torch.arange(26, dtype=torch.float64)  # where the decay is looked at, over the total vol
+_FIRST_NODES, _FIRST_RANGE, _FIRST_VARIANCE = 32, 16.0, 0.04  # nodes and range over the total vol of a first look
 LEAST_PRICE = 1e-11  # out of the money, per unit of forward: below, no quadrature knows the vol
 
 
@@ -137,11 +138,39 @@ class Grid:
     root: Tensor  # root of the expiry at the quotes
 
     @classmethod
-    def planned(cls, law: Characteristic, x: Tensor, slices: Slices, quotes: Quotes, finer: float = 1.0) -> Grid:
-        """Nodes for the parameters `x` (S, P), `finer` times as many as these seem to need."""
+    def planned(
+        cls,
+        law: Characteristic,
+        x: Tensor,
+        slices: Slices,
+        quotes: Quotes,
+        finer: float = 1.0,
+        most: int = NODES[-1],
+    ) -> Grid:
+        """Nodes for the parameters `x` (S, P), `finer` times as many as these seem to need, `most` at most."""
         rows_x = x[slices.surface]
         variance = law.variance(slices.expiry, rows_x)
         end, nodes = _range_and_nodes(law, rows_x, slices, variance, finer)
+        return cls._of(law, slices, quotes, variance, end, nodes.clamp(max=most))
+
+    @classmethod
+    def of_quotes(cls, law: Characteristic, slices: Slices, quotes: Quotes) -> Grid:
+        """A few nodes for laws that are about as wide as the quotes say: for a first look at many parameters."""
+        rows = torch.zeros(slices.log_strike.shape, dtype=torch.float64).flatten()
+        n_quotes, variance = rows.clone(), rows.clone()
+        used = quotes.used & slices.present
+        n_quotes[slices.slot[used]] = 1.0
+        variance[slices.slot[used]] = quotes.vol[used].square()
+        per_row = n_quotes.reshape(slices.log_strike.shape).sum(-1)
+        mean = variance.reshape(slices.log_strike.shape).sum(-1) / per_row.clamp(min=1.0)
+        total = torch.where(per_row > 0.0, mean, _FIRST_VARIANCE) * slices.expiry
+        end = _FIRST_RANGE / total.sqrt()
+        return cls._of(law, slices, quotes, total, end, torch.full(end.shape, _FIRST_NODES))
+
+    @classmethod
+    def _of(
+        cls, law: Characteristic, slices: Slices, quotes: Quotes, variance: Tensor, end: Tensor, nodes: Tensor
+    ) -> Grid:
         parts = []
         for n_nodes in sorted(set(nodes.tolist())):
             rows = (nodes == n_nodes).nonzero().squeeze(-1)
@@ -201,6 +230,15 @@ class Grid:
         found = self.slices.to_quotes(result)
         return found[..., 0], found[..., 1:]
 
+    def black(self, vol: Tensor) -> Tensor:
+        """Black's prices out of the money per unit of forward at vols (S, N)."""
+        return _black_out_of_the_money(self.log_moneyness, vol * self.root)
+
+    def vega(self, vol: Tensor) -> Tensor:
+        """Their derivatives by the vol."""
+        total = vol * self.root
+        return torch.exp(-0.5 * (0.5 * total - self.log_moneyness / total).square()) * (self.root / _SQRT_2PI)
+
     def vols(self, x: Tensor) -> Tensor:
         """Implied vols (S, N); NaN where there is no quote or the price is too small to know one."""
         price = self.prices(x)
@@ -220,9 +258,9 @@ class Grid:
         known = self.slices.present & (price > LEAST_PRICE)
         price = torch.where(known, price, torch.where(price.isnan(), price, LEAST_PRICE if floor else math.nan))
         total = black_total_vol(price, self.low, self.high, True)
-        vega = torch.exp(-0.5 * (0.5 * total - self.log_moneyness / total).square()) * (self.root / _SQRT_2PI)
-        per_vega = torch.where(known, 1.0, 0.0 if floor else math.nan) / vega
-        return total / self.root, slope * per_vega.unsqueeze(-1)
+        vol = total / self.root
+        per_vega = torch.where(known, 1.0, 0.0 if floor else math.nan) / self.vega(vol)
+        return vol, slope * per_vega.unsqueeze(-1)
 
 
 _SQRT_2PI = math.sqrt(2.0 * math.pi)

@@ -14,7 +14,7 @@ from pricers.models import Heston
 from qfml.calibration.fourier_vols import Characteristic, planned_vols, planned_vols_and_jacobian
 from qfml.calibration.model import Parameter, Quotes, draw_starts
 
-__all__ = ["HESTON_PARAMETERS", "HestonCalibration", "heston_starts"]
+__all__ = ["HESTON_PARAMETERS", "HestonCalibration", "heston_variance"]
 
 HESTON_PARAMETERS = (
     Parameter("v0", 1e-4, 2.0, 0.005, 0.5, "log"),
@@ -52,7 +52,7 @@ class HestonCalibration:
         return planned_vols_and_jacobian(self.law, x, quotes)
 
     def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
-        return heston_starts(self.parameters, quotes, n, generator)
+        return draw_starts(self.parameters, quotes.n_surfaces, n, generator)
 
     def pricer(self, x: Tensor) -> Heston:
         return Heston(*x.unbind(-1))
@@ -70,14 +70,10 @@ def _gradient(u: Tensor, expiry: Tensor, x: Tensor) -> tuple[Complex, tuple[Comp
     return heston_on_the_line_with_gradient(u, expiry, *_columns(x))
 
 
-def _variance(expiry: Tensor, x: Tensor) -> Tensor:
+def heston_variance(expiry: Tensor, x: Tensor) -> Tensor:
+    """Expected variance (R,) up to the expiry at parameters (R, P) that begin with Heston's."""
     v0, kappa, theta = x[:, 0], x[:, 1], x[:, 2]
     return expiry * mean_variance(expiry, v0, kappa, theta)
 
 
-_LAW = Characteristic(_value, _gradient, _variance)
-
-
-def heston_starts(parameters: tuple[Parameter, ...], quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
-    """Starts (S, n, P) in the ranges of the parameters."""
-    return draw_starts(parameters, quotes.n_surfaces, n, generator)
+_LAW = Characteristic(_value, _gradient, heston_variance)

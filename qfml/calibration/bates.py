@@ -1,0 +1,91 @@
+"""Bates' model, calibrated: Heston's variance and lognormal jumps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pricers.characteristic import jump_log_characteristic
+from pricers.characteristic_gradient import (
+    Complex,
+    heston_on_the_line,
+    heston_on_the_line_with_gradient,
+    jumps_on_the_line_with_gradient,
+)
+from pricers.models import Bates
+from qfml.calibration.fourier_vols import Characteristic, planned_vols, planned_vols_and_jacobian
+from qfml.calibration.heston import HESTON_PARAMETERS, heston_variance
+from qfml.calibration.model import Parameter, Quotes, draw_starts
+
+__all__ = ["BatesCalibration"]
+
+BATES_PARAMETERS = (
+    *HESTON_PARAMETERS,
+    Parameter("intensity", 1e-4, 10.0, 0.05, 2.0, "log"),
+    Parameter("jump_mean", -1.0, 1.0, -0.4, 0.1, "linear"),
+    Parameter("jump_std", 1e-3, 1.0, 0.05, 0.4, "log"),
+)
+
+
+@dataclass(frozen=True)
+class BatesCalibration:
+    """Bates' eight parameters fitted to implied vols.
+
+    References:
+        Bates (1996), Jumps and stochastic volatility: exchange rate processes implicit in Deutsche mark options.
+
+    >>> [parameter.name for parameter in BatesCalibration().parameters][5:]
+    ['intensity', 'jump_mean', 'jump_std']
+    """
+
+    kind: ClassVar[str] = "bates"
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return BATES_PARAMETERS
+
+    @property
+    def law(self) -> Characteristic:
+        """The characteristic function for the kernel."""
+        return _LAW
+
+    def vols(self, x: Tensor, quotes: Quotes) -> Tensor:
+        return planned_vols(self.law, x, quotes)
+
+    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
+        return planned_vols_and_jacobian(self.law, x, quotes)
+
+    def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
+        return draw_starts(self.parameters, quotes.n_surfaces, n, generator)
+
+    def pricer(self, x: Tensor) -> Bates:
+        return Bates(*x.unbind(-1))
+
+
+def _columns(x: Tensor) -> tuple[Tensor, ...]:
+    return x.unsqueeze(-2).unbind(-1)  # each (R, 1)
+
+
+def _value(u: Tensor, expiry: Tensor, x: Tensor) -> Complex:
+    columns = _columns(x)
+    diffusion = heston_on_the_line(u, expiry, *columns[:5])
+    jumps = jump_log_characteristic(u, expiry, *columns[5:], shift=0.5)
+    return diffusion[0] + jumps[0], diffusion[1] + jumps[1]
+
+
+def _gradient(u: Tensor, expiry: Tensor, x: Tensor) -> tuple[Complex, tuple[Complex, ...]]:
+    columns = _columns(x)
+    diffusion, by_diffusion = heston_on_the_line_with_gradient(u, expiry, *columns[:5])
+    jumps, by_jumps = jumps_on_the_line_with_gradient(u, expiry, *columns[5:])
+    return (diffusion[0] + jumps[0], diffusion[1] + jumps[1]), (*by_diffusion, *by_jumps)
+
+
+def _variance(expiry: Tensor, x: Tensor) -> Tensor:
+    intensity, jump_mean, jump_std = x[:, 5], x[:, 6], x[:, 7]
+    return heston_variance(expiry, x) + expiry * intensity * (jump_mean * jump_mean + jump_std * jump_std)
+
+
+_LAW = Characteristic(_value, _gradient, _variance)

@@ -1,0 +1,161 @@
+r"""All days of a history fitted together, with a penalty on what changes from day to day.
+
+The normal equations of the days are blocks on a diagonal, which the penalty ties to their neighbours: a band matrix,
+solved in time proportional to the number of days.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from scipy.linalg import LinAlgError, solveh_banded
+from torch import Tensor
+
+from qfml.calibration.exact import Fit, exact_vols
+from qfml.calibration.least_squares import COST, MAX_STEPS, NOT_FINITE
+from qfml.calibration.model import CalibrationModel, Parameter, Quotes
+
+__all__ = ["smoothed", "unit_scale"]
+
+MOST_DAMPING = 1e12
+
+
+def smoothed(
+    model: CalibrationModel,
+    quotes: Quotes,
+    found: Fit,
+    smoothness: float,
+    *,
+    max_steps: int = 100,
+    tolerance: float = 1e-8,
+) -> Fit:
+    r"""Minimises $\sum_t r_t^\top W_t r_t + \lambda \sum_t |y_t - y_{t-1}|^2$ over the parameters of all days.
+
+    y goes from 0 to 1 over the range of starts of a parameter, linearly or logarithmically. Days that have failed, or
+    have no quotes, take the parameters that the penalty gives them from their neighbours.
+
+    Args:
+        model: what is fitted.
+        quotes: S days, in their order.
+        found: fits of the days on their own, where the search starts.
+        smoothness: $\lambda$.
+        max_steps: Levenberg-Marquardt steps at most.
+        tolerance: relative reduction of the objective at which the search ends.
+    """
+    problem = _Days(model, quotes, smoothness)
+    y = problem.filled(found)
+    value, normal, gradient = problem.at(y)
+    if not np.isfinite(value):
+        return found
+    damping, n_steps, status = 1e-3, 0, MAX_STEPS
+    while n_steps < max_steps:
+        n_steps += 1
+        step = problem.step(normal, gradient, damping)
+        trial = problem.bounded(y, step)
+        new_value, new_normal, new_gradient = problem.at(trial)
+        gained = value - new_value
+        if np.isfinite(new_value) and gained >= 0.0:
+            y, value, normal, gradient = trial, new_value, new_normal, new_gradient
+            damping = max(damping / 5.0, 1e-12)
+            if gained <= tolerance * value:
+                status = COST
+                break
+        else:
+            damping *= 4.0
+            if damping > MOST_DAMPING:
+                status = COST if abs(gained) <= 1e-3 * value else MAX_STEPS
+                break
+    return problem.result(y, found, status, n_steps)
+
+
+def unit_scale(parameters: tuple[Parameter, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters (S, P) on the scale of their starts, from 0 to 1, and the derivatives of x by it."""
+    y, slope = torch.empty_like(x), torch.empty_like(x)
+    for i, parameter in enumerate(parameters):
+        low, high = parameter.start_lower, parameter.start_upper
+        if parameter.scale == "log":
+            width = np.log(high / low)
+            y[:, i], slope[:, i] = torch.log(x[:, i] / low) / width, x[:, i] * width
+        else:
+            y[:, i], slope[:, i] = (x[:, i] - low) / (high - low), high - low
+    return y, slope
+
+
+class _Days:
+    """The joint problem in y, flattened day by day."""
+
+    def __init__(self, model: CalibrationModel, quotes: Quotes, smoothness: float) -> None:
+        self.model, self.quotes, self.smoothness = model, quotes, smoothness
+        self.parameters = model.parameters
+        ends = torch.tensor([[p.lower for p in self.parameters], [p.upper for p in self.parameters]])
+        # a logarithm of a bound at 0 is minus infinity: no bound
+        self.low, self.high = unit_scale(self.parameters, ends.to(torch.float64))[0].unbind(0)
+
+    def natural(self, y: Tensor) -> Tensor:
+        return torch.stack([parameter.at(y[:, i]) for i, parameter in enumerate(self.parameters)], dim=-1)
+
+    def filled(self, found: Fit) -> Tensor:
+        """The days' own parameters; where a day has none, those of the nearest day before or after."""
+        y, _ = unit_scale(self.parameters, found.x)
+        good = (found.status != NOT_FINITE) & (self.quotes.used.sum(-1) > 0) & y.isfinite().all(-1)
+        if not bool(good.any()):
+            return y
+        known = good.nonzero().squeeze(-1)
+        nearest = (torch.arange(len(y))[:, None] - known).abs().argmin(-1)
+        return y[known[nearest]]
+
+    def at(self, y: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Objective, the days' normal matrices (S, P, P), and half the gradient (S, P)."""
+        x = self.natural(y)
+        _, slope = unit_scale(self.parameters, x)
+        with torch.no_grad():
+            vols, jacobian = self.model.vols_and_jacobian(x, self.quotes)
+        used, root = self.quotes.used, self.quotes.root_weight
+        residuals = torch.where(used, root * (vols - self.quotes.vol), 0.0)
+        weighted = torch.where(used.unsqueeze(-1), root.unsqueeze(-1) * jacobian * slope.unsqueeze(-2), 0.0)
+        change = y[1:] - y[:-1]
+        gradient = (weighted.mT @ residuals.unsqueeze(-1)).squeeze(-1)
+        gradient[1:] += self.smoothness * change
+        gradient[:-1] -= self.smoothness * change
+        value = residuals.square().sum() + self.smoothness * change.square().sum()
+        return value.item(), weighted.mT @ weighted, gradient
+
+    def step(self, normal: Tensor, gradient: Tensor, damping: float) -> Tensor:
+        """The damped Gauss-Newton step by a banded Cholesky factorisation."""
+        n_days, n_parameters = gradient.shape
+        n = n_days * n_parameters
+        band = np.zeros((n_parameters + 1, n))  # row d: the d-th diagonal above the main one, upper form turned below
+        blocks = normal.numpy()
+        for i in range(n_parameters):
+            for j in range(i + 1):
+                band[i - j, j::n_parameters] = blocks[:, i, j]
+        neighbours = np.full(n_days, 2.0)
+        neighbours[[0, -1]] = 1.0 if n_days > 1 else 0.0
+        band[0] += np.repeat(self.smoothness * neighbours, n_parameters)
+        diagonal = band[0].copy()
+        band[0] += damping * np.where(diagonal > 0.0, diagonal, 1.0)
+        band[n_parameters, : n - n_parameters] = -self.smoothness
+        try:
+            solved = solveh_banded(band, -gradient.flatten().numpy(), lower=True)
+        except LinAlgError:
+            return torch.zeros_like(gradient)
+        return torch.from_numpy(cast("np.ndarray", solved)).reshape(n_days, n_parameters)
+
+    def bounded(self, y: Tensor, step: Tensor) -> Tensor:
+        """The step, cut for each parameter where it would cross a bound: to a share of the way there."""
+        new = y + step
+        low, high = y - 0.9 * (y - self.low), y + 0.9 * (self.high - y)
+        return torch.minimum(torch.maximum(new, low), high)
+
+    def result(self, y: Tensor, found: Fit, status: int, n_steps: int) -> Fit:
+        x = self.natural(y)
+        with torch.no_grad():
+            kernel, jacobian = self.model.vols_and_jacobian(x, self.quotes)
+            vols = exact_vols(self.model, x, self.quotes)
+        used = self.quotes.used
+        cost = torch.where(used, self.quotes.weight * (vols - self.quotes.vol).square(), 0.0).sum(-1)
+        error = torch.where(used, (kernel - vols).abs(), 0.0).amax(-1)
+        codes = torch.full_like(found.status, status)
+        return Fit(x, vols, jacobian, cost, codes, found.n_steps + n_steps, error)
