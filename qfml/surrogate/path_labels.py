@@ -7,16 +7,18 @@ labels are independent and average out in training.
 **One-step survival.** A knock-out makes the payoff jump along the path, and its derivative along the path misses the
 jump. Given the path of the variance the log price is normal from one fixing date to the next. So each path is drawn on
 the live side of the barrier, from the truncated normal law, and carries the probability of having stayed there as a
-weight: the payoff times the weight has the same mean, less variance, and no jump. Its derivatives along the path are
-unbiased where the scheme of the variance is smooth; what QE's switch between its two branches adds is far below the
-noise of labels.
+weight: the payoff times the weight has the same mean, less variance, and no jump. The last date is integrated out: a
+Black formula between strike and barrier takes its place, so that the payoff has no kink either, and no label is exactly
+0 because none of its paths ended in the money. Derivatives along the path are unbiased where the scheme of the variance
+is smooth; what QE's switch between its two branches adds is far below the noise of labels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,10 +36,12 @@ CUDA_BLOCK = 2**20
 GROUPS = 32  # of paths of one label, whose scatter gives the standard error of its gradient
 FEWEST_PATHS = 16
 FARTHEST = 37.0  # standard deviations; beyond, a normal probability is below the least double
+LEAST_VARIANCE = 1e-12  # of the log price between two dates: a path whose variance stayed at 0 has finite derivatives
 MODELS = (pr.Heston, pr.BlackScholes)  # whose steps do not depend on the time
 _special: Any = torch.special  # has no type stubs
 
 
+@runtime_checkable
 class Triples(Protocol):
     """What turns rows of inputs into instrument, model and market of a batch: a `Problem`."""
 
@@ -164,11 +168,26 @@ def discounted_payoffs(
     """
     instrument, model, market = triple
     terms = _terms(instrument)
-    scheme = next(iter(model.schemes.values()))
-    assert isinstance(scheme, Scheme)
     batch = torch.broadcast_shapes(instrument.batch_shape, model.batch_shape, market.batch_shape())
     times = terms.times.expand(*batch, -1)
-    n_dates = times.shape[-1]
+    sides = _sides(terms, times.shape[-1])
+    *earlier, last = _increments(model, market, times, draws, n_paths, n_steps)
+    for increment in earlier:
+        uniforms = draws.uniforms()
+        for side in sides:
+            side.fix(*increment, uniforms)
+    values = [side.value(*last) for side in sides]
+    value = values[0] if len(values) == 1 else values[0] - values[1]
+    return value * market.discount(times[..., -1]).unsqueeze(-1)
+
+
+def _increments(
+    model: pr.Model, market: pr.Market, times: Tensor, draws: _Draws, n_paths: int, n_steps: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each date the log of the forward `(N, 1)`, and given the variance the drift and deviation `(N, n_paths)`."""
+    batch, n_dates = times.shape[:-1], times.shape[-1]
+    scheme = next(iter(model.schemes.values()))
+    assert isinstance(scheme, Scheme)
     per_interval = 1 if scheme.exact else -(-n_steps // n_dates)
     lengths = times.diff(dim=-1, prepend=torch.zeros_like(times[..., :1])) / per_interval
 
@@ -177,70 +196,94 @@ def discounted_payoffs(
         return column.expand(*batch, n_paths).contiguous()
 
     state = tuple(wide(part) for part in scheme.start(model))
-    book = _Book(terms, n_dates)
     for date in range(n_dates):
         dt = lengths[..., date]
-        columns = scheme.coefficients(model, market, torch.zeros_like(dt), dt)
-        coefficients = tuple(wide(column.expand(*batch, 1)) for column in columns)
-        mean = variance = torch.zeros((), dtype=times.dtype, device=times.device)
+        coefficients = tuple(wide(column) for column in scheme.coefficients(model, market, torch.zeros_like(dt), dt))
+        drift = variance = torch.zeros((), dtype=times.dtype, device=times.device)
         for _ in range(per_interval):
             normals = draws.normals().unsqueeze(0) if scheme.n_normals else times.new_empty(0)
-            step = scheme.advance(coefficients, mean, state, normals)
-            state, mean, variance = step.state, mean + step.drift, variance + step.residual_variance
+            step = scheme.advance(coefficients, drift, state, normals)
+            state, drift, variance = step.state, drift + step.drift, variance + step.residual_variance
         forward = market.forward(times[..., date]).log().expand(batch).unsqueeze(-1)
-        spread = (variance + torch.finfo(times.dtype).tiny).sqrt()
-        book.fix(forward, mean.expand(*batch, n_paths), spread.expand(*batch, n_paths), draws.uniforms())
-    return book.payoff() * market.discount(times[..., -1]).unsqueeze(-1)
+        spread = (variance + LEAST_VARIANCE).sqrt()
+        yield forward, drift.expand(*batch, n_paths), spread.expand(*batch, n_paths)
 
 
-class _Book:
-    """Fixings so far, of paths that stay on the live side of the barrier and (for "in") of free ones."""
+def _sides(terms: _Terms, n_dates: int) -> list[_Side]:
+    """The paths whose values make the price: free ones, surviving ones, or free ones less surviving ones for "in"."""
+    free = _Side(terms, n_dates, None)
+    if terms.barrier is None:
+        return [free]
+    alive = _Side(terms, n_dates, terms.barrier.log().unsqueeze(-1) if terms.barrier.ndim else terms.barrier.log())
+    return [alive] if terms.out else [free, alive]
 
-    def __init__(self, terms: _Terms, n_dates: int) -> None:
-        self.terms, self.n_dates = terms, n_dates
-        self.live: Tensor | float = 0.0  # log of the asset over its forward, of a path that survives
-        self.free: Tensor | float = 0.0  # the same without a barrier
-        self.weight: Tensor | float = 1.0
-        self.total: Tensor | float = 0.0
-        self.free_total: Tensor | float = 0.0
 
-    def fix(self, log_forward: Tensor, mean: Tensor, spread: Tensor, uniform: Tensor) -> None:
-        """One more date: given the variance the log-ratio grows by a normal of this mean and deviation."""
-        terms = self.terms
-        if terms.barrier is None or not terms.out:
-            self.free = self.free + mean + spread * _special.ndtri(uniform)
-            self.free_total = self.free_total + self._fixing(log_forward + self.free)
-        if terms.barrier is None:
-            return
-        sign = 1.0 if terms.up else -1.0
-        place = self.live + mean
-        barrier = terms.barrier.log().unsqueeze(-1) if terms.barrier.ndim else terms.barrier.log()
-        bound = sign * (barrier - log_forward - place) / spread
-        # below the barrier the normal grows with u; above it the mirrored normal falls with 1 - u
-        drawn, probability = truncated_normal(bound, uniform if terms.up else 1.0 - uniform)
-        self.live = place + spread * (sign * drawn)
-        self.weight = self.weight * probability
-        self.total = self.total + self._fixing(log_forward + self.live)
+@dataclass
+class _Side:
+    """Fixings so far of paths without a barrier, or of paths that are kept on its live side.
 
-    def _fixing(self, log_spot: Tensor) -> Tensor:
-        return log_spot.exp() if self.terms.arithmetic else log_spot
+    A date adds a normal of the deviation `spread` around `mean`: the log of the forward and the drift of this path.
+    """
 
-    def payoff(self) -> Tensor:
-        """Undiscounted payoff, of shape `(N, n_paths)`."""
-        terms = self.terms
-        free = None if terms.barrier is not None and terms.out else self._paid(self.free_total)
-        if terms.barrier is None:
-            assert free is not None
-            return free
-        out = self.weight * self._paid(self.total)
-        return out if free is None else free - out
+    terms: _Terms
+    n_dates: int
+    barrier: Tensor | None  # its logarithm, shape `(N, 1)`
+    noise: Tensor | float = 0.0  # what the asset's own noise and drifts have added to the log price
+    weight: Tensor | float = 1.0
+    total: Tensor | float = 0.0  # of the fixings, or of their logarithms
 
-    def _paid(self, total: Tensor | float) -> Tensor:
-        assert isinstance(total, Tensor)
-        average = total / self.n_dates
-        strike = self.terms.strike
-        gain = (average if self.terms.arithmetic else average.exp()) - (strike.unsqueeze(-1) if strike.ndim else strike)
-        return (gain if self.terms.call else -gain).clamp(min=0.0)
+    def fix(self, forward: Tensor, drift: Tensor, spread: Tensor, uniform: Tensor) -> None:
+        """One more date, not the last one."""
+        place = self.noise + drift
+        if self.barrier is None:
+            moved = spread * _special.ndtri(uniform)
+        else:
+            sign = 1.0 if self.terms.up else -1.0
+            # above a barrier the mirrored normal is kept below a bound, and falls with 1 - u
+            bound = sign * (self.barrier - forward - place) / spread
+            drawn, probability = truncated_normal(bound, uniform if self.terms.up else 1.0 - uniform)
+            moved, self.weight = sign * spread * drawn, self.weight * probability
+        self.noise = place + moved
+        log_spot = forward + self.noise
+        self.total = self.total + (log_spot.exp() if self.terms.arithmetic else log_spot)
+
+    def value(self, forward: Tensor, drift: Tensor, spread: Tensor) -> Tensor:
+        r"""Expected payoff times the weight, the noise of the last date integrated out.
+
+        With $\log S = \mu + s z$ the payoff is $\pm(a e^{b s z} - k)$ for $z$ between two bounds, where $b$ is 1 for
+        an arithmetic average and $1/n$ for a geometric one.
+        """
+        terms, n = self.terms, self.n_dates
+        mean = forward + self.noise + drift
+        strike = terms.strike.unsqueeze(-1) if terms.strike.ndim else terms.strike
+        least = torch.finfo(mean.dtype).tiny
+        if terms.arithmetic:  # what the last fixing must be; at or below 0: any
+            missing, exponent, start = n * strike - self.total, spread, mean.exp()
+            edge, level, scale = missing.clamp(min=least).log(), missing, 1.0 / n
+        else:
+            edge, level, scale = n * strike.log() - self.total, strike, 1.0
+            exponent, start = spread / n, ((self.total + mean) / n).exp()
+        edge = (edge - mean) / spread
+        low, high = (edge, None) if terms.call else (None, edge)
+        if self.barrier is not None:
+            wall = (self.barrier - mean) / spread
+            if terms.up:
+                high = wall if high is None else torch.minimum(high, wall)
+            else:
+                low = wall if low is None else torch.maximum(low, wall)
+        by_asset, by_cash = (_between(low, high, shift) for shift in (exponent, torch.zeros_like(exponent)))
+        paid = start * torch.exp(0.5 * exponent * exponent) * by_asset - level * by_cash
+        return self.weight * scale * (paid if terms.call else -paid)
+
+
+def _between(low: Tensor | None, high: Tensor | None, shift: Tensor) -> Tensor:
+    """Probability that a normal of mean `shift` lies between two bounds; 0 where they are in the wrong order."""
+    if low is None:
+        assert high is not None
+        return normal_cdf(high - shift)
+    if high is None:
+        return normal_cdf(shift - low)
+    return normal_cdf(torch.maximum(low, high) - shift) - normal_cdf(low - shift)
 
 
 def block_rows(n_paths: int, device: torch.device) -> int:

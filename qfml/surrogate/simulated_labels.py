@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class SimulatedLabels(NamedTuple):
     gradient_std_error: Tensor | None
 
 
+@runtime_checkable
 class LabelProblem(Protocol):
     """What labels need of a `Problem`."""
 
