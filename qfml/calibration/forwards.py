@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ import torch
 from pricers import Market, ZeroCurve
 from qfml.errors import DataError
 
-__all__ = ["forward_and_discount", "rate_or_curve"]
+__all__ = ["ParityFit", "forward_and_discount", "parity_forward", "rate_or_curve"]
+
+BIWEIGHT = 4.685  # standard deviations beyond which a pair is left out: 95 % efficient for normal noise
+MAD_TO_STD = 1.4826  # of a normal law
+ROUNDING = 1e-12  # of the strike: pairs that agree to it are exact
+PLAUSIBLE_DISCOUNT = 0.3, 1.5
+MAX_STEPS, LEAST_MOVE = 50, 1e-13
 
 
 def rate_or_curve(name: str, value: Any) -> float | ZeroCurve:
@@ -80,3 +87,135 @@ def forward_and_discount(
     market = Market(1.0 if spot is None else spot, rate, income)
     discount = market.discount(times).numpy()
     return (market.forward(times).numpy() if forward is None else forward), discount
+
+
+@dataclass(frozen=True, eq=False)
+class ParityFit:
+    """Forward and discount factor implied by put-call parity at one expiry.
+
+    Args:
+        forward: to the expiry.
+        discount: discount factor to the expiry.
+        forward_std_error: NaN where there are as many unknowns as pairs.
+        discount_std_error: likewise; 0 where the discount factor was given.
+        outlier: pairs that were left out, shape `(n_pairs,)`.
+    """
+
+    forward: float
+    discount: float
+    forward_std_error: float
+    discount_std_error: float
+    outlier: np.ndarray
+
+    def __str__(self) -> str:
+        n_used = int((~self.outlier).sum())
+        text = f"forward {self.forward:.6g} (std error {self.forward_std_error:.2g})"
+        if self.discount_std_error != 0.0:
+            text += f", discount factor {self.discount:.6g} (std error {self.discount_std_error:.2g})"
+        return f"{text} by put-call parity from {n_used} pairs"
+
+
+def parity_forward(
+    strike: np.ndarray,
+    call: np.ndarray,
+    put: np.ndarray,
+    width: np.ndarray | None = None,
+    discount: float | None = None,
+) -> ParityFit:
+    r"""Forward, and discount factor unless it is given, from European calls and puts of the same strikes.
+
+    Fits $C - P = D\,(F - K)$ by least squares with Tukey's biweight, from the median of the slopes between all pairs of
+    strikes (Theil and Sen), weighted by how well each is known, so that a few stale prices do not move it. Standard
+    errors are those of the weighted regression, with the noise as the pairs show it.
+
+    Args:
+        strike: two different strikes or more, shape `(n_pairs,)`.
+        call: prices of the calls.
+        put: prices of the puts.
+        width: standard deviation of each `call - put` up to a factor, such as the root of the sum of the squared
+            widths of the two markets; None for equal ones.
+        discount: discount factor, where it is known.
+
+    Raises:
+        DataError: fewer than two different strikes, or prices that imply no possible forward or discount factor.
+
+    References:
+        Stoll (1969), The relationship between put and call option prices. Huber and Ronchetti (2009), Robust
+        Statistics, section 7.8.
+
+    >>> strike = np.array([90.0, 100.0, 110.0])
+    >>> fit = parity_forward(strike, 0.97 * (102.0 - strike) + 7.0, np.full(3, 7.0))
+    >>> round(fit.forward, 6), round(fit.discount, 6)
+    (102.0, 0.97)
+    """
+    if np.unique(strike).shape[0] < 2:
+        raise DataError(
+            f"put-call parity needs a call and a put at two strikes or more, got {np.unique(strike).shape[0]}; "
+            "give `forward` as a column, or spot, rates and dividends"
+        )
+    middle = float(np.median(strike))
+    difference, moneyness = call - put, strike - middle
+    scale = np.ones_like(strike) if width is None else width / np.median(width)
+    if discount is None:
+        first, second = np.triu_indices(strike.shape[0], 1)
+        distinct = strike[first] != strike[second]
+        first, second = first[distinct], second[distinct]
+        run = strike[second] - strike[first]
+        slopes = (difference[second] - difference[first]) / run
+        slope = _median(slopes, np.abs(run) / np.hypot(scale[first], scale[second]))
+        start = np.array([_median(difference - slope * moneyness, 1.0 / scale), slope])
+        design = np.stack([np.ones_like(strike), moneyness], axis=-1)
+        target = difference
+    else:
+        start = np.array([_median(difference + discount * moneyness, 1.0 / scale)])
+        design = np.ones((strike.shape[0], 1))
+        target = difference + discount * moneyness
+    solution, covariance, outlier = _biweight(design / scale[:, None], target / scale, start, ROUNDING * middle)
+    level, slope = float(solution[0]), float(solution[1]) if discount is None else -discount
+    forward, slope_error = middle - level / slope, 0.0
+    gradient = np.array([-1.0 / slope, level / slope**2])[: solution.shape[0]]
+    if discount is None:
+        slope_error = float(np.sqrt(covariance[1, 1]))
+    low, high = PLAUSIBLE_DISCOUNT
+    if not low <= -slope <= high or not forward > 0.0:
+        raise DataError(
+            f"put-call parity must imply a forward above 0 and a discount factor in [{low:g}, {high:g}], got "
+            f"{forward:g} and {-slope:g}; are the options European, of one time, and on prices rather than vols? "
+            "Give `rates`, or the forward"
+        )
+    return ParityFit(forward, -slope, float(np.sqrt(gradient @ covariance @ gradient)), slope_error, outlier)
+
+
+def _median(values: np.ndarray, weight: np.ndarray) -> float:
+    """The weighted median, the mean of two where the weight is halved between them."""
+    order = np.argsort(values)
+    share = np.cumsum(weight[order]) / weight.sum()
+    low, high = np.searchsorted(share, [0.5 - 1e-12, 0.5 + 1e-12])
+    return float(0.5 * (values[order[low]] + values[order[high]]))
+
+
+def _biweight(
+    design: np.ndarray, target: np.ndarray, start: np.ndarray, rounding: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares with Tukey's biweight: solution, its covariance and the rows without weight."""
+    n_rows, n_unknowns = design.shape
+    solution = start
+    spread = max(MAD_TO_STD * float(np.median(np.abs(target - design @ solution))), rounding)
+    spread *= np.sqrt(n_rows / max(n_rows - n_unknowns, 1))  # the start passes through some of them
+    weight = np.ones(n_rows)
+    for _ in range(MAX_STEPS):
+        share = (target - design @ solution) / (BIWEIGHT * spread)
+        weight = np.where(np.abs(share) < 1.0, (1.0 - share**2) ** 2, 0.0)
+        root = np.sqrt(weight)
+        if np.count_nonzero(weight) < n_unknowns:
+            break
+        moved, *_ = np.linalg.lstsq(design * root[:, None], target * root, rcond=None)
+        done = np.abs(moved - solution).max() <= LEAST_MOVE * np.abs(moved).max()
+        solution = moved
+        if done:
+            break
+    residual = target - design @ solution
+    freedom = weight.sum() - n_unknowns
+    noise = float((weight * residual**2).sum() / freedom) if freedom > 0.0 else np.nan
+    covariance = noise * np.linalg.pinv((design * weight[:, None]).T @ design)
+    return solution, covariance, weight == 0.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from qfml.calibration import dax
 from qfml.calibration.forwards import forward_and_discount
 from qfml.calibration.model import Quotes
+from qfml.calibration.quote_columns import frame_of
+from qfml.calibration.surface_arbitrage import Finding, Smile, arbitrage
 from qfml.calibration.surface_checks import (
     MOST_VOL,
     QuoteTable,
@@ -21,13 +24,18 @@ from qfml.calibration.surface_checks import (
     decimal_vols,
     float_column,
     floats,
-    refuse_unlike_strikes,
+    moment,
+    positive_spot,
+    strikes_in_prices,
 )
-from qfml.errors import ConfigError, DataError
+from qfml.calibration.surface_reading import QuotesRead, Reading, read_quotes
+from qfml.calibration.surface_writing import table_of, write_table
+from qfml.data.validation import to_polars
+from qfml.errors import DataError
 
-__all__ = ["STRIKE_UNITS", "Surface", "as_quotes", "moment"]
+__all__ = ["Surface", "as_quotes"]
 
-STRIKE_UNITS = ("price", "percent_of_spot", "moneyness", "log_moneyness")
+SHOWN = 12  # notes in print
 COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount")
 
 
@@ -94,7 +102,7 @@ class Surface:
         refusal = Refusal()
         table = clean(quote_table({key: value for key, value in columns.items() if value is not None}), refusal)
         remarks = (*remarks, *refusal.notes.get(0, ()))
-        _fill(self, table, spot=_positive_spot(spot), date=moment(date), name=name, remarks=remarks)
+        _fill(self, table, spot=positive_spot(spot), date=moment(date), name=name, remarks=remarks)
 
     @classmethod
     def from_grid(
@@ -148,7 +156,7 @@ class Surface:
         """
         expiries = float_column("expiries", expiries)
         columns = _grid_columns(strikes, expiries, vols, bid, ask, weights)
-        spot = _positive_spot(spot)
+        spot = positive_spot(spot)
         expiry = columns["expiry"]
         given = None
         if forwards is not None:
@@ -184,6 +192,74 @@ class Surface:
         )
 
     @classmethod
+    def read(cls, path: Any, how: Reading | None = None, **settings: Any) -> Surface:
+        """Read the quotes of one day from a CSV or Parquet file.
+
+        One row is a quote, or the call and the put of a strike. Columns, in any order and case, and under their usual
+        other names (`quote_columns.ALIASES`):
+
+        - `strike`; one of `expiry` (years), `days` and `maturity` (dates);
+        - `vol`, or `price` with `option` (call or put, C or P), or `call` and `put` (prices);
+        - `bid` and `ask`, in the unit of `vol` or `price` beside them, or `bid_vol`, `ask_vol`, `bid_price`,
+          `ask_price`, `call_bid`, `call_ask`, `put_bid`, `put_ask`;
+        - `forward`, or `spot`, `rate` or `discount`, and `dividend`. Without a forward, and unless spot, rates and
+          dividends are known, put-call parity implies the forwards, and the discount factors where rates are not known;
+        - `weight`, `date`, `name`.
+
+        Empty cells are missing quotes: dropped and counted. Of a call and a put at one strike, the one out of the money
+        stays.
+
+        Args:
+            path: a .csv, .tsv, .txt or .parquet file.
+            how: what the columns do not say.
+            **settings: fields of `Reading`, in place of `how`: rates=0.03, ignore="unknown", ...
+
+        Raises:
+            DataError: a rule is broken; the message names the row (the first below the header is row 0).
+        """
+        how = Reading.of(how, settings)
+        return cls._only(read_quotes(frame_of(path, how.separator), how))
+
+    @classmethod
+    def from_frame(cls, frame: Any, how: Reading | None = None, **settings: Any) -> Surface:
+        """The surface in a pandas or polars frame: see `read`.
+
+        >>> import polars as pl
+        >>> table = pl.DataFrame({"strike": [90.0, 100.0], "days": [73, 73], "price": [0.5, 3.5], "option": ["P", "C"]})
+        >>> surface = Surface.from_frame(table, spot=100.0, rates=0.02, dividends=0.0)
+        >>> surface.vol.round(4).tolist()
+        [0.2057, 0.1852]
+        """
+        return cls._only(read_quotes(to_polars(frame), Reading.of(how, settings)))
+
+    @classmethod
+    def _only(cls, found: QuotesRead) -> Surface:
+        if len(found.dates) > 1:
+            raise DataError(
+                f"the table holds {len(found.dates)} dates, {found.dates[0]} to {found.dates[-1]}; read it with "
+                "SurfaceHistory, or keep the rows of one date"
+            )
+        return cls.of_quotes(found)
+
+    @classmethod
+    def of_quotes(cls, found: QuotesRead, number: int = 0) -> Surface:
+        """One of the surfaces that were read.
+
+        Raises:
+            DataError: none of its quotes is left.
+        """
+        first, last = np.searchsorted(found.table.surface, [number, number + 1])
+        date, notes = found.dates[number], tuple(found.notes.get(number, ()))
+        if first == last:
+            raise DataError(f"no quote{f' of {date}' if date is not None else ''} is left: {'; '.join(notes)}")
+        table = found.table.where(slice(int(first), int(last)))
+        return cls.of_table(table, spot=found.spots[number], date=date, name=found.name, remarks=notes)
+
+    def write(self, path: Any) -> Path:
+        """Write the quotes as CSV or Parquet, that `read` turns into the same numbers; the remarks are not kept."""
+        return write_table(path, table_of([self]))
+
+    @classmethod
     def of_table(cls, table: QuoteTable, **rest: Any) -> Surface:
         """A surface of checked quotes: no rule is looked at again."""
         surface = object.__new__(cls)
@@ -198,10 +274,76 @@ class Surface:
         """log(strike / forward) of each quote."""
         return np.log(self.strike / self.forward)
 
+    def check(self) -> tuple[Finding, ...]:
+        """Arbitrage between the quotes, the largest first, vols outside their market, and expiries too few.
+
+        Findings are no errors: a calibration weighs such quotes as it weighs the others.
+
+        >>> print(Surface.dax_2002().check()[0])
+        butterfly arbitrage at expiry 1.436, strikes 4400, 4500, 4600: 17 bps of vol, 7.5 in price
+        """
+        return self._findings
+
+    @cached_property
+    def _findings(self) -> tuple[Finding, ...]:
+        smiles = self.smiles()
+        found = []
+        if len(smiles) == 1:
+            found.append(Finding("one_expiry", (smiles[0].expiry,), ()))
+        if self.bid is not None and self.ask is not None:
+            with np.errstate(invalid="ignore"):
+                outside = np.fmax(self.bid - self.vol, self.vol - self.ask)
+            n_outside = int((outside > 0.0).sum())
+            if n_outside:
+                size = float(1e4 * np.nanmax(outside))
+                found.append(Finding("outside_market", (), (), vol_bps=size, n_quotes=n_outside))
+        return (*found, *arbitrage(smiles))
+
+    def smiles(self) -> list[Smile]:
+        """The quotes of each expiry by ascending strike."""
+        order = np.lexsort((self.strike, self.expiry))
+        parts = np.split(order, np.flatnonzero(np.diff(self.expiry[order])) + 1)
+        empty = np.full(len(self), np.nan)
+        bid, ask = (empty if side is None else side for side in (self.bid, self.ask))
+        return [
+            Smile(
+                float(self.expiry[part[0]]),
+                float(self.forward[part[0]]),
+                *(column[part] for column in (self.strike, self.vol, bid, ask)),
+            )
+            for part in parts
+        ]
+
+    def __str__(self) -> str:
+        title = " ".join(filter(None, (self.name, self.date_text))) or "Surface"
+        spot = "" if self.spot is None else f", spot {self.spot:g}"
+        lines = [f"{title}: {len(self)} quotes at {len(self.expiries)} expiries{spot}"]
+        lines.append("  expiry  quotes     forward  discount          strikes       vols, %  at the money")
+        for smile in self.smiles():
+            k, discount = smile.log_moneyness, self.discount[self.expiry == smile.expiry][0]
+            middle = 100.0 * np.interp(0.0, k, smile.vol) if k[0] <= 0.0 <= k[-1] else np.nan
+            strikes = f"{smile.strike[0]:.6g}-{smile.strike[-1]:.6g}"
+            vols = f"{100.0 * smile.vol.min():.2f}-{100.0 * smile.vol.max():.2f}"
+            lines.append(
+                f"{smile.expiry:8.4f}{len(k):8d}{smile.forward:12.6g}{discount:10.5f}{strikes:>17}{vols:>14}{middle:14.2f}"
+            )
+        notes = self.notes
+        lines += [f"- {note}" for note in notes[:SHOWN]]
+        if len(notes) > SHOWN:
+            lines.append(f"- and {len(notes) - SHOWN} more; see `notes`")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    @property
+    def date_text(self) -> str:
+        """The date, with its time where it has one; empty without a date."""
+        return "" if self.date is None else str(self.date).removesuffix("T00:00:00.000000")
+
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth knowing about the quotes: what reading them has found."""
-        return self.remarks
+        """What is worth knowing about the quotes: what reading them has found, and what `check` finds."""
+        return (*self.remarks, *map(str, self.check()))
 
     @property
     def expiries(self) -> np.ndarray:
@@ -227,7 +369,7 @@ def quote_table(columns: dict[str, Any]) -> QuoteTable:
     n = max(np.size(value) for value in columns.values())
     absent = {"vol": np.nan, "bid": np.nan, "ask": np.nan, "weight": 1.0, "discount": 1.0}
     full = {name: float_column(name, columns.get(name, absent.get(name, np.nan)), n) for name in COLUMNS}
-    return QuoteTable(**full, row=np.full(n, -1), surface=np.zeros(n, np.int64), labels=("",))
+    return QuoteTable(**full, row=np.full(n, -1), surface=np.zeros(n, np.int64), labels=("",), rest={})
 
 
 def _grid_columns(strikes: Any, expiries: np.ndarray, vols: Any, bid: Any, ask: Any, weights: Any) -> dict[str, Any]:
@@ -253,62 +395,6 @@ def _grid_columns(strikes: Any, expiries: np.ndarray, vols: Any, bid: Any, ask: 
     flat["weight"] = np.broadcast_to(named["weights"], shape).flatten()
     flat["expiry"] = np.repeat(expiries, shape[1])
     return flat
-
-
-def _positive_spot(spot: Any) -> float | None:
-    if spot is None:
-        return None
-    if isinstance(spot, bool) or not isinstance(spot, int | float | np.number) or not 0.0 < float(spot) < np.inf:
-        raise DataError(f"`spot` must be a number above 0, got {spot!r}")
-    return float(spot)
-
-
-def strikes_in_prices(strike: np.ndarray, forward: np.ndarray, spot: float | None, unit: str | None) -> np.ndarray:
-    """Strikes in the unit of the forward, by the unit the caller names; without one they are looked at.
-
-    Raises:
-        ConfigError: no such unit.
-        DataError: strikes that look like another unit, or shares of a spot that is not known.
-    """
-    if unit is None:
-        level, name = (forward, "forward") if spot is None else (np.full_like(forward, spot), "spot")
-        refuse_unlike_strikes(strike, level, name)
-        return strike
-    if unit not in STRIKE_UNITS:
-        raise ConfigError(f"`strike_unit` must be one of {', '.join(STRIKE_UNITS)}, got {unit!r}")
-    if unit == "price":
-        return strike
-    if unit == "log_moneyness":
-        return forward * np.exp(strike)
-    if spot is None:
-        raise DataError(f'strike_unit="{unit}" needs the `spot`')
-    return strike * spot * (0.01 if unit == "percent_of_spot" else 1.0)
-
-
-def moment(date: Any) -> np.datetime64 | None:
-    """A date or time without time zone as numpy keeps it, to the microsecond.
-
-    Raises:
-        DataError: it is not a date.
-
-    >>> moment("2002-07-05")
-    np.datetime64('2002-07-05T00:00:00.000000')
-    """
-    if date is None:
-        return None
-    try:
-        if isinstance(date, str):
-            date = dt.datetime.fromisoformat(date)
-        if not isinstance(date, dt.date | np.datetime64):
-            raise ValueError
-        if isinstance(date, dt.datetime) and date.tzinfo is not None:
-            date = date.astimezone(dt.UTC).replace(tzinfo=None)
-        result = np.datetime64(date).astype("datetime64[us]")
-        if np.isnat(result):
-            raise ValueError
-    except ValueError:
-        raise DataError(f"`date` must be a date, or ISO 8601 text such as 2002-07-05, got {date!r}") from None
-    return result
 
 
 def as_quotes(surfaces: Surface | Sequence[Surface]) -> Quotes:

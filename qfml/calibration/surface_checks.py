@@ -6,21 +6,37 @@ when the caller asked for that. Missing quotes are always dropped and counted.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from qfml.errors import ConfigError, DataError
 
-__all__ = ["QuoteTable", "Refusal", "clean", "decimal_vols", "float_column", "floats", "refuse_unlike_strikes"]
+__all__ = [
+    "STRIKE_UNITS",
+    "QuoteTable",
+    "Refusal",
+    "check_expiries",
+    "check_strikes",
+    "clean",
+    "decimal_vols",
+    "float_column",
+    "floats",
+    "moment",
+    "positive_spot",
+    "strikes_in_prices",
+]
 
+STRIKE_UNITS = ("price", "percent_of_spot", "moneyness", "log_moneyness")
 MOST_YEARS = 60.0  # longer expiries than any market quotes: days, or dates written as numbers
 MOST_VOL = 5.0  # 500 %
 PERCENT_FROM = 2.0  # a median vol of 200 % is no surface: these are percent
 LEAST_MEDIAN = 0.01  # 1 %: below it decimals were taken for percent
 MOST_DISCOUNT = 10.0  # far beyond any negative rate: a discount factor in percent
+COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount", "row", "surface")
 NEAR = 0.5, 2.0  # where the middle strike of a surface lies, as a share of the spot
 
 
@@ -40,6 +56,7 @@ class QuoteTable:
         row: number of the row in the caller's data, -1 where it has none.
         surface: number of the surface to which the quote belongs.
         labels: what a message calls each surface, "" for a single one.
+        rest: what else a row holds, such as prices.
     """
 
     strike: np.ndarray
@@ -53,19 +70,23 @@ class QuoteTable:
     row: np.ndarray
     surface: np.ndarray
     labels: tuple[str, ...] = ("",)
+    rest: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.strike.shape[0]
 
-    def where(self, keep: np.ndarray) -> QuoteTable:
-        """The rows of a mask or of an index."""
-        columns = {field.name: getattr(self, field.name)[keep] for field in fields(self) if field.name != "labels"}
-        return QuoteTable(**columns, labels=self.labels)
+    def where(self, keep: np.ndarray | slice) -> QuoteTable:
+        """The rows of a mask, an index or a slice."""
+        columns = {name: getattr(self, name)[keep] for name in COLUMNS}
+        rest = {name: column[keep] for name, column in self.rest.items()}
+        return QuoteTable(**columns, labels=self.labels, rest=rest)
 
     def place(self, index: int) -> str:
         """How a message names a row: its number, strike and expiry, and its surface where there are several."""
         label, row = self.labels[int(self.surface[index])], int(self.row[index])
         terms = f"strike {self.strike[index]:.10g}, expiry {self.expiry[index]:.6g}"
+        if "is_call" in self.rest:
+            terms = f"{'call' if self.rest['is_call'][index] else 'put'}, {terms}"
         terms = f"{label}, {terms}" if label else terms
         return f"row {row} ({terms})" if row >= 0 else f"the quote at {terms}"
 
@@ -176,25 +197,33 @@ def _drop_both(table: QuoteTable, missing: np.ndarray, one_sided: np.ndarray, re
     return refusal.drop(table, one_sided[kept], "a bid without an ask, or an ask without a bid, and no vol beside it")
 
 
+def check_strikes(table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    """Strikes are prices."""
+    return _positive("strike", table, refusal)
+
+
+def check_expiries(table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    """Expiries lie ahead, and are years."""
+    rule = "`expiry` must be above 0 (the quote has expired)"
+    table = refusal.rule(table, ~(table.expiry > 0.0), rule, "check the quote date", expiry=table.expiry)
+    rule, way_out = (
+        f"`expiry` must be at most {MOST_YEARS:g} years",
+        "give days in a column `days` and dates, as ISO 8601 text, in a column `maturity`",
+    )
+    return refusal.rule(table, table.expiry > MOST_YEARS, rule, way_out, expiry=table.expiry)
+
+
+def _positive(name: str, table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    column = getattr(table, name)
+    bad = ~((column > 0.0) & (column < np.inf))
+    return refusal.rule(table, bad, f"`{name}` must be a number above 0", "correct it", **{name: column})
+
+
 def _terms_in_range(table: QuoteTable, refusal: Refusal) -> QuoteTable:
     """Strikes, expiries, forwards, discount factors and weights."""
-    for name in ("strike", "forward", "discount"):
-        column = getattr(table, name)
-        bad = ~((column > 0.0) & (column < np.inf))
-        table = refusal.rule(
-            table, bad, f"`{name}` must be a number above 0", "correct it", **{name: getattr(table, name)}
-        )
-    bad = ~(table.expiry > 0.0)
-    table = refusal.rule(
-        table, bad, "`expiry` must be above 0 (the quote has expired)", "check the quote date", expiry=table.expiry
-    )
-    table = refusal.rule(
-        table,
-        table.expiry > MOST_YEARS,
-        f"`expiry` must be at most {MOST_YEARS:g} years",
-        "give days in a column `days` and dates in a column `maturity`",
-        expiry=table.expiry,
-    )
+    table = check_expiries(check_strikes(table, refusal), refusal)
+    for name in ("forward", "discount"):
+        table = _positive(name, table, refusal)
     table = refusal.rule(
         table,
         table.discount > MOST_DISCOUNT,
@@ -287,7 +316,64 @@ def decimal_vols(columns: Mapping[str, np.ndarray], unit: str | None) -> dict[st
     return {name: column * share if unit == "percent" else column for name, column in columns.items()}
 
 
-def refuse_unlike_strikes(strike: np.ndarray, level: np.ndarray, level_name: str) -> None:
+def positive_spot(spot: Any) -> float | None:
+    """A spot as a float above 0; None stays None."""
+    if spot is None:
+        return None
+    if isinstance(spot, bool) or not isinstance(spot, int | float | np.number) or not 0.0 < float(spot) < np.inf:
+        raise DataError(f"`spot` must be a number above 0, got {spot!r}")
+    return float(spot)
+
+
+def strikes_in_prices(strike: np.ndarray, forward: np.ndarray, spot: Any, unit: str | None) -> np.ndarray:
+    """Strikes in the unit of the forward, by the unit the caller names; without one they are looked at.
+
+    Raises:
+        ConfigError: no such unit.
+        DataError: strikes that look like another unit, or shares of a spot that is not known.
+    """
+    if unit is None:
+        level, name = (forward, "forward") if spot is None else (np.full_like(forward, spot), "spot")
+        _refuse_unlike_strikes(strike, level, name)
+        return strike
+    if unit not in STRIKE_UNITS:
+        raise ConfigError(f"`strike_unit` must be one of {', '.join(STRIKE_UNITS)}, got {unit!r}")
+    if unit == "price":
+        return strike
+    if unit == "log_moneyness":
+        return forward * np.exp(strike)
+    if spot is None:
+        raise DataError(f'strike_unit="{unit}" needs the `spot`')
+    return strike * spot * (0.01 if unit == "percent_of_spot" else 1.0)
+
+
+def moment(date: Any) -> np.datetime64 | None:
+    """A date or time without time zone as numpy keeps it, to the microsecond.
+
+    Raises:
+        DataError: it is not a date.
+
+    >>> moment("2002-07-05")
+    np.datetime64('2002-07-05T00:00:00.000000')
+    """
+    if date is None:
+        return None
+    try:
+        if isinstance(date, str):
+            date = dt.datetime.fromisoformat(date)
+        if not isinstance(date, dt.date | np.datetime64):
+            raise ValueError
+        if isinstance(date, dt.datetime) and date.tzinfo is not None:
+            date = date.astimezone(dt.UTC).replace(tzinfo=None)
+        result = np.datetime64(date).astype("datetime64[us]")
+        if np.isnat(result):
+            raise ValueError
+    except ValueError:
+        raise DataError(f"`date` must be a date, or ISO 8601 text such as 2002-07-05, got {date!r}") from None
+    return result
+
+
+def _refuse_unlike_strikes(strike: np.ndarray, level: np.ndarray, level_name: str) -> None:
     """Refuse strikes that look like percent or shares of the spot rather than prices.
 
     Args:
