@@ -5,11 +5,17 @@ from qfml.calibration.calibrate import calibrate
 from qfml.calibration.heston import HestonCalibration
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.least_squares import STATUS, Solution, least_squares
+from qfml.calibration.local_vol import LocalVolSurface
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Parameter, Quotes
 from qfml.calibration.result import Calibration
+from qfml.calibration.sabr_cube import SabrCube, calibrate_cube
+from qfml.calibration.sabr_smile import SabrSmile
+from qfml.calibration.ssvi import SsviSurface
 from qfml.calibration.surface import Surface, as_quotes
+from qfml.calibration.svi_smile import SviSmile
+from qfml.calibration.swaption_cube import SwaptionCube
 
-for _model in (HestonCalibration, BatesCalibration):
+for _model in (HestonCalibration, BatesCalibration, SabrSmile, SviSmile, SsviSurface, LocalVolSurface):
     CALIBRATION_MODELS[_model.kind] = _model
 
 __all__ = [
@@ -19,12 +25,19 @@ __all__ = [
     "Calibration",
     "CalibrationModel",
     "HestonCalibration",
+    "LocalVolSurface",
     "Parameter",
     "Quotes",
+    "SabrCube",
+    "SabrSmile",
     "Solution",
+    "SsviSurface",
     "Surface",
     "SurfaceHistory",
+    "SviSmile",
+    "SwaptionCube",
     "as_quotes",
     "calibrate",
+    "calibrate_cube",
     "least_squares",
 ]
