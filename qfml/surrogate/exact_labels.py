@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import pricers as pr
 from pricers.black.price import black_d1_d2
 from pricers.normal import normal_density
-from pricers.pricing import Engine
+from pricers.pricing import Engine, default_engine
 from qfml.errors import ConfigError
 from qfml.surrogate.problem import Columns, Problem
 
 __all__ = ["Targets", "target_gradients", "target_values"]
+
+BLOCK = 256  # laws whose graph is held at once
+LINE_BLOCK, PLANE_BLOCK = 16, 1  # the same by finite differences in one and in two dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,26 +81,54 @@ def _exercised(option: pr.European | pr.American, market: pr.Market) -> Tensor:
     return discount * (sign * (forward - option.strike)).clamp(min=0.0)
 
 
-def target_gradients(problem: Problem, columns: Mapping[str, Tensor], engine: Engine | None = None) -> Tensor:
-    """Exact derivatives of the target in every input, by forward mode: strikes share the law's derivatives too.
+def target_gradients(
+    problem: Problem, columns: Columns, engine: Engine | None = None
+) -> Float[Tensor, "smiles strikes inputs"]:
+    """Exact derivatives of the target in every input, by reverse mode: strikes share the graph of their law.
 
     Args:
         problem: what is to be learned.
-        columns: inputs by name whose shapes broadcast to `shape`.
+        columns: inputs by name, those of the law of shape `(smiles, 1)`, others `(smiles, 1)` or `(smiles, strikes)`.
         engine: as in `target_values`.
 
     Returns:
-        Shape `(*shape, d)`, in units of the target per unit of the input.
+        In units of the target per unit of the input.
+
+    Raises:
+        ConfigError: no such engine prices the problem.
     """
-    names, values = tuple(columns), tuple(columns.values())
-    shape = torch.broadcast_shapes(*(value.shape for value in values))
+    ordered = {name: columns[name] for name in problem.inputs}
+    length = max(len(column) for column in ordered.values())
+    block = _block(problem, ordered, engine)
+    parts = [
+        _gradients(problem, {name: column[start : start + block] for name, column in ordered.items()}, engine)
+        for start in range(0, length, block)
+    ]
+    return torch.cat(parts)
 
-    def target(*moved: Tensor) -> Tensor:
-        return target_values(problem, dict(zip(names, moved, strict=True)), engine).value.expand(shape)
 
-    gradients: list[Tensor] = []
-    for i in range(len(values)):
-        tangents = tuple(torch.ones_like(v) if j == i else torch.zeros_like(v) for j, v in enumerate(values))
-        gradients.append(torch.func.jvp(target, values, tangents)[1])
-    order = [names.index(name) for name in problem.inputs]
-    return torch.stack([gradients[i] for i in order], dim=-1)
+def _block(problem: Problem, columns: Columns, engine: Engine | None) -> int:
+    """Laws whose graph is held at once: finite differences keep some vectors of the grid's size for each step."""
+    first = {name: column[:1] for name, column in columns.items()}
+    instrument, model, market = problem.assembled(first)
+    try:
+        chosen = default_engine(instrument, model, market) if engine is None else engine
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(chosen, pr.FiniteDifference):
+        return BLOCK
+    return PLANE_BLOCK if isinstance(model, pr.Heston) else LINE_BLOCK
+
+
+def _gradients(problem: Problem, columns: Columns, engine: Engine | None) -> Tensor:
+    with torch.enable_grad():
+        leaves = {name: column.detach().clone().requires_grad_() for name, column in columns.items()}
+        shape = torch.broadcast_shapes(*(leaf.shape for leaf in leaves.values()))
+        value = target_values(problem, leaves, engine).value.expand(shape)
+        found: list[Tensor] = []
+        for j in range(shape[-1]):
+            of_strike = torch.autograd.grad(
+                value[:, j].sum(), list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found.append(torch.stack([slope[:, j if slope.shape[-1] > 1 else 0] for slope in of_strike], dim=-1))
+    return torch.stack(found, dim=1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,31 @@ from qfml.config import build, config_hash, to_dict
 from qfml.engine.provenance import environment
 from qfml.errors import ConfigError, DataError
 from qfml.surrogate.exact_labels import Targets, target_gradients, target_values
-from qfml.surrogate.points import Points, placed, sobol_points
+from qfml.surrogate.points import GivenPoints, Points, placed, sobol_points
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.settings import LabelSettings
 from qfml.surrogate.shards import Shard, read_shard, shard_path, write_shard, write_text
+from qfml.surrogate.workers import make_by_processes, n_cores, own_kinds
 
-__all__ = ["LabelTable", "labels_folder", "make_labels", "make_shard", "read_labels", "split_by_law"]
+__all__ = [
+    "LabelTable",
+    "join_labels",
+    "labels_folder",
+    "make_labels",
+    "make_shard",
+    "read_labels",
+    "read_settings",
+    "split_by_law",
+]
 
 NO_STRIKE = "no strike of that delta: its time value does not tell a vol"
 NO_VOL = "no implied vol: the time value does not tell one"
 NOT_TOLD = "the numerical error of the vol is above 1 basis point"
 NO_GRADIENT = "a derivative is not finite"
 LARGEST_VOL_ERROR = 1e-4
+WORTH_PROCESSES = 20.0  # seconds of work from which on processes are started unasked
+PARTS = ("inputs", "value", "std_error", "gradient", "gradient_std_error", "law", "weight")
+SETTINGS, POINTS = "settings.json", "points.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +62,7 @@ class LabelTable:
         problem: what was labelled.
         hash: of all that determined the labels.
         left_out: how many points have no label, by reason.
+        weight: importance weights of refined points: with them means are those of the whole box; None: all 1.
     """
 
     names: tuple[str, ...]
@@ -60,6 +75,7 @@ class LabelTable:
     problem: Problem
     hash: str
     left_out: dict[str, int]
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.value)
@@ -67,14 +83,17 @@ class LabelTable:
     def rows(self, chosen: Any) -> LabelTable:
         """The table of some rows: their numbers, or a mask."""
         index = torch.as_tensor(chosen)
-        parts = (self.inputs, self.value, self.std_error, self.gradient, self.gradient_std_error, self.law)
-        picked = [None if part is None else part[index] for part in parts]
-        return LabelTable(self.names, *picked, problem=self.problem, hash=self.hash, left_out=self.left_out)  # pyright: ignore[reportArgumentType]
+        picked: dict[str, Any] = {name: getattr(self, name) for name in PARTS}
+        return replace(self, **{name: None if part is None else part[index] for name, part in picked.items()})
 
 
-def labels_folder(problem: Problem, labels: LabelSettings, folder: Path | str | None = None) -> Path:
+def labels_folder(
+    problem: Problem, labels: LabelSettings, folder: Path | str | None = None, points: GivenPoints | None = None
+) -> Path:
     """Where the labels of these settings lie: `labels-HASH` in `folder`, or in that of the settings."""
-    return Path(labels.folder if folder is None else folder) / f"labels-{labels.hash(problem)}"
+    return (
+        Path(labels.folder if folder is None else folder) / f"labels-{_hash(problem, _fitting(labels, points), points)}"
+    )
 
 
 def make_labels(
@@ -83,15 +102,20 @@ def make_labels(
     folder: Path | str | None = None,
     shards: Iterable[int] | None = None,
     workers: int | None = None,
+    points: GivenPoints | None = None,
 ) -> list[Path]:
     """Make what is missing of the labels; what is there is checked and kept.
+
+    It may be killed at any moment: a file is whole or not there, and the next call makes the rest.
 
     Args:
         problem: what is labelled.
         labels: how.
         folder: where `labels-HASH` is, or is made; None takes that of the settings.
         shards: numbers of the shards to be made, so that machines which share a folder can split the work; None: all.
-        workers: processes; None: as many as there are cores.
+        workers: processes, which do not change the labels; None: as many as there are cores, where that pays.
+        points: where, if not at the points of a Sobol sequence; their number replaces `n_points` and the numbers of
+            strikes and expiries.
 
     Returns:
         The files of the shards asked for.
@@ -100,17 +124,71 @@ def make_labels(
         ConfigError: the problem cannot be labelled so, or a shard that does not exist.
         DataError: a file of other labels lies in the folder.
     """
-    labels.checked(problem)
-    place = labels_folder(problem, labels, folder)
+    labels = _fitting(labels, points).checked(problem)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"`workers` must be 1 or more, got {workers}")
+    place, expected = labels_folder(problem, labels, folder, points), _hash(problem, labels, points)
     numbers = _numbers(labels, shards)
     place.mkdir(parents=True, exist_ok=True)
-    settings = {"problem": to_dict(problem), "labels": to_dict(labels)}
-    write_text(json.dumps(settings, indent=1), place / "settings.json")
-    missing = [number for number in numbers if not _is_made(place, number, labels.hash(problem))]
-    with one_thread():
-        for number in missing:
-            write_shard(make_shard(problem, labels, number), shard_path(place, number))
+    write_settings(place, problem, labels, points)
+    missing = [number for number in numbers if not _is_made(place, number, expected)]
+    alone = own_kinds(problem)
+    if workers is not None and workers > 1 and alone:
+        raise ConfigError(f"`{alone}` is known to this process only, for it is none of `pricers`: use workers=1")
+    if workers is None and not alone and labels.device == "cpu":
+        # processes start in seconds: the first shard tells whether they pay
+        missing, seconds = missing[1:], _timed(problem, labels, place, missing[:1], points)
+        workers = min(n_cores(), len(missing)) if seconds * len(missing) > WORTH_PROCESSES else 1
+    if workers is not None and workers > 1 and missing:
+        make_by_processes(place, missing, min(workers, len(missing)))
+    else:
+        _timed(problem, labels, place, missing, points)
     return [shard_path(place, number) for number in numbers]
+
+
+def _timed(
+    problem: Problem, labels: LabelSettings, place: Path, numbers: list[int], points: GivenPoints | None
+) -> float:
+    """Make shards in this process; the seconds it took."""
+    start = time.perf_counter()
+    with one_thread():
+        for number in numbers:
+            write_shard(make_shard(problem, labels, number, points), shard_path(place, number))
+    return time.perf_counter() - start
+
+
+def _fitting(labels: LabelSettings, points: GivenPoints | None) -> LabelSettings:
+    if points is None:
+        return labels
+    n_laws, n_strikes = points.points.strikes.shape
+    return replace(labels, n_points=n_laws, strikes_per_law=max(1, n_strikes), expiries_per_law=1)
+
+
+def _hash(problem: Problem, labels: LabelSettings, points: GivenPoints | None) -> str:
+    return labels.hash(problem, "" if points is None else points.hash)
+
+
+def write_settings(place: Path, problem: Problem, labels: LabelSettings, points: GivenPoints | None) -> None:
+    """What a worker, or a person, needs to know of the labels of a folder."""
+    settings = {"problem": to_dict(problem), "labels": to_dict(labels) | {"folder": ""}}
+    write_text(json.dumps(settings, indent=1), place / SETTINGS)
+    if points is not None:
+        points.save(place / POINTS)
+
+
+def read_settings(place: Path) -> tuple[Problem, LabelSettings, GivenPoints | None]:
+    """What `write_settings` wrote.
+
+    Raises:
+        DataError: there is nothing, or something else.
+    """
+    try:
+        settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+        problem, labels = build(Problem, settings["problem"]), build(LabelSettings, settings["labels"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place / SETTINGS} does not say how labels are made: {error}") from error
+    points = GivenPoints.load(place / POINTS) if (place / POINTS).exists() else None
+    return problem, labels, points
 
 
 def _numbers(labels: LabelSettings, shards: Iterable[int] | None) -> list[int]:
@@ -139,29 +217,36 @@ def _is_made(place: Path, number: int, expected: str) -> bool:
     return True
 
 
-def make_shard(problem: Problem, labels: LabelSettings, number: int) -> Shard:
-    """The labels of one shard: a pure function of problem, settings and number."""
+def make_shard(problem: Problem, labels: LabelSettings, number: int, given: GivenPoints | None = None) -> Shard:
+    """The labels of one shard: a pure function of problem, settings, points and number."""
     start, stop = labels.laws(number)
-    points = sobol_points(
-        problem,
-        start,
-        stop,
-        labels.seed,
-        strikes_per_law=labels.strikes(problem),
-        expiries_per_law=labels.expiries_per_law,
-    )
-    about = {"hash": labels.hash(problem), "shard": number, "laws": [start, stop]}
-    return labelled(problem, labels, points, about)
+    if given is None:
+        points = sobol_points(
+            problem,
+            start,
+            stop,
+            labels.seed,
+            strikes_per_law=labels.strikes(problem),
+            expiries_per_law=labels.expiries_per_law,
+        )
+    else:
+        points = given.points.part(start, stop)
+    about: dict[str, Any] = {"hash": _hash(problem, labels, given), "shard": number, "laws": [start, stop]}
+    about |= {} if given is None else {"points": given.hash, "round": given.round, "parent": given.parent}
+    weight = None if given is None else given.weight[start:stop].reshape(-1)
+    return labelled(problem, labels, points, about, weight)
 
 
-def labelled(problem: Problem, labels: LabelSettings, points: Points, about: dict[str, Any]) -> Shard:
+def labelled(
+    problem: Problem, labels: LabelSettings, points: Points, about: dict[str, Any], weight: Tensor | None = None
+) -> Shard:
     """The labels of points, with their provenance."""
     spots = placed(problem, points, torch.device(labels.device))
     shape = spots.missing.shape
     inputs = torch.stack([column.expand(shape) for column in spots.columns.values()], dim=-1)
     law = spots.law.unsqueeze(-1).expand(shape)
     if labels.engine.simulated:
-        made = _simulated(problem, labels, inputs.reshape(-1, inputs.shape[-1]), int(points.law[0]) if len(law) else 0)
+        made = _simulated(problem, labels, inputs.reshape(-1, inputs.shape[-1]), about)
     else:
         made = _exact(problem, labels, spots.columns, shape)
     value, std_error, gradient, gradient_std_error, faults, note = made
@@ -195,6 +280,7 @@ def labelled(problem: Problem, labels: LabelSettings, points: Points, about: dic
         gradient=column(gradient),
         gradient_std_error=column(gradient_std_error),
         law=column(law.reshape(-1)),
+        weight=column(torch.ones_like(value) if weight is None else weight.to(value)),
         about=about,
     )
 
@@ -214,7 +300,7 @@ def _exact(problem: Problem, labels: LabelSettings, columns: dict[str, Tensor], 
     return value, torch.zeros_like(value), gradient, None, faults, found.note
 
 
-def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, first_law: int) -> Any:
+def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, about: dict[str, Any]) -> Any:
     from qfml.surrogate.simulated_labels import simulated_labels  # loaded where labels are simulated
 
     engine: Any = labels.engine
@@ -224,9 +310,9 @@ def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, first_la
         inputs,
         engine.n_paths,
         engine.n_steps,
-        address(labels.seed, "label noise"),
+        address(labels.seed, "label noise", about.get("points", "")),
         labels.gradients,
-        first_row=first_law * per_law,
+        first_row=about["laws"][0] * per_law,
     )
     return made.value, made.std_error, made.gradient, made.gradient_std_error, {}, "simulated"
 
@@ -265,19 +351,46 @@ def read_labels(folder: Path | str) -> LabelTable:
     for shard in shards:
         for reason, count in shard.about["left_out"].items():
             left_out[reason] = left_out.get(reason, 0) + count
-    return LabelTable(
-        tuple(first["inputs"]),
-        *(_joined([getattr(shard, part) for shard in shards]) for part in ("inputs", "value", "std_error")),
-        *(_joined([getattr(shard, part) for shard in shards]) for part in ("gradient", "gradient_std_error", "law")),
-        problem=problem,
-        hash=first["hash"],
-        left_out=left_out,
-    )
+    parts: dict[str, Any] = {name: _joined([getattr(shard, name) for shard in shards]) for name in PARTS}
+    parts["weight"] = parts["weight"] if "points" in first else None
+    return LabelTable(tuple(first["inputs"]), **parts, problem=problem, hash=first["hash"], left_out=left_out)
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> Any:
     arrays = [part for part in parts if part is not None]
     return torch.from_numpy(np.concatenate(arrays)) if arrays else None
+
+
+def join_labels(tables: Sequence[LabelTable]) -> LabelTable:
+    """The rows of several tables of one problem, such as those of rounds of refinement.
+
+    Raises:
+        DataError: no table, several problems, or gradients in some only.
+    """
+    if not tables:
+        raise DataError("`tables` must hold at least one table of labels, got none")
+    first = tables[0]
+    for table in tables[1:]:
+        if table.problem != first.problem:
+            raise DataError(
+                f"the labels {first.hash} and {table.hash} are of two problems: they have no common network"
+            )
+    parts: dict[str, Any] = {}
+    for name in PARTS:
+        columns = [getattr(table, name) for table in tables]
+        if name == "weight" and any(column is not None for column in columns):
+            columns = [torch.ones_like(t.value) if t.weight is None else t.weight for t in tables]
+        if any(column is None for column in columns) and not all(column is None for column in columns):
+            raise DataError(
+                f"some of the tables have no `{name}`: make all labels with the same `gradients` and engine"
+            )
+        parts[name] = None if columns[0] is None else torch.cat(columns)
+    left_out = {reason: 0 for table in tables for reason in table.left_out}
+    for table in tables:
+        for reason, count in table.left_out.items():
+            left_out[reason] += count
+    joint = tables[0].hash if len(tables) == 1 else config_hash([table.hash for table in tables])
+    return LabelTable(first.names, **parts, problem=first.problem, hash=joint, left_out=left_out)
 
 
 def split_by_law(

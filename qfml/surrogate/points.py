@@ -8,18 +8,25 @@ one law are spread the same way. Any range of laws can be made alone.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pricers.noise import address
+from qfml.errors import DataError
 from qfml.surrogate.box import Range
 from qfml.surrogate.delta_strikes import strikes_at_delta
 from qfml.surrogate.problem import Problem
 
-__all__ = ["Placed", "Points", "natural", "placed", "sobol_points", "unit"]
+__all__ = ["GivenPoints", "Placed", "Points", "natural", "placed", "sobol_points", "unit"]
 
 GOLDEN = 0.5 * (5.0**0.5 - 1.0)  # strikes of a law's next expiry are turned by this share of a cell
 
@@ -36,7 +43,67 @@ class Points:
 
     smiles: Float[Tensor, "smiles coordinates"]
     strikes: Float[Tensor, "smiles strikes"]
-    law: Int[Tensor, smiles]  # noqa: F821  (a shape)
+    law: Int[Tensor, " smiles"]
+
+    def part(self, start: int, stop: int) -> Points:
+        """The rows from `start` to `stop`."""
+        return Points(self.smiles[start:stop], self.strikes[start:stop], self.law[start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class GivenPoints:
+    """Points that were chosen, one row for each law.
+
+    Args:
+        points: where.
+        weight: importance weights, shape `(smiles, strikes)`.
+        round: of refinement, 1 or more.
+        parent: hash of what the choice rests on: labels and networks of the round before.
+    """
+
+    points: Points
+    weight: Tensor
+    round: int
+    parent: str
+
+    @property
+    def hash(self) -> str:
+        """Of every bit of the points, their weights, the round and what came before it."""
+        digest = hashlib.sha256(f"{self.round} {self.parent}".encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the points, whole or not at all."""
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        metadata = {"round": str(self.round), "parent": self.parent, "hash": self.hash}
+        safetensors.torch.save_file(self._tensors(), temporary, metadata)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> GivenPoints:
+        """Read the points back.
+
+        Raises:
+            DataError: a file that is damaged or holds something else.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("smiles", "strikes", "law", "weight")}
+            places = Points(tensors["smiles"], tensors["strikes"], tensors["law"])
+            found, expected = cls(places, tensors["weight"], int(about["round"]), about["parent"]), about["hash"]
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path} holds no points: {error}; choose the points again") from error
+        if found.hash != expected:
+            raise DataError(f"{path} is damaged: its hash is {found.hash}, not {expected}; choose the points again")
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        points = {"smiles": self.points.smiles, "strikes": self.points.strikes, "law": self.points.law}
+        return {name: tensor.contiguous() for name, tensor in {**points, "weight": self.weight}.items()}
 
 
 @dataclass(frozen=True, eq=False)

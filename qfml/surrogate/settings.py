@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -30,6 +30,7 @@ FORMAT = 1  # raised when the same settings give other labels than before
 MOST_POINTS = 2**30  # of a Sobol sequence as torch makes it
 
 
+@runtime_checkable
 class LabelEngine(Protocol):
     """A way to label points."""
 
@@ -145,8 +146,8 @@ class LabelSettings:
         n_points: number of laws: points of the box in everything but the strike (and the expiry, see below).
         seed: of the points and the noise.
         engine: one of `LABEL_ENGINES`.
-        strikes_per_law: strikes of each law and expiry; None takes 8 of a European priced without noise whose box has
-            a strike coordinate, else 1.
+        strikes_per_law: strikes of each law and expiry, which share its evaluation; None takes 8 where the box has a
+            strike coordinate and labels have no noise, else 1.
         expiries_per_law: expiries of each law.
         gradients: whether derivatives of the target in all inputs are made too.
         shard_size: laws of each file.
@@ -194,8 +195,7 @@ class LabelSettings:
         """Number of strikes of each law and expiry."""
         if self.strikes_per_law is not None:
             return self.strikes_per_law
-        shared = issubclass(problem.classes["instrument"], pr.European) and not self.engine.simulated
-        return 8 if shared and problem.strike_coordinate is not None else 1
+        return 8 if problem.strike_coordinate is not None and not self.engine.simulated else 1
 
     def checked(self, problem: Problem) -> LabelSettings:
         """The settings, if the problem can be labelled so.

@@ -19,7 +19,7 @@ from qfml.errors import DataError
 __all__ = ["Shard", "read_shard", "shard_path", "write_shard", "write_text"]
 
 KEY = b"qfml.labels"
-VALUE, STD_ERROR, LAW = "value", "std_error", "law"
+VALUE, STD_ERROR, LAW, WEIGHT = "value", "std_error", "law", "weight"
 GRADIENT, GRADIENT_STD_ERROR = "gradient.", "gradient_std_error."  # and the name of the input
 
 
@@ -34,6 +34,7 @@ class Shard:
         gradient: derivatives by the inputs, `(N, d)`, or None.
         gradient_std_error: the same, or None.
         law: number of each row's law.
+        weight: importance weight of each row.
         about: provenance, as JSON types; `inputs` names the columns, `left_out` counts what has no label, by reason.
     """
 
@@ -43,6 +44,7 @@ class Shard:
     gradient: np.ndarray | None
     gradient_std_error: np.ndarray | None
     law: np.ndarray
+    weight: np.ndarray
     about: dict[str, Any]
 
     def __len__(self) -> int:
@@ -62,7 +64,7 @@ def write_shard(shard: Shard, path: Path) -> None:
     for prefix, table in ((GRADIENT, shard.gradient), (GRADIENT_STD_ERROR, shard.gradient_std_error)):
         if table is not None:
             columns |= {prefix + name: table[:, i] for i, name in enumerate(names)}
-    columns[LAW] = shard.law
+    columns |= {LAW: shard.law, WEIGHT: shard.weight}
     about = json.dumps({**shard.about, "n_rows": len(shard)}, sort_keys=True)
     table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
     table = table.replace_schema_metadata({KEY: about.encode()})
@@ -91,7 +93,7 @@ def read_shard(path: Path) -> Shard:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is damaged: {error}; remove it, and make the labels again") from error
     names = list(about["inputs"])
-    missing = [name for name in (*names, VALUE, STD_ERROR, LAW) if name not in columns]
+    missing = [name for name in (*names, VALUE, STD_ERROR, LAW, WEIGHT) if name not in columns]
     if missing or table.num_rows != about["n_rows"]:
         what = f"has no column {missing[0]}" if missing else f"has {table.num_rows} rows, not {about['n_rows']}"
         raise DataError(f"{path} is damaged: it {what}; remove it, and make the labels again")
@@ -106,6 +108,7 @@ def read_shard(path: Path) -> Shard:
         gradient=_stacked(columns, [GRADIENT + name for name in names]),
         gradient_std_error=_stacked(columns, [GRADIENT_STD_ERROR + name for name in names]),
         law=columns[LAW].astype(np.int64),
+        weight=columns[WEIGHT],
         about=about,
     )
 

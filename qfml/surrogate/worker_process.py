@@ -1,0 +1,38 @@
+"""A process that makes shards: `python -m qfml.surrogate.worker_process FOLDER`, numbers of shards on its input.
+
+Started by `qfml.surrogate.workers`; answers each number by one line of JSON and ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from qfml.errors import UserError
+from qfml.surrogate.labels import make_shard, read_settings
+from qfml.surrogate.shards import shard_path, write_shard
+
+
+def main(place: Path, numbers: TextIO, answers: TextIO) -> None:
+    """Make the shards whose numbers are asked for."""
+    torch.set_num_threads(1)
+    problem, labels, points = read_settings(place)
+    for line in numbers:
+        number, error = int(line), ""
+        try:
+            write_shard(make_shard(problem, labels, number, points), shard_path(place, number))
+        except UserError as refused:
+            error = str(refused)
+        answers.write(json.dumps({"shard": number, "error": error}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is no answer
+    main(Path(sys.argv[1]), sys.stdin, own)
