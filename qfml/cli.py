@@ -55,6 +55,46 @@ def tune(
 
 
 @app.command()
+def calibrate(
+    surface: Annotated[Path, typer.Argument(help="Quotes: a CSV or Parquet file; with a column `date`, of many days.")],
+    model: Annotated[
+        str, typer.Option(help="heston, bates, sabr, svi, ssvi, local_vol, or what a surrogate stands for.")
+    ] = "heston",
+    method: Annotated[str | None, typer.Option(help="exact, neural, inverse or polished; chosen if left out.")] = None,
+    surrogate: Annotated[Path | None, typer.Option(help="Folder of a trained surrogate.")] = None,
+    inverse: Annotated[Path | None, typer.Option(help="Folder of a trained inverse map.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="The run folder; made under runs/ if left out.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, such as surface.reading.spot=100.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit MODEL to the quotes in SURFACE, in a new run folder."""
+    settings = {
+        "task": "calibration",
+        "surface": {"kind": "file", "path": str(surface)},
+        "model": {"kind": model},
+        "method": method,
+        "surrogate": None if surrogate is None else str(surrogate),
+        "inverse": None if inverse is None else str(inverse),
+        "name": f"calibration_{model}",
+    }
+    show_run(qfml.run(settings, out=out_dir, overrides=overrides or (), progress=not quiet, say=_say(quiet)))
+
+
+@app.command()
+def export(
+    run: Run,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the files go; into RUN if left out.")] = None,
+) -> None:
+    """Write the networks of a finished run as ONNX, after proof that they compute the same as here."""
+    from qfml.export import export_run
+
+    for line in export_run(run, out=out_dir):
+        out.print(str(line), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
 def resume(run: Run, quiet: Quiet = False) -> None:
     """Continue a run or a search that was interrupted or killed."""
     if tuning.is_search(run):

@@ -53,6 +53,58 @@ def _walk_forward(found: dict[str, Any]) -> None:
     out.print(significance["verdict"], highlight=False)
 
 
+MOST_SURFACES = 4  # of which every parameter is shown
+
+
+def _calibration(found: dict[str, Any]) -> None:
+    """Parameters with their errors, the fit, and what warns."""
+    fit = found["fit"]
+    surfaces = fit["surfaces"]
+    for place, surface in enumerate(surfaces[:MOST_SURFACES]):
+        out.print(_fitted_parameters(fit, place, surface))
+        out.print(
+            f"rms error {_number(surface['rmse_bps'], '{:.2f}')} bps of vol, largest "
+            f"{_number(surface['max_bps'], '{:.1f}')}; {surface['n_quotes']} quotes; sum of squares "
+            f"{_number(surface['sse'], '{:.4f}')} vol points squared; {surface['status']}",
+            highlight=False,
+            markup=False,
+        )
+        for text in surface["warnings"]:
+            out.print(f"! {text}", style="yellow", highlight=False, markup=False)
+    if len(surfaces) > MOST_SURFACES:
+        errors = sorted(s["rmse_bps"] for s in surfaces if s["rmse_bps"] is not None)
+        out.print(
+            f"{len(surfaces)} surfaces, {sum(s['converged'] for s in surfaces)} converged, the first {MOST_SURFACES} "
+            f"shown; rms error in the median {errors[len(errors) // 2]:.2f} bps, at most {errors[-1]:.2f}",
+            highlight=False,
+        )
+    out.print(f"calibrated in {found['seconds']['calibration']:.2f} s by {fit['method']}", highlight=False)
+
+
+def _fitted_parameters(fit: dict[str, Any], place: int, surface: dict[str, Any]) -> rich.table.Table:
+    """One row a parameter, or one an expiry."""
+    table = rich.table.Table(title=f"{fit['model']}: {printable(surface['name'])}")
+    names = list(fit["params"])
+    if "expiries" not in fit:
+        for head in ("parameter", "value", "std error"):
+            table.add_column(head, justify="left" if head == "parameter" else "right")
+        for name in names:
+            table.add_row(name, _error(fit["params"][name][place]), _error(fit["std_error"][name][place], ".3g"))
+        return table
+    table.add_column("expiry", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for slot, expiry in enumerate(fit["expiries"][place]):
+        if expiry is not None:
+            pairs = ((fit["params"][name][place][slot], fit["std_error"][name][place][slot]) for name in names)
+            table.add_row(f"{expiry:.4f}", *(f"{_error(value)} ± {_error(error, '.2g')}" for value, error in pairs))
+    return table
+
+
+def _error(value: float | None, form: str = ".6g") -> str:
+    return "n/a" if value is None else f"{value:{form}}"
+
+
 def show_search(folder: Path) -> None:
     """The table of the best trials, what their number makes of the winner, and where the reports are."""
     found = read_metrics(folder)
@@ -98,4 +150,7 @@ def _number(value: float | None, form: str) -> str:
     return "n/a" if value is None else form.format(value)
 
 
-SUMMARIES: dict[str, Callable[[dict[str, Any]], None]] = {"walk_forward": _walk_forward}
+SUMMARIES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "walk_forward": _walk_forward,
+    "calibration": _calibration,
+}

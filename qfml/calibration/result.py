@@ -78,6 +78,15 @@ class Calibration:
         x = torch.as_tensor(self.x)
         return self.model.pricer(x[0] if self.single else x)
 
+    def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
+        """Model vols (m,) of one surface at places of log-moneyness (m,), one expiry (years); NaN where there are none."""
+        places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(1, -1)
+        one = torch.ones_like(places)
+        level = self.quotes.vol[surface][self.quotes.used[surface]].mean()
+        points = Quotes(places, expiry * one, level * one, one, one, one, one)
+        with torch.no_grad():
+            return self.model.vols(torch.as_tensor(self.x[surface : surface + 1]), points)[0].numpy()
+
     def rmse_bps_by_expiry(self, surface: int = 0) -> dict[float, float]:
         """Root of the mean squared error at each expiry (years) of one surface, bps of vol."""
         expiry, error = self.quotes.expiry[surface].numpy(), self.residuals[surface]

@@ -8,11 +8,21 @@ from typing import Any
 from qfml import config
 from qfml.errors import ConfigError
 from qfml.task.base import Say, Task, as_settings
+from qfml.task.calibration import CalibrationTask
 from qfml.task.walk_forward import WalkForwardTask
 
-__all__ = ["TASKS", "Say", "Task", "WalkForwardTask", "as_settings", "read_task", "read_walk_forward"]
+__all__ = [
+    "TASKS",
+    "CalibrationTask",
+    "Say",
+    "Task",
+    "WalkForwardTask",
+    "as_settings",
+    "read_task",
+    "read_walk_forward",
+]
 
-TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask,)}
+TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask, CalibrationTask)}
 
 
 def read_task(settings: Mapping[str, Any]) -> Task:

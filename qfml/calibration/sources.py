@@ -1,0 +1,133 @@
+"""Where the quotes of a run come from: a file, the DAX of July 2002, a market that is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+
+from qfml.calibration.history import SurfaceHistory
+from qfml.calibration.quote_columns import frame_of
+from qfml.calibration.surface import Surface
+from qfml.calibration.surface_reading import Reading
+from qfml.calibration.synthetic import SyntheticHeston
+from qfml.config import Section
+from qfml.errors import ConfigError, DataError
+
+__all__ = ["SURFACE_SOURCES", "Dax2002", "SurfaceFile", "SurfaceSource", "SyntheticSurfaces"]
+
+
+@runtime_checkable
+class SurfaceSource(Protocol):
+    """Surfaces by name, in order."""
+
+    kind: ClassVar[str]
+
+    def read(self) -> dict[str, Surface]:
+        """The surfaces; names are unique and short: a date, a convention."""
+        ...
+
+    def describe(self) -> str:
+        """What this is, for a report."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dax2002:
+    """The DAX on 5 July 2002, the classic data of Heston calibration, built in.
+
+    Args:
+        maturities: "exact_days"; "week_rounded", to whole weeks, as in the published fits; or "both", which calibrates
+            the same quotes under each convention.
+    """
+
+    kind: ClassVar[str] = "dax_2002"
+    maturities: str = "both"
+
+    def __post_init__(self) -> None:
+        if self.maturities not in ("exact_days", "week_rounded", "both"):
+            raise ConfigError(f"`maturities` must be exact_days, week_rounded or both, got {self.maturities!r}")
+
+    def read(self) -> dict[str, Surface]:
+        names = ("week_rounded", "exact_days") if self.maturities == "both" else (self.maturities,)
+        return {name: Surface.dax_2002(name) for name in names}
+
+    def describe(self) -> str:
+        return "Implied vols of the DAX on 5 July 2002, 13 strikes at 8 maturities"
+
+
+@dataclass(frozen=True)
+class SurfaceFile:
+    """Quotes of one day, or of many with a column `date`, in a CSV or Parquet file (see `Surface.read`).
+
+    Args:
+        path: of the file.
+        reading: what the columns do not say: spot, rates, units.
+        start: the first date that is taken, ISO 8601; None takes all.
+        end: the last one.
+    """
+
+    kind: ClassVar[str] = "file"
+    path: str
+    reading: Annotated[Reading, Section(Reading)] = field(default_factory=Reading)
+    start: str | None = None
+    end: str | None = None
+
+    def read(self) -> dict[str, Surface]:
+        frame = frame_of(self.path, self.reading.separator)
+        dated = any(name.strip().lower() == "date" for name in (self.reading.rename.get(c, c) for c in frame.columns))
+        if not dated:
+            if self.start or self.end:
+                raise DataError(f"{self.path} has no column `date`: leave out `start` and `end`")
+            surface = Surface.from_frame(frame, self.reading)
+            return {surface.name or surface.date_text or "surface": surface}
+        history = SurfaceHistory.from_frame(frame, self.reading)
+        kept = {s.date_text: s for s in history if self._takes(s.date_text)}
+        if not kept:
+            raise DataError(f"{self.path} has no quotes from {self.start or 'its start'} to {self.end or 'its end'}")
+        return kept
+
+    def _takes(self, date: str) -> bool:
+        return (self.start is None or date >= self.start) and (self.end is None or date[:10] <= self.end[:10])
+
+    def describe(self) -> str:
+        return f"Quotes of {self.path}"
+
+
+@dataclass(frozen=True)
+class SyntheticSurfaces:
+    """Daily surfaces that Heston's model makes, its parameters moving: the truth of each day is known.
+
+    Args:
+        n_days: calendar days, one surface each.
+        seed: of all that is drawn.
+        vol_noise_bps: standard deviation of the error of the mid vols, basis points of vol.
+        half_spread_bps: half of ask less bid, basis points of vol.
+        expiries: years, the same every day.
+        deltas: call deltas on the forward of the strikes.
+        ranges: of the parameters, by name; those left out keep the usual ones.
+    """
+
+    kind: ClassVar[str] = "synthetic_heston"
+    n_days: int
+    seed: int
+    vol_noise_bps: float = 10.0
+    half_spread_bps: float = 25.0
+    expiries: tuple[float, ...] = SyntheticHeston.expiries
+    deltas: tuple[float, ...] = SyntheticHeston.deltas
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._market()
+
+    def _market(self) -> SyntheticHeston:
+        return SyntheticHeston(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def read(self) -> dict[str, Surface]:
+        return {surface.date_text: surface for surface in self._market().history()}
+
+    def describe(self) -> str:
+        return f"{self.n_days} made-up days under Heston, vols with an error of {self.vol_noise_bps:g} bps"
+
+
+SURFACE_SOURCES: dict[str, type[Any]] = {cls.kind: cls for cls in (Dax2002, SurfaceFile, SyntheticSurfaces)}

@@ -1,0 +1,354 @@
+"""The task `calibration`: a model fitted to one surface or many, with errors, a posterior, and a judgement ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import polars as pl
+import torch
+
+from qfml import config
+from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, calibrate
+from qfml.calibration.inverse import InverseMap
+from qfml.calibration.posterior import half_spreads, posterior, residual_std
+from qfml.calibration.result import Calibration
+from qfml.calibration.sources import SURFACE_SOURCES, SurfaceSource
+from qfml.calibration.walk_forward import walk_forward_calibration
+from qfml.config import OneOf, Section
+from qfml.engine import Callback
+from qfml.engine.provenance import provenance
+from qfml.errors import ConfigError
+from qfml.task.base import Say, as_settings
+
+CURVE_POINTS = 61  # of a drawn smile
+CURVE_ROOM = 0.15  # beyond the outermost quotes, share of their range
+MOST_FINDINGS = 5  # that are said; the report has all
+MOST_CURVES = 400  # surfaces of which smiles are drawn
+
+
+@dataclass(frozen=True)
+class PosteriorConfig:
+    """Draws from the posterior of the parameters by Hamiltonian Monte Carlo.
+
+    Args:
+        noise: the error of a vol: "residual", the standard deviation of the fit's residuals, or "half_spread", half of
+            ask less bid of each quote.
+        n_chains: chains.
+        n_draws: kept draws of each.
+        n_warmup: draws before, that choose the step.
+    """
+
+    noise: str = "residual"
+    n_chains: int = 4
+    n_draws: int = 500
+    n_warmup: int = 250
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("residual", "half_spread"):
+            raise ConfigError(f"`noise` must be residual or half_spread, got {self.noise!r}")
+
+
+@dataclass(frozen=True)
+class AheadConfig:
+    """Parameters of one surface judged on later ones.
+
+    Args:
+        horizons: how many surfaces ahead.
+        every: surfaces from one calibration to the next.
+        warm: start from the parameters of the one before.
+    """
+
+    horizons: tuple[int, ...] = (1, 5)
+    every: int = 1
+    warm: bool = True
+
+
+@dataclass(frozen=True)
+class CalibrationTask:
+    """A calibration: the root of a config with `task: calibration`.
+
+    Args:
+        surface: where the quotes come from.
+        model: what is fitted to them, one of `CALIBRATION_MODELS`.
+        method: "exact", "neural", "inverse", or "polished" (one of these two, then exact); None takes "polished" where
+            a network is given, else "exact".
+        surrogate: folder of a surrogate, for "neural" and "polished".
+        inverse: folder of an inverse map, for "inverse", "neural" and "polished".
+        n_starts: starts that are looked at for each surface; None leaves it to the model.
+        seed: of the starts, the posterior and the bootstrap.
+        smoothness: weight of the squared changes of the parameters from surface to surface.
+        posterior: draw from it.
+        walk_forward: judge the parameters of each surface on later ones.
+        name: names the run folder.
+    """
+
+    task: ClassVar[str] = "calibration"
+    surface: Annotated[SurfaceSource, OneOf(SURFACE_SOURCES)]
+    model: Annotated[Any, OneOf(CALIBRATION_MODELS)]
+    method: str | None = None
+    surrogate: str | None = None
+    inverse: str | None = None
+    n_starts: int | None = None
+    seed: int = 0
+    smoothness: float = 0.0
+    posterior: Annotated[PosteriorConfig, Section(PosteriorConfig)] | None = None
+    walk_forward: Annotated[AheadConfig, Section(AheadConfig)] | None = None
+    name: str = "calibration"
+
+    def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
+        """Read, calibrate, judge and write everything but the report; a calibration that was killed starts anew."""
+        begin = time.perf_counter()
+        named = self.surface.read()
+        surfaces = list(named.values())
+        n_quotes = sum(len(surface) for surface in surfaces)
+        say(f"{self.surface.describe()}: {len(surfaces)} surface(s), {n_quotes:,} quotes")
+        findings = [f"{name}: {line}" for name, surface in named.items() for line in surface.notes]
+        for line in findings[:MOST_FINDINGS]:
+            say(line)
+        if len(findings) > MOST_FINDINGS:
+            say(f"... and {len(findings) - MOST_FINDINGS} more findings about the quotes: see the report")
+        seconds = {"data": time.perf_counter() - begin}
+        networks = self._networks()
+        start = time.perf_counter()
+        found = self._calibrated(surfaces, networks)
+        seconds["calibration"] = time.perf_counter() - start
+        metrics: dict[str, Any] = {"fit": _fit(found, named)}
+        metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
+        if self.posterior is not None:
+            start = time.perf_counter()
+            metrics["posterior"] = self._posterior(folder, found)
+            seconds["posterior"] = time.perf_counter() - start
+        if self.walk_forward is not None:
+            start = time.perf_counter()
+            metrics["out_of_sample"] = self._ahead(folder, surfaces, networks)
+            seconds["walk_forward"] = time.perf_counter() - start
+        _replace(folder / "quotes.parquet", _quotes(found, named).write_parquet)
+        _replace(folder / "curves.parquet", _curves(found, named).write_parquet)
+        data_hash, config_hash = _data_hash(surfaces), config.config_hash(as_settings(self))
+        made = provenance(
+            seeds=[self.seed], data_hash=data_hash, config_hash=config_hash, threads=torch.get_num_threads()
+        )
+        metrics |= {
+            "task": self.task,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": self.surface.describe(),
+            "data_hash": data_hash,
+            "config_hash": config_hash,
+            "versions": made["versions"],
+            "provenance": made,
+            "seconds": seconds | {"total": time.perf_counter() - begin},
+        }
+        text = json.dumps(_plain(metrics), indent=1, allow_nan=False)
+        _replace(folder / "metrics.json", lambda new: new.write_text(text, encoding="utf-8"))
+
+    def _networks(self) -> dict[str, Any]:
+        """The networks that the config names, loaded."""
+        found: dict[str, Any] = {}
+        if self.surrogate is not None:
+            from qfml.surrogate import Surrogate  # loaded where it is asked for
+
+            found["surrogate"] = Surrogate.load(self.surrogate)
+        if self.inverse is not None:
+            found["inverse"] = InverseMap.load(self.inverse)
+        return found
+
+    def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
+        settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "smoothness": self.smoothness}
+        return calibrate(surfaces, self.model, self.method, **settings, **networks)
+
+    def _posterior(self, folder: Path, found: Any) -> dict[str, Any]:
+        """Draws for the first surface, into `posterior.parquet`, and their summary."""
+        settings = self.posterior
+        assert settings is not None
+        if not isinstance(found, Calibration):
+            raise ConfigError(
+                f"`posterior` is drawn for models of a whole surface, and {self.model.kind} is fitted by expiry"
+            )
+        quotes, first = found.quotes.at([0]), torch.as_tensor(found.x[:1])
+        std = (
+            half_spreads(found.surfaces[:1])
+            if settings.noise == "half_spread"
+            else residual_std(found.model, quotes, first)
+        )
+        drawn = posterior(
+            found.model,
+            quotes,
+            first,
+            vol_std=std,
+            n_chains=settings.n_chains,
+            n_draws=settings.n_draws,
+            n_warmup=settings.n_warmup,
+            seed=self.seed,
+        )
+        flat = drawn.draws[0].flatten(0, 1).numpy()
+        chain = np.repeat(np.arange(settings.n_chains), settings.n_draws)
+        table = pl.DataFrame({"chain": chain} | {name: flat[:, i] for i, name in enumerate(drawn.names)})
+        _replace(folder / "posterior.parquet", table.write_parquet)
+        noise = drawn.vol_std[0][quotes.used[0]].mean().item()
+        return drawn.to_dict()[0] | {
+            "n_chains": settings.n_chains,
+            "n_draws": settings.n_draws,
+            "noise_bps": 1e4 * noise,
+        }
+
+    def _ahead(self, folder: Path, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> dict[str, Any]:
+        settings = self.walk_forward
+        assert settings is not None
+        found = walk_forward_calibration(
+            SurfaceHistory(surfaces),
+            self.model,
+            horizons=settings.horizons,
+            every=settings.every,
+            warm=settings.warm,
+            method=self.method,
+            seed=self.seed,
+            **networks,
+        )
+        found.save(folder / "walk_forward")
+        return found.metrics
+
+
+def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
+    """The result in plain types: a list entry for each surface; by expiry a list in it."""
+    n = len(named)
+    by_expiry = not isinstance(found, Calibration)
+    surfaces = []
+    for i, (name, surface) in enumerate(named.items()):
+        status = found.status[i]
+        surfaces.append(
+            {
+                "name": name,
+                "date": surface.date_text or None,
+                "n_quotes": len(surface),
+                "rmse_bps": _rmse(found.residuals[i]),
+                "max_bps": 1e4 * float(np.nanmax(np.abs(found.residuals[i])))
+                if np.isfinite(found.residuals[i]).any()
+                else None,
+                "sse": float(np.asarray(found.sse)[i]),
+                "inside_bid_ask": float(np.asarray(found.inside_bid_ask)[i]),
+                "converged": bool(np.all(found.converged[i])),
+                "status": status if isinstance(status, str) else "; ".join(dict.fromkeys(filter(None, status))),
+                "warnings": list(found.warnings[i]),
+                "notes": list(surface.notes),
+            }
+        )
+    fit: dict[str, Any] = {
+        "model": found.model.kind,
+        "settings": config.to_dict(found.model),
+        "method": found.method,
+        "surfaces": surfaces,
+        "parameters": _parameters(found),
+        "params": {name: [_values(values, i) for i in range(n)] for name, values in found.params.items()},
+        "std_error": {name: [_values(values, i) for i in range(n)] for name, values in found.std_error.items()},
+    }
+    if by_expiry:
+        fit["expiries"] = [_values(found.expiries, i) for i in range(n)]
+    elif np.isfinite(found.correlation[0]).all():
+        fit["correlation"] = found.correlation[0].tolist()
+    return fit
+
+
+def _parameters(found: Any) -> list[dict[str, Any]]:
+    """Names and bounds of what was fitted."""
+    bounds = {p.name: p for p in found.model.parameters} if isinstance(found, Calibration) else {}
+    return [
+        {"name": name, "lower": bounds[name].lower, "upper": bounds[name].upper} if name in bounds else {"name": name}
+        for name in found.params
+    ]
+
+
+def _values(values: Any, place: int) -> Any:
+    one = np.asarray(values)[place]
+    return float(one) if np.ndim(one) == 0 else [float(value) for value in one]
+
+
+def _rmse(residuals: np.ndarray) -> float | None:
+    known = residuals[np.isfinite(residuals)]
+    return 1e4 * float(np.sqrt(np.mean(known**2))) if len(known) else None
+
+
+def _largest(residuals: np.ndarray) -> float | None:
+    known = residuals[np.isfinite(residuals)]
+    return 1e4 * float(np.abs(known).max()) if len(known) else None
+
+
+def _quotes(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
+    """Every quote beside the model."""
+    frames = []
+    for i, (name, surface) in enumerate(named.items()):
+        n = len(surface)
+        residual = found.residuals[i, :n]
+        absent = np.full(n, np.nan)
+        columns = {
+            "expiry": surface.expiry,
+            "strike": surface.strike,
+            "forward": surface.forward,
+            "log_moneyness": surface.log_moneyness,
+            "vol": surface.vol,
+            "bid": absent if surface.bid is None else surface.bid,
+            "ask": absent if surface.ask is None else surface.ask,
+            "weight": surface.weight,
+            "model_vol": surface.vol + residual,
+            "residual_bps": 1e4 * residual,
+        }
+        frames.append(pl.DataFrame({"surface": [name] * n} | columns))
+    return pl.concat(frames)
+
+
+def _curves(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
+    """The fitted smiles between and beside the quotes."""
+    frames = []
+    for i, (name, surface) in list(enumerate(named.items()))[-MOST_CURVES:]:
+        for expiry in surface.expiries:
+            k = surface.log_moneyness[surface.expiry == expiry]
+            room = CURVE_ROOM * (k.max() - k.min()) or 0.1
+            grid = np.linspace(k.min() - room, k.max() + room, CURVE_POINTS)
+            vols = found.smile(grid, float(expiry), surface=i)
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "surface": [name] * len(grid),
+                        "expiry": np.full(len(grid), expiry),
+                        "log_moneyness": grid,
+                        "model_vol": vols,
+                    }
+                )
+            )
+    return pl.concat(frames)
+
+
+def _data_hash(surfaces: Sequence[Surface]) -> str:
+    """16 hex digits of all quotes."""
+    digest = hashlib.sha256()
+    for surface in surfaces:
+        for name in ("strike", "expiry", "vol", "weight", "forward", "discount"):
+            digest.update(np.ascontiguousarray(getattr(surface, name)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside, then rename: a file is never half there."""
+    new = path.with_name(path.name + ".new")
+    write(new)
+    os.replace(new, path)
