@@ -68,7 +68,10 @@ def parity(
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     wanted: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for chunk in _batches(points):
-        outputs = session.run(None, {source.name: chunk.numpy()})
+        try:
+            outputs = session.run(None, {source.name: chunk.numpy()})
+        except Exception as error:  # onnxruntime raises classes of its own, without a common base
+            raise UserError(f"the exported graph does not run on {len(chunk)} rows: {error}; {_NOT_WRITTEN}") from None
         with torch.no_grad():
             expected = reference(chunk)
         for name, output in zip(names, outputs, strict=True):

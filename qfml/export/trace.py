@@ -19,12 +19,15 @@ import onnx
 import onnx.numpy_helper
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["Template", "trace", "with_gradient"]
 
 # of the inputs (N, ...) and the tensors by name: the outputs, each with N rows first
 Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
+# ONNX's own layer norm gives the statistics, which the derivatives read, in float32 whatever its inputs
+_WRITTEN_OUT = [torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def trace(
 
     Args:
         function: plain tensor operations on inputs (N, ...) and tensors by name.
-        example: inputs of two or more rows.
+        example: inputs of at least one row.
         tensors: what a filled graph holds; only their shapes and number formats matter here.
         input_name: of the inputs in the graph.
         output_names: of the outputs in the graph, in their order.
@@ -74,13 +77,16 @@ def trace(
             transforms, so that the operations they end in are traced before it sees them.
     """
     names, values = tuple(tensors), tuple(tensors.values())
+    example = _unmistakable(example, values)
 
     def positional(x: Tensor, *own: Tensor) -> Tensor | tuple[Tensor, ...]:
         return function(x, dict(zip(names, own, strict=True)))
 
     with _quiet():
         if differentiated:
-            module = make_fx(positional, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example, *values)
+            written_out = get_decompositions(_WRITTEN_OUT)
+            traced = make_fx(positional, written_out, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            module = traced(example, *values)
         else:
             module = _Positional(positional)
         fixed: Any = ({},) * len(values)
@@ -97,6 +103,8 @@ def trace(
     assert program is not None
     proto = program.model_proto
     _forget_origin(proto)
+    [first] = [value for value in proto.graph.input if value.name == input_name]
+    assert first.type.tensor_type.shape.dim[0].dim_param, "the exporter has fixed the number of rows"
     return Template(proto, names)
 
 
@@ -111,10 +119,18 @@ def with_gradient(function: Function) -> Function:
             found = function(x, tensors)
             return (found[0], tuple(found[1:])) if isinstance(found, tuple) else (found, ())
 
-        value, pull, rest = torch.func.vjp(value_first, x, has_aux=True)
+        differentiated: Any = torch.func.vjp(value_first, x, has_aux=True)
+        value, pull, rest = differentiated
         return value, pull(torch.ones_like(value))[0], *rest  # a row's value depends on that row alone
 
     return value_and_gradient
+
+
+def _unmistakable(example: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Rows of the example, repeated until their number is none of the other sizes, which the exporter takes for it."""
+    taken = {size for tensor in (example[0], *tensors) for size in tensor.shape}
+    n_rows = next(n for n in range(5, 10_000) if not any(size % n == 0 for size in taken if size))
+    return example[:1].expand(n_rows, *example.shape[1:]).contiguous()
 
 
 class _Positional(torch.nn.Module):
@@ -145,7 +161,7 @@ def _forget_origin(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of itself: libraries that are not installed, and a deprecation inside its own exporter."""
+    """Without what torch says of itself: libraries not installed, and a deprecation inside its own exporter."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -191,7 +191,7 @@ def _polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
     return value
 
 
-# ---- scikit-learn's ---------------------------------------------------------------------------------------------------
+# ---- scikit-learn's -------------------------------------------------------------------------------------------------
 
 EXPORTED_SKLEARN = (
     "StandardScaler",
@@ -264,7 +264,7 @@ def _double(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
-# ---- points to compare at -----------------------------------------------------------------------------------------------
+# ---- points to compare at -------------------------------------------------------------------------------------------
 
 
 def raw_points(steps: Sequence[Step], n_features: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
