@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ UNSEEN = 1e-6  # vol: a change of the parameters over their range that moves no 
 SHARE = 0.3  # of an unseen direction, from which on a parameter is named as part of it
 
 
+@runtime_checkable
 class SmileModel(Protocol):
     """A smile in P numbers of the fit, x, from which its reported parameters follow."""
 
