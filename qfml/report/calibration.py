@@ -199,7 +199,7 @@ def _correlation(names: list[str], matrix: np.ndarray) -> Figure:
         "type": "heatmap",
         "x": names,
         "y": names,
-        "z": shown,
+        "z": shown.tolist(),
         "zmin": -1,
         "zmax": 1,
         "colorscale": DIVERGING,
@@ -234,6 +234,7 @@ def _smiles(run: _Run, charts: Charts) -> Section:
 def _residuals(quotes: pl.DataFrame) -> Figure:
     errors = quotes["residual_bps"].to_numpy()
     reach = float(np.nanquantile(np.abs(errors), 0.98)) or 1.0
+    ticks = _spread(np.unique(quotes["expiry"].to_numpy()))
     trace = {
         "type": "scatter",
         "mode": "markers",
@@ -254,11 +255,25 @@ def _residuals(quotes: pl.DataFrame) -> Figure:
     }
     layout = {
         "xaxis": {"title": {"text": "log(strike / forward)"}},
-        "yaxis": {"title": {"text": "expiry, years"}, "type": "log"},
+        "yaxis": {
+            "title": {"text": "expiry, years"},
+            "type": "log",
+            "tickvals": ticks,
+            "ticktext": [formats.significant(value, 2) for value in ticks],
+        },
         "hovermode": "closest",
         "showlegend": False,
     }
     return {"data": [trace], "layout": layout, "height": 340}
+
+
+def _spread(expiries: np.ndarray, ratio: float = 1.35) -> list[float]:
+    """Expiries far enough from one another to be written on a logarithmic axis."""
+    kept: list[float] = []
+    for expiry in expiries.tolist():
+        if not kept or expiry > ratio * kept[-1]:
+            kept.append(expiry)
+    return kept
 
 
 def _history(run: _Run, charts: Charts) -> Section:

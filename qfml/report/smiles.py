@@ -46,7 +46,7 @@ def _panel(expiry: float, quotes: pl.DataFrame, curve: pl.DataFrame) -> Html:
     for row in quotes.iter_rows(named=True):
         drawn.append(frame.quote(row))
     rms = float(np.sqrt(np.nanmean(quotes["residual_bps"].to_numpy() ** 2)))
-    told = el("figcaption", el("strong", _time(expiry)), f" {len(quotes)} quotes, rms {bps(round(rms, 2))}")
+    told = el("figcaption", el("strong", _time(expiry)), f" {len(quotes)} quotes, rms {bps(round(rms, 1))}")
     label = f"smile at {_time(expiry)}"
     return el("figure", told, el("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label))
 
