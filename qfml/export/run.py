@@ -1,0 +1,145 @@
+"""`qfml export`: the networks of a finished run as ONNX files in its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qfml import config
+from qfml.calibration.inverse import InverseMap
+from qfml.engine import load_fits
+from qfml.errors import CheckpointError, UserError
+from qfml.export.fits import export_fits
+from qfml.export.inverse_maps import export_inverse_map
+from qfml.export.model_file import Export
+from qfml.export.surrogates import export_surrogate
+from qfml.surrogate import Surrogate
+
+__all__ = ["export_run"]
+
+_MEMBER = re.compile(r"(?:(\d{1,9}):)?(\d{1,18})\Z")
+
+
+def export_run(folder: Any, out: Any = None, member: Any = None, *, say: Callable[[str], object] = print) -> list[Path]:
+    """Write the networks of a finished run as ONNX files; older files of the same names are replaced.
+
+    | run | files |
+    |---|---|
+    | `task: walk_forward` | `model.onnx`: the mean prediction of the last fold's seeds, as `qfml predict` takes it |
+    | `task: surrogate` | `model.onnx` and `model_greeks.onnx` |
+    | `task: calibration` with an inverse map | `model.onnx`: from vols to parameters |
+
+    Args:
+        folder: of the run; or one that holds a saved surrogate or inverse map.
+        out: where the files go; the run's own folder if omitted.
+        member: of a walk-forward: "all" for each network in a file of its own, `model-fold3-seed0.onnx`; "3:0", or
+            (3, 0), for that fold and seed alone; "0", or 0, for that seed of the last fold.
+        say: told about each file, a line at a time.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the run is not finished, holds no such network, or one that cannot be exported.
+        CheckpointError: its files were changed.
+    """
+    folder = Path(folder)
+    out = folder if out is None else Path(out)
+    exports = _exported(folder, out, member)
+    for export in exports:
+        say(str(export))
+    return [export.path for export in exports]
+
+
+def _exported(folder: Path, out: Path, member: Any) -> list[Export]:
+    saved = _saved_kind(folder)
+    settings, metrics = ({}, {}) if saved else _finished(folder)
+    task = saved or settings.get("task", "walk_forward")
+    if task == "walk_forward":
+        return _walk_forward(folder, out, member, settings, metrics)
+    if member is not None:
+        raise UserError(f"`member` chooses a network of a walk-forward, and this is a {task}: leave it out")
+    config_hash = metrics.get("config_hash")
+    if task == "surrogate":
+        place = folder if saved else folder / "surrogate"
+        return export_surrogate(Surrogate.load(place), out, config_hash=config_hash)
+    if task == "calibration" and settings.get("inverse") is None:
+        raise UserError(
+            f"the calibration in {folder} holds no network: what it found is in its metrics.json; a surrogate or an "
+            "inverse map is exported from its own folder"
+        )
+    if task in ("calibration", "inverse_map"):
+        place = folder if saved else Path(settings["inverse"])
+        return [export_inverse_map(InverseMap.load(place), out / "model.onnx", config_hash=config_hash)]
+    raise UserError(f"a run of the task {task!r} holds no network to export")
+
+
+def _saved_kind(folder: Path) -> str | None:
+    """What a folder holds that is no run: "surrogate", "inverse_map", or None."""
+    path = folder / "state.json"
+    if (folder / "config.yaml").exists() or not path.is_file():
+        return None
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    kinds = {"qfml.surrogate": "surrogate", "inverse_map": "inverse_map"}
+    named = (state.get("format"), state.get("what")) if isinstance(state, dict) else ()
+    return next((kinds[name] for name in named if isinstance(name, str) and name in kinds), None)
+
+
+def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and metrics of a finished run."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise UserError(
+            f"no finished run in {folder}: it holds no metrics.json; continue it with `qfml resume {folder}`"
+        )
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}; run it again") from None
+    return config.read_yaml(folder / "config.yaml"), metrics
+
+
+def _walk_forward(
+    folder: Path, out: Path, member: Any, settings: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> list[Export]:
+    fits, extra = load_fits(folder / "model")
+    members = [{"fold": int(each["fold"]), "seed": int(each["seed"])} for each in extra["members"]]
+    data = settings.get("data")
+    seen: dict[str, Any] = {
+        "feature_names": metrics["data"]["features"],
+        "window": data.get("window") if isinstance(data, Mapping) else None,
+        "config_hash": metrics.get("config_hash"),
+    }
+    chosen = _chosen(members, member)
+    own, named = [fits[i] for i in chosen], [members[i] for i in chosen]
+    if member is None:
+        return export_fits(own, out / "model.onnx", members=named, ensemble=True, **seen)
+    single = len(chosen) == 1 and member != "all"
+    paths = ["model.onnx"] if single else [f"model-fold{each['fold']}-seed{each['seed']}.onnx" for each in named]
+    return export_fits(own, [out / name for name in paths], members=named, **seen)
+
+
+def _chosen(members: Sequence[Mapping[str, int]], member: Any) -> list[int]:
+    """Places of the networks that `member` means."""
+    last = max(each["fold"] for each in members)
+    if member == "all":
+        return list(range(len(members)))
+    if member is None:
+        return [i for i, each in enumerate(members) if each["fold"] == last]
+    text = ":".join(map(str, member)) if isinstance(member, (tuple, list)) else str(member)
+    match = _MEMBER.match(text)
+    if match is None:
+        raise UserError(f'`member` must be "all", a seed such as "0", or "fold:seed" such as "3:0", got {member!r}')
+    fold = last if match[1] is None else int(match[1])
+    found = [i for i, each in enumerate(members) if (each["fold"], each["seed"]) == (fold, int(match[2]))]
+    if not found:
+        known = ", ".join(f"{each['fold']}:{each['seed']}" for each in members[:20])
+        more = f" and {len(members) - 20} more" if len(members) > 20 else ""
+        raise UserError(f"`member`: the run has no network {fold}:{match[2]} (fold:seed); it has {known}{more}")
+    return found
