@@ -36,8 +36,9 @@ class SurfaceHistory(Sequence[Surface]):
     (1, True, [datetime.date(2002, 7, 5)])
     """
 
-    def __init__(self, surfaces: Iterable[Surface], remarks: Iterable[str] = ()) -> None:
-        self._surfaces, self.remarks = tuple(surfaces), tuple(remarks)
+    def __init__(self, surfaces: Iterable[Any], remarks: Iterable[str] = ()) -> None:
+        self._surfaces: tuple[Surface, ...] = tuple(surfaces)
+        self.remarks = tuple(remarks)
         if not self._surfaces:
             raise DataError("a history needs one surface or more, got none")
         for number, surface in enumerate(self._surfaces):

@@ -1,4 +1,4 @@
-"""Quotes of implied vols: one surface, and the padded batch of many that a calibration works on."""
+"""Quotes of implied vols on one day: read, checked, looked at and written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pricers import VolSurface
 from qfml.calibration import dax
 from qfml.calibration.forwards import forward_and_discount
-from qfml.calibration.model import Quotes
 from qfml.calibration.quote_columns import frame_of
 from qfml.calibration.surface_arbitrage import Finding, Smile, arbitrage
+from qfml.calibration.surface_batch import as_quotes, black_vega
 from qfml.calibration.surface_checks import (
     MOST_VOL,
     QuoteTable,
@@ -23,20 +24,19 @@ from qfml.calibration.surface_checks import (
     clean,
     decimal_vols,
     float_column,
-    floats,
     moment,
     positive_spot,
     strikes_in_prices,
 )
+from qfml.calibration.surface_grid import QUOTE_COLUMNS, grid_columns, quote_table
 from qfml.calibration.surface_reading import QuotesRead, Reading, read_quotes
 from qfml.calibration.surface_writing import table_of, write_table
 from qfml.data.validation import to_polars
-from qfml.errors import DataError
+from qfml.errors import ConfigError, DataError
 
 __all__ = ["Surface", "as_quotes"]
 
 SHOWN = 12  # notes in print
-COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount")
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -111,7 +111,7 @@ class Surface:
         expiries: Any,
         vols: Any,
         *,
-        spot: float | None = None,
+        spot: Any = None,
         rates: Any = 0.0,
         dividends: Any = 0.0,
         forwards: Any = None,
@@ -122,7 +122,7 @@ class Surface:
         name: str = "",
         vol_unit: str | None = None,
         strike_unit: str | None = None,
-        max_vol: float = MOST_VOL,
+        max_vol: Any = MOST_VOL,
         errors: str = "raise",
     ) -> Surface:
         """A surface from a grid with one row, a smile, for each expiry.
@@ -155,7 +155,7 @@ class Surface:
         [101.511, 101.511, 101.511, 103.045, 103.045, 103.045]
         """
         expiries = float_column("expiries", expiries)
-        columns = _grid_columns(strikes, expiries, vols, bid, ask, weights)
+        columns = grid_columns(strikes, expiries, vols, bid, ask, weights)
         spot = positive_spot(spot)
         expiry = columns["expiry"]
         given = None
@@ -297,7 +297,82 @@ class Surface:
             if n_outside:
                 size = float(1e4 * np.nanmax(outside))
                 found.append(Finding("outside_market", (), (), vol_bps=size, n_quotes=n_outside))
+        for smile in smiles:
+            forwards = self.forward[self.expiry == smile.expiry]
+            if np.ptp(forwards) > 1e-9 * smile.forward:
+                apart = (float(forwards.min()), float(forwards.max()))
+                found.append(Finding("several_forwards", (smile.expiry,), apart, n_quotes=forwards.shape[0]))
         return (*found, *arbitrage(smiles))
+
+    def where(self, keep: Any) -> Surface:
+        """The surface of some of the quotes.
+
+        Args:
+            keep: a mask of shape `(n,)`, or indices.
+
+        >>> surface = Surface.dax_2002()
+        >>> len(surface.where(surface.expiry > 0.5))
+        52
+        """
+        rows = np.arange(len(self))[np.asarray(keep)]
+        remark = f"{len(rows)} of {len(self)} quotes were chosen"
+        return self._with({}, rows, (*self.remarks, remark))
+
+    def _with(self, changed: dict[str, np.ndarray], keep: np.ndarray | slice, remarks: tuple[str, ...]) -> Surface:
+        """Some of the quotes, with other columns."""
+        columns = {name: getattr(self, name) for name in QUOTE_COLUMNS if getattr(self, name) is not None}
+        table = quote_table(columns | changed).where(keep)
+        return Surface.of_table(table, spot=self.spot, date=self.date, name=self.name, remarks=remarks)
+
+    def reweighted(self, weights: str, least_width: float = 1e-4) -> Surface:
+        r"""The surface with other weights of the squared vol errors, of mean 1.
+
+        Args:
+            weights: "equal"; "vega", proportional to the square of Black's vega in price, so that to first order
+                errors of prices count; or "spread", to $1 / (\text{ask} - \text{bid})^2$ in vol, so that errors count
+                in widths of the market.
+            least_width: vol to which narrower markets are widened.
+
+        Raises:
+            ConfigError: no such weights.
+            DataError: "spread" where a quote lacks bid or ask.
+
+        >>> surface = Surface.dax_2002().reweighted("vega")
+        >>> surface.weight.mean().round(12).item(), bool(surface.weight[6] > surface.weight[0])
+        (1.0, True)
+        """
+        if weights == "equal":
+            weight = np.ones(len(self))
+        elif weights == "vega":
+            columns = [torch.from_numpy(column.copy()) for column in (self.log_moneyness, self.expiry, self.vol)]
+            weight = np.square(black_vega(*columns).numpy() * self.forward * self.discount)
+        elif weights == "spread":
+            width = np.full(len(self), np.nan) if self.bid is None or self.ask is None else self.ask - self.bid
+            if np.isnan(width).any():
+                lacking = int(np.isnan(width).sum())
+                raise DataError(f'"spread" weights need bid and ask of every quote, {lacking} lack them; use "vega"')
+            weight = np.maximum(width, least_width) ** -2.0
+        else:
+            raise ConfigError(f'`weights` must be "equal", "vega" or "spread", got {weights!r}')
+        return self._with({"weight": weight / weight.mean()}, slice(None), self.remarks)
+
+    def vol_surface(self, smoothing: float = 1e-4, knots_per_quote: int = 2) -> VolSurface:
+        """The surface without arbitrage that is closest to the quotes, for a local volatility (Dupire).
+
+        Args:
+            smoothing: see `pricers.VolSurface.fitted`.
+            knots_per_quote: likewise.
+
+        Raises:
+            DataError: the fit failed, or an expiry has fewer than two quotes.
+        """
+        from qfml.calibration.local_vol import LocalVolSurface  # which is built on surfaces
+
+        fitted = LocalVolSurface(smoothing, knots_per_quote).fit_surfaces([self])
+        found = fitted.vol_surfaces[0]
+        if found is None:
+            raise DataError(f"there is no surface without arbitrage near the quotes: {fitted.status[0]}")
+        return found
 
     def smiles(self) -> list[Smile]:
         """The quotes of each expiry by ascending strike."""
@@ -308,7 +383,7 @@ class Surface:
         return [
             Smile(
                 float(self.expiry[part[0]]),
-                float(self.forward[part[0]]),
+                float(np.median(self.forward[part])),
                 *(column[part] for column in (self.strike, self.vol, bid, ask)),
             )
             for part in parts
@@ -354,7 +429,7 @@ class Surface:
 def _fill(surface: Surface, table: QuoteTable, **rest: Any) -> None:
     if not len(table):
         raise DataError("the surface has no quotes; every one was empty or left out")
-    columns: dict[str, Any] = {name: getattr(table, name) for name in COLUMNS}
+    columns: dict[str, Any] = {name: getattr(table, name) for name in QUOTE_COLUMNS}
     for name in ("bid", "ask"):
         if np.isnan(columns[name]).all():
             columns[name] = None
@@ -362,70 +437,3 @@ def _fill(surface: Surface, table: QuoteTable, **rest: Any) -> None:
         if isinstance(value, np.ndarray):
             value.flags.writeable = False  # shared between surfaces and batches
         object.__setattr__(surface, name, value)
-
-
-def quote_table(columns: dict[str, Any]) -> QuoteTable:
-    """Columns as a table: numbers are repeated, absent ones take what stands for nothing given."""
-    n = max(np.size(value) for value in columns.values())
-    absent = {"vol": np.nan, "bid": np.nan, "ask": np.nan, "weight": 1.0, "discount": 1.0}
-    full = {name: float_column(name, columns.get(name, absent.get(name, np.nan)), n) for name in COLUMNS}
-    return QuoteTable(**full, row=np.full(n, -1), surface=np.zeros(n, np.int64), labels=("",), rest={})
-
-
-def _grid_columns(strikes: Any, expiries: np.ndarray, vols: Any, bid: Any, ask: Any, weights: Any) -> dict[str, Any]:
-    """The grid as flat columns, row by row."""
-    grids = {"vol": vols, "bid": bid, "ask": ask}
-    grids = {name: floats(name, value) for name, value in grids.items() if value is not None}
-    if not ("vol" in grids or {"bid", "ask"} <= set(grids)):
-        raise DataError("a grid needs `vols`, or `bid` and `ask`")
-    strikes = floats("strikes", strikes)
-    shape = (expiries.shape[0], strikes.shape[-1])
-    named = grids | {"strikes": strikes, "weights": floats("weights", weights)}
-    for name, grid in named.items():
-        free = name in ("strikes", "weights") and grid.shape in ((), shape[1:])
-        if grid.shape != shape and not free:
-            turned = "; transpose it" if grid.shape == shape[::-1] else ""
-            name = "vols" if name == "vol" else name
-            raise DataError(
-                f"`{name}` must have a row for each of the {shape[0]} expiries and a column for each of the {shape[1]} "
-                f"strikes, got shape {grid.shape}{turned}"
-            )
-    flat = {name: grid.flatten() for name, grid in grids.items()}
-    flat["strike"] = np.broadcast_to(strikes, shape).flatten()
-    flat["weight"] = np.broadcast_to(named["weights"], shape).flatten()
-    flat["expiry"] = np.repeat(expiries, shape[1])
-    return flat
-
-
-def as_quotes(surfaces: Surface | Sequence[Surface]) -> Quotes:
-    """Surfaces as one padded batch of float64 tensors of shape `(n_surfaces, most quotes)`.
-
-    A shorter surface repeats its first quote with weight 0 up to the length of the longest.
-
-    Raises:
-        DataError: there is no surface.
-
-    >>> as_quotes([Surface.dax_2002()]).vol.shape
-    torch.Size([1, 104])
-    """
-    surfaces = [surfaces] if isinstance(surfaces, Surface) else list(surfaces)
-    if not surfaces:
-        raise DataError("there are no surfaces to calibrate to; give one or more")
-    length = np.array([len(surface) for surface in surfaces])
-    start = np.cumsum(length) - length
-    column = np.arange(length.max())
-    real = column < length[:, None]
-    index = torch.from_numpy(np.where(real, start[:, None] + column, start[:, None]))
-    flat = {
-        name: torch.from_numpy(np.concatenate([getattr(surface, name) for surface in surfaces]))
-        for name in ("strike", "expiry", "vol", "weight", "forward", "discount")
-    }
-    log_moneyness = torch.log(flat["strike"] / flat["forward"])
-    deviation = flat["vol"] * flat["expiry"].sqrt()
-    d1 = 0.5 * deviation - log_moneyness / deviation
-    vega = torch.exp(-0.5 * d1**2) * (flat["expiry"] / (2.0 * torch.pi)).sqrt()
-    columns = {"log_moneyness": log_moneyness, "vega": vega} | flat
-    del columns["strike"]
-    padded = {name: values[index] for name, values in columns.items()}
-    padded["weight"] = padded["weight"] * torch.from_numpy(real)
-    return Quotes(**padded)

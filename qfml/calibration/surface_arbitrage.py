@@ -22,9 +22,11 @@ class Finding:
     """Something about quotes that is worth knowing.
 
     Args:
-        kind: "vertical", "butterfly", "calendar", "outside_market" (vols beyond their bid or ask), "one_expiry".
+        kind: "vertical", "butterfly", "calendar", "outside_market" (vols beyond their bid or ask), "one_expiry",
+            "several_forwards" (of one expiry).
         expiry: years, those of the quotes.
-        strike: of the quotes; of a calendar spread the strikes with the same log-moneyness.
+        strike: of the quotes; of a calendar spread the strikes with the same log-moneyness; of several forwards
+            the lowest and the highest.
         vol_bps: the arbitrage is gone once each of its quotes has moved by this much vol, to first order.
         price: what it pays at mid vols, in the unit of the forward, at the expiry; of a calendar spread 0.
         executable: whether it pays at bid and ask too; None where there are none.
@@ -46,6 +48,10 @@ class Finding:
         strikes = ", ".join(f"{strike:.6g}" for strike in self.strike)
         if self.kind == "one_expiry":
             return f"one expiry only ({expiries}): what differs between expiries is not identified by these quotes"
+        if self.kind == "several_forwards":
+            low, high = self.strike
+            judged = "arbitrage is judged at the middle"
+            return f"the forwards of expiry {expiries} lie between {low:.6g} and {high:.6g}; {judged}"
         if self.kind == "outside_market":
             return f"{self.n_quotes} vols lie outside their bid and ask, by up to {self.vol_bps:.1f} bps"
         size = f"{self.vol_bps:.2g} bps of vol"

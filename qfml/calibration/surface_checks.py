@@ -167,7 +167,7 @@ def float_column(name: str, value: Any, n: int | None = None) -> np.ndarray:
     return column
 
 
-def clean(table: QuoteTable, refusal: Refusal, max_vol: float = MOST_VOL) -> QuoteTable:
+def clean(table: QuoteTable, refusal: Refusal, max_vol: Any = MOST_VOL) -> QuoteTable:
     """Apply every rule to quotes whose units are settled: vols in decimals, strikes in units of the forward.
 
     The vol of a quote that has none is the mean of its bid and ask vols; quotes that then have none are missing, and
@@ -176,6 +176,8 @@ def clean(table: QuoteTable, refusal: Refusal, max_vol: float = MOST_VOL) -> Quo
     Raises:
         DataError: a rule is broken and `refusal` raises; duplicate quotes that contradict each other, always.
     """
+    if isinstance(max_vol, bool) or not isinstance(max_vol, int | float) or not max_vol > 0.0:
+        raise ConfigError(f"`max_vol` must be a number above 0, got {max_vol!r}")
     table = replace(table, bid=np.where(table.bid == 0.0, np.nan, table.bid))
     no_vol = np.isnan(table.vol)
     one_sided = no_vol & (np.isnan(table.bid) != np.isnan(table.ask))

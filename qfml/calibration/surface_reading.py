@@ -60,7 +60,7 @@ class Reading:
         separator: between the cells of a CSV file.
     """
 
-    spot: float | None = None
+    spot: Any = None
     rates: Any = None
     dividends: Any = None
     parity: bool = False
@@ -69,7 +69,7 @@ class Reading:
     quote: str | None = None
     vol_unit: str | None = None
     strike_unit: str | None = None
-    max_vol: float = MOST_VOL
+    max_vol: Any = MOST_VOL
     errors: str = "raise"
     rename: Mapping[str, str] = field(default_factory=dict)
     ignore: str | Sequence[str] = ()
