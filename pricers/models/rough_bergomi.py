@@ -20,7 +20,14 @@ from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, dates, plausible, real, whole, within
 from pricers.paths import time_grid
 
-__all__ = ["ForwardVarianceCurve", "HybridScheme", "RoughBergomi", "turbocharged_price", "volterra_weights"]
+__all__ = [
+    "ForwardVarianceCurve",
+    "HybridScheme",
+    "RoughBergomi",
+    "mixed_samples",
+    "turbocharged_price",
+    "volterra_weights",
+]
 
 BLOCK = 4096  # paths of one generator in `turbocharged_price`, simulated at once: the weights are made anew for each
 LEAST_VARIANCE = 1e-12  # of the log price to expiry; below it a Black price has no usable derivative
@@ -269,7 +276,8 @@ def turbocharged_price(
     nodes = torch.searchsorted(grid.detach(), expiry.detach() - 1e-10) - 1  # the step that ends at each expiry
     log_forward, variance = _conditional_paths(model, grid, nodes, n_paths, seed)
     columns = [
-        _mixed_estimate(model.rho, log_forward[row], variance[row], log_moneyness[row]) for row in range(len(expiry))
+        _mean_and_error(mixed_samples(model.rho, log_forward[row], variance[row], log_moneyness[row]))
+        for row in range(len(expiry))
     ]
     value, std_error = (torch.stack(part, dim=-2) for part in zip(*columns, strict=True))
     note = f"hybrid scheme, {grid.shape[0] - 1} steps"
@@ -301,8 +309,18 @@ def _pairs(paths: Tensor) -> Tensor:
     return torch.stack(paths.chunk(2, dim=-1), dim=-1)
 
 
-def _mixed_estimate(rho: Tensor, log_forward: Tensor, variance: Tensor, log_moneyness: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard error over the pairs for one expiry; paths of shape `*batch pairs 2`, strikes `n_strikes`."""
+def mixed_samples(rho: Tensor, log_forward: Tensor, variance: Tensor, log_moneyness: Tensor) -> Tensor:
+    """Out-of-the-money Black prices given the variance, with their control variate: see `turbocharged_price`.
+
+    Args:
+        rho: correlation, shape `*batch`.
+        log_forward: $\\log m^1$ to one expiry, mirror images side by side, shape `*batch pairs 2`.
+        variance: $\\int V dt$ of the same paths.
+        log_moneyness: shape `(n_strikes,)`.
+
+    Returns:
+        A price of each pair, undiscounted per unit of forward; shape `*batch n_strikes pairs`.
+    """
     squared = (rho**2)[..., None, None]
     most = variance.detach().amax((-2, -1), keepdim=True) * (1.0 + 1e-6)  # a bit more, so that no variance is 0
     log_strike = log_moneyness[:, None, None]
@@ -313,7 +331,12 @@ def _mixed_estimate(rho: Tensor, log_forward: Tensor, variance: Tensor, log_mone
     centred = (control - (_sum(control) / n_pairs).unsqueeze(-1)).detach()
     spread = _sum(centred.square())
     share = _sum(centred * payoff.detach()) / torch.where(spread > 0.0, spread, 1.0)
-    samples = payoff - share.unsqueeze(-1) * (control - expected)
+    return payoff - share.unsqueeze(-1) * (control - expected)
+
+
+def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard error over the last axis."""
+    n_pairs = samples.shape[-1]
     mean = _sum(samples) / n_pairs
     sample_variance = _sum((samples - mean.unsqueeze(-1)).square()) / (n_pairs - 1)
     return mean, (sample_variance / n_pairs).sqrt()

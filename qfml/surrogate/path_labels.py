@@ -119,9 +119,9 @@ def truncated_normal(bound: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     References:
         Glasserman and Staum (2001), Conditioning on one-step survival for barrier option simulations, section 3.
 
-    >>> drawn, probability = truncated_normal(torch.tensor([-3.0, 40.0]).double(), torch.tensor([0.5, 0.5]).double())
+    >>> drawn, probability = truncated_normal(torch.tensor([-3.0, 40.0]).double(), torch.tensor([0.5, 0.25]).double())
     >>> drawn
-    tensor([-3.2049, 0.0000], dtype=torch.float64)
+    tensor([-3.2052, -0.6745], dtype=torch.float64)
     """
     bound = bound.clamp(min=-FARTHEST)  # such a path has no weight left
     probability = normal_cdf(bound)

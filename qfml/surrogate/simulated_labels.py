@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 import pricers as pr
+from pricers.noise import address
 from pricers.parallel import side_by_side
 from pricers.parameters import whole
 from qfml.errors import DataError
+from qfml.surrogate import rough_bergomi_labels as rough_bergomi
 from qfml.surrogate.path_labels import FEWEST_PATHS, block_rows, label_block, refusal
 
 __all__ = ["SimulatedLabels", "simulated_labels"]
@@ -70,13 +72,18 @@ def simulated_labels(
     Row `first_row + i` gets the same label whatever other rows are in the call, for its noise depends on the seed, the
     number of the row and `n_paths` alone. Blocks of rows run side by side on the cores that torch may use.
 
+    Implied vols under rough Bergomi are the exception: neighbouring rows of one law (one set of model parameters) share
+    one simulation, addressed by the first of them. A call must not begin within a law.
+
     Args:
-        problem: what is priced, with a target "price" (in units of the spot).
+        problem: what is priced, with a target "price" (in units of the spot), or "implied_vol" under rough Bergomi.
         inputs: points of the box in natural units, float64, shape `(N, d)`.
         n_paths: paths of each label, half of them mirror images of the other half: a power of two, 16 or more.
-        n_steps: time steps of the variance to the last contract date, spread evenly over the intervals between dates.
+        n_steps: time steps of the variance to the last contract date, spread evenly over the intervals between dates;
+            of rough Bergomi to the first expiry of a law, and from each to the next, an even number.
         seed: any integer.
-        gradients: whether derivatives of the value by all inputs are made too, pathwise, by one sweep backwards.
+        gradients: whether derivatives of the value by all inputs are made too, pathwise, by one sweep backwards. There
+            are none under rough Bergomi: a sweep serves one strike, where the simulation serves all of a law.
         first_row: number of the first row, 0 or more.
 
     Returns:
@@ -91,10 +98,12 @@ def simulated_labels(
         survival for barrier option simulations.
     """
     _check(inputs, n_paths, n_steps, seed, first_row)
+    if problem.target == "implied_vol":
+        return _implied_vols(problem, inputs, n_paths, n_steps, seed, gradients, first_row)
     if problem.target != "price":
         raise DataError(
-            f"`target` of simulated labels must be 'price', got {problem.target!r}: the noise of a path "
-            "is noise of the price; a network on prices gives the other targets by their formula"
+            f"`target` of simulated labels must be 'price', or 'implied_vol' under rough Bergomi, got "
+            f"{problem.target!r}: a network on prices gives it by its formula"
         )
     if len(inputs):
         reason = refusal(*problem.triple(inputs[:1]))
@@ -124,6 +133,36 @@ def simulated_labels(
         for column in slopes
     )
     return SimulatedLabels(value, std_error, gradient, its_error)
+
+
+def _implied_vols(
+    problem: LabelProblem, inputs: Tensor, n_paths: int, n_steps: int, seed: int, gradients: bool, first_row: int
+) -> SimulatedLabels:
+    if gradients:
+        raise DataError(
+            "implied vols under rough Bergomi are labelled without gradients: one simulation serves all strikes of a "
+            "law, a sweep backwards only one; spend the time on more laws, with `gradients: false`"
+        )
+    if n_steps % 2:
+        raise DataError(
+            f"`n_steps` must be even under rough Bergomi, got {n_steps}: every other node makes a second sum"
+        )
+    if not len(inputs):
+        return SimulatedLabels(inputs.new_empty(0), inputs.new_empty(0), None, None)
+    instrument, model, market = problem.triple(inputs)
+    reason = rough_bergomi.refusal(instrument, model)
+    if reason is not None:
+        raise DataError(f"this problem has no labels by simulation: {reason}; use an exact engine")
+    assert isinstance(model, pr.RoughBergomi)
+    laws = rough_bergomi.laws_of(model, len(inputs))
+
+    def one(rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        words = address("rough laws", seed, first_row + rows[0])
+        return rough_bergomi.rough_bergomi_labels(instrument, model, market, rows, n_paths, n_steps, words)
+
+    with side_by_side(inputs.device, len(laws)) as run:
+        found = list(run(one, laws))
+    return SimulatedLabels(torch.cat([vol for vol, _ in found]), torch.cat([error for _, error in found]), None, None)
 
 
 def _check(inputs: Any, n_paths: Any, n_steps: Any, seed: Any, first_row: Any) -> None:
