@@ -2,12 +2,16 @@
 
 from qfml.surrogate.box import Range
 from qfml.surrogate.fitting import fit_surrogate
+from qfml.surrogate.labels import LabelTable, labels_folder, make_labels, read_labels
 from qfml.surrogate.problem import Problem
+from qfml.surrogate.settings import LabelSettings
 from qfml.surrogate.surrogate import ErrorBound, Prediction, Surrogate
 from qfml.surrogate.training import Shape, SurrogateTraining
 
 __all__ = [
     "ErrorBound",
+    "LabelSettings",
+    "LabelTable",
     "Prediction",
     "Problem",
     "Range",
@@ -15,4 +19,7 @@ __all__ = [
     "Surrogate",
     "SurrogateTraining",
     "fit_surrogate",
+    "labels_folder",
+    "make_labels",
+    "read_labels",
 ]

@@ -26,19 +26,19 @@ class Bounded:
     r"""What another network puts out, through a function whose range is the allowed one.
 
     A loss of the bounded output is one of the label itself, so that a noisy label stays unbiased: bounds that are kept
-    by transforming the labels, as in $\log y$, would learn the mean of the logarithm. All three functions rise, so a
-    monotone network stays monotone; "softplus" and "exp" are convex as well, so a convex network stays convex.
+    by transforming the labels, as in $\log y$, would learn the mean of the logarithm. Both functions rise and are
+    convex, so that a monotone network stays monotone and a convex one convex.
 
     Args:
         inner: the network inside, without dropout.
-        output: "softplus" (above 0, linear far from it), "exp" (above 0) or "sigmoid" (between 0 and 1).
+        output: "softplus" (above 0, linear far from it) or "exp" (above 0).
 
     Example:
-        >>> network = Bounded(MLP(hidden=(8,)), output="sigmoid")
+        >>> network = Bounded(MLP(hidden=(8,)), output="softplus")
         >>> drawn = network.init(3, None, torch.Generator().manual_seed(0))
         >>> parameters = {name: 100 * value[None] for name, value in drawn.items()}
         >>> y = network.forward(parameters, torch.linspace(-9, 9, 12).view(1, 4, 3))
-        >>> bool(((y >= 0) & (y <= 1)).all())
+        >>> bool((y >= 0).all())
         True
     """
 
@@ -56,10 +56,6 @@ class Bounded:
             )
         if self.output not in OUTPUTS:
             raise UserError(f"`output` must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
-        if self.output == "sigmoid" and isinstance(self.inner, ConvexMLP):
-            raise UserError(
-                "`output` sigmoid is not convex, and would undo the network convex_mlp: take softplus or exp"
-            )
 
     def init(
         self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1
@@ -99,14 +95,8 @@ def softplus(x: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(-x)
 
 
-def _sigmoid_slope(x: Tensor) -> Tensor:
-    of_x = sigmoid(x)
-    return of_x * (1 - of_x)
-
-
 Function = Callable[[Tensor], Tensor]
 OUTPUTS: dict[str, tuple[Function, Function]] = {  # the function and its derivative
     "softplus": (softplus, sigmoid),
     "exp": (torch.exp, torch.exp),
-    "sigmoid": (sigmoid, _sigmoid_slope),
 }

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qfml.engine import Callback
+from qfml.surrogate.labels import LabelTable
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.surrogate import Surrogate
 from qfml.surrogate.training import SurrogateTraining, train_networks
-
-if TYPE_CHECKING:
-    from qfml.surrogate.labels import LabelTable
 
 
 def fit_surrogate(
@@ -20,7 +17,6 @@ def fit_surrogate(
     table: LabelTable,
     settings: SurrogateTraining | None = None,
     *,
-    labels_hash: str | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: Path | None = None,
     resume: bool = False,
@@ -31,7 +27,6 @@ def fit_surrogate(
         problem: what the labels are of.
         table: the labels.
         settings: how to train; by default two seeds of a perceptron of four layers of 64.
-        labels_hash: enters the surrogate's hash, so that it can be told which labels it learned from.
         callbacks: told of what happens.
         checkpoint_dir: checkpoints of the training are written here.
         resume: continue from the newest of them.
@@ -42,11 +37,11 @@ def fit_surrogate(
 
     Raises:
         ConfigError: settings that do not suit problem and labels.
-        DataError: labels of one law only.
+        DataError: labels of another problem, or of too few laws.
     """
     settings = SurrogateTraining() if settings is None else settings
     trained = train_networks(
         problem, table, settings, callbacks=callbacks, checkpoint_dir=checkpoint_dir, resume=resume
     )
     fits = trained.fits if settings.combine == "mean" else trained.fits[:1]
-    return Surrogate(problem, trained.target, fits, report=trained.report | {"labels": labels_hash})
+    return Surrogate(problem, trained.target, fits, report=trained.report | {"labels": table.hash})

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import pricers as pr
 from pricers.parallel import side_by_side
 from qfml import config
 from qfml.engine.checkpoint import read_folder, write_folder
@@ -27,6 +28,7 @@ from qfml.networks import NETWORKS, Network
 from qfml.surrogate.bounded import Bounded
 from qfml.surrogate.coordinates import Coordinates
 from qfml.surrogate.problem import Problem
+from qfml.surrogate.quoting import Name, greeks_of, price_of, rows_of
 from qfml.surrogate.tangents import log_reference_slopes, outputs, outputs_and_slopes, pulled_back
 from qfml.surrogate.target import Target
 
@@ -81,19 +83,22 @@ class Surrogate:
         report: how it came to be: seconds, rows, errors, hash of the labels.
 
     Example:
-        >>> import qfml.surrogate as qs
+        >>> import qfml, qfml.surrogate as qs
+        >>> from qfml.engine import Muon
         >>> problem = qs.Problem(
         ...     model={"kind": "black_scholes"},
         ...     instrument={"kind": "european"},
         ...     box={"vol": qs.Range(0.1, 0.4), "expiry": qs.Range(0.5, 2.0), "strike": qs.Range(0.8, 1.2)},
         ...     target="price",
         ... )
-        >>> rows = torch.rand(512, 3, generator=torch.Generator().manual_seed(0)).double()
-        >>> rows = torch.tensor([0.1, 0.5, 0.8]) + rows * torch.tensor([0.3, 1.5, 0.4])
-        >>> table = qs.LabelTable.of(rows, problem.exact(rows))
+        >>> import tempfile
+        >>> labels = qs.LabelSettings(n_points=256, seed=0, strikes_per_law=2)
+        >>> folder = tempfile.mkdtemp()
+        >>> files = qs.make_labels(problem, labels, folder)
+        >>> table = qs.read_labels(qs.labels_folder(problem, labels, folder))
         >>> quick = qs.SurrogateTraining(
         ...     network=qfml.MLP(hidden=(16, 16), activation="silu"),
-        ...     trainer=qfml.Trainer(max_epochs=60, batch_size=64, optimizer=qs.Muon(lr=1e-2, weight_decay=0.0)),
+        ...     trainer=qfml.Trainer(max_epochs=60, batch_size=64, optimizer=Muon(lr=1e-2, weight_decay=0.0)),
         ...     n_seeds=1,
         ... )
         >>> surrogate = qs.fit_surrogate(problem, table, quick)
@@ -138,7 +143,7 @@ class Surrogate:
             raise ConfigError(f"`errors` must be one of {', '.join(ON_ERROR)}, got {errors!r}")
         rows = self.rows(inputs)
         with torch.no_grad():
-            value, outside = self._in_blocks(rows)
+            value, outside = self.unchecked(rows)
         if errors == "raise" and bool(outside.any()):
             self._refuse(rows, value, outside)
         return Prediction(value.masked_fill(outside, math.nan), ~outside, self.bound)
@@ -158,12 +163,67 @@ class Surrogate:
 
         Written out layer by layer, without a graph. The box is not checked (`inside` does).
         """
-        blocks = [self._value_and_gradient(block) for block in inputs.split(ROWS_AT_A_TIME)]
+        own = inputs.split(ROWS_AT_A_TIME)
+        with side_by_side(inputs.device, len(own)) as run:
+            blocks = list(run(self._value_and_gradient, own))
         return torch.cat([value for value, _ in blocks]), torch.cat([gradient for _, gradient in blocks])
 
     def inside(self, inputs: Any) -> Tensor:
         """Whether each row lies in the box, (N,)."""
         return self.predict(inputs, errors="flag").inside
+
+    # ------------------------------------------------------------------ asked as an engine is
+
+    def price(self, instrument: Any, model: Any, market: Any, errors: str = "raise") -> Tensor:
+        """Prices in cash of a batch of `pricers` objects, float64; as `pricers.price`.
+
+        Args:
+            instrument: of the problem's kind, with its fixed terms.
+            model: likewise.
+            market: any, for an implied vol; else one of the problem's rates.
+            errors: as in `predict`.
+
+        Raises:
+            DataError: another instrument, model or fixed term than the surrogate's; a row outside of the box.
+        """
+        with torch.no_grad():
+            rows, shape = rows_of(self.problem, instrument, model, market)
+            value = self.predict(rows, errors).value
+            return price_of(self.problem, value, (instrument, model, market), shape)
+
+    def implied_vol(self, instrument: Any, model: Any, market: Any, errors: str = "raise") -> Tensor:
+        """Black implied vols of European options, annual, decimal; NaN where a price has none. See `price`."""
+        if self.problem.target == "implied_vol":
+            rows, shape = rows_of(self.problem, instrument, model, market)
+            return self.predict(rows, errors).value.double().view(shape)
+        if not isinstance(instrument, pr.European):
+            raise DataError(f"implied vols are of European options, got {type(instrument).__name__}: take `price`")
+        price = self.price(instrument, model, market, errors)
+        forward, discount = market.forward(instrument.expiry), market.discount(instrument.expiry)
+        terms = (price, forward, instrument.strike, instrument.expiry, discount)
+        return pr.implied_vol(*terms, option=instrument.option, errors="nan")
+
+    def greeks(
+        self, instrument: Any, model: Any, market: Any, wrt: Sequence[Name], errors: str = "raise"
+    ) -> dict[Name, Tensor]:
+        """Derivatives of the price, float64, by names of fields; second order by pairs; as `pricers.greeks`.
+
+        Args:
+            instrument: of the problem's kind, with its fixed terms.
+            model: likewise.
+            market: see `price`.
+            wrt: names of fields (`spot`, `v0`, `strike`, ...), and pairs of names such as ("spot", "spot").
+            errors: as in `predict`.
+        """
+        triple = (instrument, model, market)
+        rows, shape = rows_of(self.problem, *triple)
+        inside = self.predict(rows, errors).inside.view(shape)
+
+        def price(moved: Any) -> Tensor:
+            return price_of(self.problem, self.values(rows_of(self.problem, *moved)[0]), moved, shape)
+
+        found = greeks_of(price, triple, shape, wrt)
+        return {name: value.masked_fill(~inside, math.nan) for name, value in found.items()}
 
     def rows(self, inputs: Any) -> Tensor:
         """Rows of inputs (N, d) in float64 from what a caller gives; see `predict`."""
@@ -189,8 +249,12 @@ class Surrogate:
             )
         return rows
 
-    def _in_blocks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Values in float32 and which rows lie outside, blocks side by side on the cores."""
+    def unchecked(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (N,) in float32, outside of the box too, and which rows lie outside; blocks side by side on the cores.
+
+        Args:
+            rows: (N, d) in natural units, float64.
+        """
         value = torch.empty(len(rows), dtype=torch.float32)
         outside = torch.empty(len(rows), dtype=torch.bool)
 
@@ -236,7 +300,7 @@ class Surrogate:
             learnt, slopes = outputs_and_slopes(self.network, parameters, features)
             pulled = pulled_back(self.problem, inputs, slopes, reference, by_inputs)
             values.append(self.target.decode(learnt, inputs, reference))
-            own = self.target.decode_gradient(values[-1], learnt, pulled, inputs, reference, by_inputs)
+            own = self.target.decode_gradient(values[-1], pulled, inputs, reference, by_inputs)
             gradients.append(own)
         if len(values) == 1:
             return values[0], gradients[0]

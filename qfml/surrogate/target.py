@@ -4,12 +4,14 @@ r"""From values to what a network learns, and back.
 |---|---|---|
 | exact vols | $\log(\mathrm{vol} / \mathrm{reference})$ | as it is; the vol is above 0 |
 | noisy vols | vol / reference | through `exp` |
-| calls and puts | (price - intrinsic value) over the distance of the no-arbitrage bounds | through a sigmoid |
-| other claims that never pay less than 0, time values | value / scale | through a softplus |
+| prices of claims that never pay less than 0, time values | value / scale | through a softplus |
+| of them European calls and puts | the same | and no further than the no-arbitrage bounds |
 | claims that may cost something | value / scale | as it is |
 
 All but the first are linear in the value. That is what a noisy label needs: the mean of a curved function of it is not
-the function of its mean, so bounds are kept inside the network (`Bounded`), and the loss is one of the value.
+the function of its mean, so bounds are kept inside the network (`Bounded`), and the loss is one of the value. The lower
+bound of a European price, the intrinsic value, has a kink at the forward, which a smooth network would have to undo if
+it learned the distance from it: so a price is learned as it is and moved onto the bounds that it would break.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 from qfml.surrogate.coordinates import Coordinates, row_jacobian
 from qfml.surrogate.problem import Problem
 
-OUTPUT_OF = {"log_vol": None, "vol_ratio": "exp", "between_bounds": "sigmoid", "positive": "softplus", "linear": None}
+OUTPUT_OF = {"log_vol": None, "vol_ratio": "exp", "between_bounds": "softplus", "positive": "softplus", "linear": None}
 SIGNED = frozenset({"variance_swap", "autocallable", "cliquet"})  # may be worth less than nothing, or have a floor
 
 
@@ -34,7 +36,7 @@ class Target:
     Args:
         problem: what the values are of.
         kind: "log_vol", "vol_ratio", "between_bounds", "positive" or "linear": see the table of this module.
-        scale: what "positive" and "linear" values are divided by, in the unit of the target.
+        scale: what prices are divided by, in the unit of the target.
     """
 
     problem: Problem
@@ -47,9 +49,9 @@ class Target:
         if problem.target == "implied_vol":
             return cls(problem, "vol_ratio" if bool((std_error > 0).any()) else "log_vol")
         kind = problem.instrument["kind"]
-        if kind == "european" and problem.target == "price" and not shaped and _has_flat_market(problem):
-            return cls(problem, "between_bounds")
         scale = float(value.square().mean().sqrt())
+        if kind == "european" and problem.target == "price" and not shaped and _has_flat_market(problem):
+            return cls(problem, "between_bounds", scale)
         return cls(problem, "linear" if kind in SIGNED else "positive", scale)
 
     @property
@@ -61,19 +63,21 @@ class Target:
         """What the network learns (N,) of `value` (N,) at `inputs` (N, d)."""
         if self.kind == "log_vol":
             return torch.log(value / self.problem.reference_vol(inputs))
-        shift, size = self._affine(inputs)
-        return (value - shift) / size
+        return value / self._size(inputs)
 
     def decode(self, learnt: Tensor, inputs: Tensor, reference: Tensor | None = None) -> Tensor:
         """The value (N,) of what the network puts out (N,); `reference` vols (N,) if known already."""
         if self.kind == "log_vol":
             return (self.problem.reference_vol(inputs) if reference is None else reference) * torch.exp(learnt)
-        shift, size = self._affine(inputs, reference)
-        return shift + size * learnt
+        value = self._size(inputs, reference) * learnt
+        if self.kind != "between_bounds":
+            return value
+        low, high = european_bounds(self.problem, inputs)
+        return torch.minimum(torch.maximum(value, low), high)
 
     def slope(self, value: Tensor, inputs: Tensor) -> Tensor:
         """By how much the value moves with what is learnt (N,): errors of the one times it are errors of the other."""
-        return value if self.kind == "log_vol" else self._affine(inputs)[1].expand_as(value)
+        return value if self.kind == "log_vol" else self._size(inputs).expand_as(value)
 
     @property
     def by_reference(self) -> bool:
@@ -83,7 +87,6 @@ class Target:
     def decode_gradient(
         self,
         value: Tensor,
-        learnt: Tensor,
         slopes: Tensor,
         inputs: Tensor,
         reference: Tensor | None = None,
@@ -93,8 +96,7 @@ class Target:
 
         Args:
             value: (N,), the value.
-            learnt: (N,), what the network puts out.
-            slopes: its derivatives in the inputs (N, d).
+            slopes: derivatives of what the network puts out in the inputs (N, d).
             inputs: (N, d).
             reference: reference vols (N,), where the target needs them.
             log_reference: derivatives of log(reference vol) in the inputs (N, d), where the target needs them.
@@ -107,8 +109,10 @@ class Target:
         own = self.slope(value, inputs)[:, None] * slopes
         if self.kind != "between_bounds":
             return own
+        at = torch.stack(european_bounds(self.problem, inputs), 1)
         bounds = row_jacobian(lambda rows: torch.stack(european_bounds(self.problem, rows), 1), inputs)
-        return own + bounds[:, 0] + learnt[:, None] * (bounds[:, 1] - bounds[:, 0])
+        own = torch.where((value <= at[:, 0])[:, None], bounds[:, 0], own)
+        return torch.where((value >= at[:, 1])[:, None], bounds[:, 1], own)
 
     def encode_gradient(self, value: Tensor, gradient: Tensor, inputs: Tensor) -> Tensor:
         """Derivatives in the features (N, d) of what is learnt, from those of the value in the inputs (N, d)."""
@@ -120,16 +124,11 @@ class Target:
         total = along + gradient / self.slope(value, inputs)[:, None]
         return Coordinates(self.problem).feature_gradient(inputs, total)
 
-    def _affine(self, inputs: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Shift and size, (N,) each, of a target that is linear in the value."""
+    def _size(self, inputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        """What a value (N,) is divided by where the target is linear in it."""
         if self.kind == "vol_ratio":
-            size = self.problem.reference_vol(inputs) if reference is None else reference
-            return torch.zeros_like(size), size
-        if self.kind == "between_bounds":
-            low, high = european_bounds(self.problem, inputs)
-            return low, high - low
-        one = torch.ones_like(inputs[:, 0])
-        return torch.zeros_like(one), self.scale * one
+            return self.problem.reference_vol(inputs) if reference is None else reference
+        return self.scale * torch.ones_like(inputs[:, 0])
 
 
 def european_bounds(problem: Problem, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,17 +14,15 @@ from torch import Tensor
 
 from qfml.config import OneOf, Section
 from qfml.data.dataset import TimeDataset
-from qfml.engine import EMA, Callback, Cosine, Fit, Member, Muon, Trainer
+from qfml.engine import Callback, Cosine, Fit, Member, Muon, Trainer
 from qfml.errors import ConfigError, DataError
 from qfml.losses import MSE, Loss, Twin
 from qfml.networks import MLP, NETWORKS, ConvexMLP, MonotoneMLP, Network
 from qfml.surrogate.bounded import INNER, Bounded
 from qfml.surrogate.coordinates import Coordinates, columns_of
+from qfml.surrogate.labels import LabelTable, split_by_law
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.target import Target
-
-if TYPE_CHECKING:
-    from qfml.surrogate.labels import LabelTable
 
 PREDICTIONS = ("best", "mean")
 
@@ -71,11 +69,10 @@ class SurrogateTraining:
     """
 
     trainer: Annotated[Trainer, Section(Trainer)] = Trainer(  # noqa: RUF009  (frozen)
-        max_epochs=60,
-        batch_size=1024,
-        optimizer=Muon(lr=1e-2, weight_decay=0.0),
+        max_epochs=30,
+        batch_size=2048,
+        optimizer=Muon(lr=2e-2, weight_decay=0.0),
         schedule=Cosine(),
-        averaging=EMA(decay=0.999),
     )
     network: Annotated[Network, OneOf(NETWORKS)] = MLP(hidden=(64, 64, 64, 64), activation="silu")  # noqa: RUF009
     shape: Annotated[Shape, Section(Shape)] | None = None
@@ -137,28 +134,6 @@ def _shaped(problem: Problem, shape: Shape, network: Any) -> Network:
     return MonotoneMLP(increasing=rising, decreasing=falling, hidden=network.hidden)
 
 
-def split_by_law(law: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation rows: each law, the rows of one draw of everything but the strike, is on one side.
-
-    Args:
-        law: number of each row's law (N,).
-        share: share of the laws that go to validation, at least one.
-        seed: names the draw.
-
-    Example:
-        >>> train, val = split_by_law(np.array([0, 0, 1, 1, 2, 2]), 0.3, seed=0)
-        >>> len(train), len(val)
-        (4, 2)
-    """
-    laws = np.unique(law)
-    if len(laws) < 2:
-        raise DataError(f"the labels are of {len(laws)} law: at least 2 are needed, one of them for validation")
-    count = min(max(1, round(share * len(laws))), len(laws) - 1)
-    chosen = np.random.default_rng([seed, 0x5EED]).choice(laws, count, replace=False)
-    held_out = np.isin(law, chosen)
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
 def row_weights(slope: Tensor, std_error: Tensor, noise_floor: float | None) -> Tensor:
     """Weights (N,) of mean 1 that make of a squared error of what is learnt one of the value, over its variance.
 
@@ -180,7 +155,7 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
     Simulated points have no time. The row number stands for it: all that the engine asks is that no two rows share a
     time, and which rows are held out is decided by law (`split_by_law`), not by time.
     """
-    inputs, value, std_error = columns_of_table(table)
+    inputs, value, std_error = table.inputs, table.value, table.std_error
     learnt = target.encode(value, inputs)
     weight = row_weights(target.slope(value, inputs), std_error, settings.noise_floor)
     gradient = None
@@ -189,7 +164,7 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
             raise ConfigError(
                 "`twin` learns from derivatives, which these labels do not have: make them with gradients"
             )
-        gradient = target.encode_gradient(value, torch.as_tensor(table.gradient, dtype=torch.float64), inputs)
+        gradient = target.encode_gradient(value, table.gradient, inputs)
     row = np.arange(len(value))
     return TimeDataset(
         Coordinates(problem)(inputs),
@@ -200,14 +175,6 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
         feature_names=problem.inputs,
         label_gradient=gradient,
     )
-
-
-def columns_of_table(table: LabelTable) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs (N, d), values (N,) and standard errors (N,) of labels, float64."""
-    inputs, value, std_error = (
-        torch.as_tensor(column, dtype=torch.float64) for column in (table.inputs, table.value, table.std_error)
-    )
-    return inputs, value, std_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,13 +206,22 @@ def train_networks(
 
     Raises:
         ConfigError: settings that do not suit problem and labels.
-        DataError: labels of one law only.
+        DataError: labels of another problem, or of too few laws.
     """
+    if table.names != problem.inputs:
+        raise DataError(
+            f"the labels are of {', '.join(table.names)}, and the problem's inputs {', '.join(problem.inputs)}"
+        )
     start = time.perf_counter()
-    inputs, value, std_error = columns_of_table(table)
+    inputs, value, std_error = table.inputs, table.value, table.std_error
     target = Target.of(problem, value, std_error, shaped=settings.shape is not None)
     ds = training_data(problem, table, target, settings)
-    train, val = split_by_law(np.asarray(table.law), settings.validation_share, settings.seed)
+    train, val = split_by_law(table, (1.0 - settings.validation_share, settings.validation_share), settings.seed)
+    if not (len(train) and len(val)):
+        raise DataError(
+            f"the labels are of {len(table.law.unique())} laws, of which {len(train)} rows are left to train on and "
+            f"{len(val)} to validate: make more labels, or choose another `validation_share`"
+        )
     network = network_for(problem, settings, target)
     loss: Loss = MSE() if settings.twin is None else Twin.of(ds, train, settings.twin)
     members = [Member(network, train, val, seed=settings.seed + i) for i in range(settings.n_seeds)]

@@ -1,0 +1,63 @@
+"""Error bounds that hold on fresh points at a stated level, whatever the distribution of the errors."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.stats import beta
+from torch import Tensor
+
+from qfml.errors import DataError
+
+
+def conformal_bound(errors: Tensor, level: float) -> float:
+    r"""The bound that the absolute error of a fresh point keeps with probability `level` at least.
+
+    The $\lceil (n + 1) \cdot \mathrm{level} \rceil$-th smallest of n absolute errors, on points drawn like the fresh
+    one and used for nothing else. The probability is over the draw of both; it lies below level + 1 / (n + 1).
+
+    Args:
+        errors: (n,), signed or not.
+        level: in (0, 1).
+
+    Raises:
+        DataError: too few errors for the level, a NaN.
+
+    References:
+        Vovk, Gammerman, Shafer (2005), Algorithmic Learning in a Random World; Lei, G'Sell, Rinaldo, Tibshirani,
+        Wasserman (2018), "Distribution-Free Predictive Inference for Regression", algorithm 2.
+
+    Example:
+        >>> conformal_bound(torch.tensor([0.3, -0.1, 0.2, 0.4]), 0.5)  # the third smallest of four
+        0.3
+    """
+    if not 0 < level < 1:
+        raise DataError(f"`level` must lie in (0, 1), got {level}")
+    if not bool(errors.isfinite().all()):
+        raise DataError(
+            f"{int((~errors.isfinite()).sum())} of {len(errors)} errors are not finite: no bound holds them"
+        )
+    place = math.ceil((len(errors) + 1) * level - 1e-9)
+    if place > len(errors):
+        raise DataError(
+            f"a bound at level {level:g} needs {math.ceil(level / (1 - level) - 1e-9)} calibration points at least, "
+            f"got {len(errors)}"
+        )
+    return round(float(errors.double().abs().kthvalue(place).values), 15)
+
+
+def binomial_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a probability of which `count` successes in `n` independent trials were seen.
+
+    References:
+        Clopper, Pearson (1934), "The use of confidence or fiducial limits illustrated in the case of the binomial".
+
+    Example:
+        >>> low, high = binomial_interval(990, 1000)
+        >>> round(low, 4), round(high, 4)
+        (0.9817, 0.9952)
+    """
+    tail = 0.5 * (1.0 - confidence)
+    low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
+    high = 1.0 if count == n else float(beta.ppf(1.0 - tail, count + 1, n - count))
+    return low, high
