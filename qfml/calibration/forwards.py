@@ -49,6 +49,8 @@ def rate_or_curve(name: str, value: Any) -> float | ZeroCurve:
                     "give a rate for each expiry as (expiries, rates)"
                 )
             value = ZeroCurve([float(x) for x in value[0]], [float(x) for x in value[1]])
+        elif value is None:
+            raise DataError(f"`{name}` must be given; 0 for none")
         elif not isinstance(value, ZeroCurve):
             value = float(value)
     except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import polars as pl
 from qfml.data.validation import parse_times
 from qfml.errors import DataError
 
-__all__ = ["ALIASES", "MISSING", "columns_of", "frame_of", "numbers", "options", "times"]
+__all__ = ["ALIASES", "MISSING", "columns_of", "filled_rows", "frame_of", "is_dates", "numbers", "options", "times"]
 
 ALIASES: Mapping[str, tuple[str, ...]] = {  # compared in lower case, with _ for spaces, dots and dashes
     "strike": ("strike", "k", "strike_price", "exercise_price"),
@@ -54,6 +54,8 @@ def frame_of(path: Any, separator: str = ",") -> pl.DataFrame:
     Raises:
         DataError: no such file, another format, or a file that cannot be read.
     """
+    if not isinstance(path, str | Path):
+        raise DataError(f"the path of quotes must be text or a Path, got {type(path).__name__}")
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"there is no file {path} (looked in {Path.cwd()}); paths are relative to that directory")
@@ -62,10 +64,22 @@ def frame_of(path: Any, separator: str = ",") -> pl.DataFrame:
         if kind in (".parquet", ".pq"):
             return pl.read_parquet(path)
         if kind in (".csv", ".txt", ".tsv"):
-            return pl.read_csv(path, separator="\t" if kind == ".tsv" else separator, infer_schema=False)
+            frame = pl.read_csv(path, separator="\t" if kind == ".tsv" else separator, infer_schema=False)
+            return _separated(frame, path)
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"cannot read {path}: {reason}; are there as many cells in every row as in the header?"
+        ) from error
     raise DataError(f"quotes are read from .csv, .txt, .tsv or .parquet files, got {path.name}")
+
+
+def _separated(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The table, unless its one column shows that another separator was meant."""
+    others = [mark for mark in ";\t|," if mark in frame.columns[0]]
+    if frame.width == 1 and others:
+        raise DataError(f"the cells of {path} seem to be separated by {others[0]!r}; pass separator={others[0]!r}")
+    return frame
 
 
 def columns_of(frame: pl.DataFrame, rename: Mapping[str, str], ignore: str | Sequence[str]) -> dict[str, pl.Series]:
@@ -82,6 +96,8 @@ def columns_of(frame: pl.DataFrame, rename: Mapping[str, str], ignore: str | Seq
     >>> columns_of(pl.DataFrame({"Strike Price": [90.0], "IV": [0.2]}), {}, ()).keys()
     dict_keys(['strike', 'vol'])
     """
+    blank = [name for name in frame.columns if not name.strip() and frame[name].null_count() == frame.height]
+    frame = frame.drop(blank)  # what a comma at the end of the lines makes
     known = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
     ignored = () if ignore == "unknown" else (ignore,) if isinstance(ignore, str) else ignore
     for theirs in (*rename, *ignored):
@@ -107,12 +123,23 @@ def columns_of(frame: pl.DataFrame, rename: Mapping[str, str], ignore: str | Seq
             raise DataError(
                 f"`{result[ours].name}` and `{theirs}` are both the {ours}; leave one out with ignore=['{theirs}']"
             )
-        result[ours] = frame[theirs]
+        column = frame[theirs]
+        result[ours] = column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
     return result
 
 
-def numbers(column: pl.Series) -> np.ndarray:
+def filled_rows(frame: pl.DataFrame) -> np.ndarray:
+    """Numbers of the rows that are not empty: blank lines are no quotes."""
+    empty = pl.all_horizontal(pl.all().is_null() | (pl.all().cast(pl.String).str.strip_chars() == ""))
+    return np.flatnonzero(~frame.select(empty).to_series().fill_null(False).to_numpy())
+
+
+def numbers(column: pl.Series, rows: np.ndarray) -> np.ndarray:
     """A column as float64, NaN where the cell is empty.
+
+    Args:
+        column: of numbers or text.
+        rows: number of each row, for messages.
 
     Raises:
         DataError: a cell that is not a number; the message names its row.
@@ -128,7 +155,7 @@ def numbers(column: pl.Series) -> np.ndarray:
             hint = 'take off the % and pass vol_unit="percent"' if cell.endswith("%") else "correct it"
             hint = "write decimals with a point" if re.fullmatch(r"-?\d+,\d+", cell) else hint
             raise DataError(
-                f"`{column.name}` must hold numbers: row {row} has {cell!r}; {hint}, or leave the cell empty"
+                f"`{column.name}` must hold numbers: row {rows[row]} has {cell!r}; {hint}, or leave the cell empty"
             )
     elif column.dtype.is_numeric() or column.dtype == pl.Null:
         values = column.cast(pl.Float64)
@@ -136,11 +163,11 @@ def numbers(column: pl.Series) -> np.ndarray:
         raise DataError(f"`{column.name}` must hold numbers, got {column.dtype}; convert the column first")
     result = values.fill_null(float("nan")).to_numpy().copy()
     if np.isinf(result).any():
-        raise DataError(f"`{column.name}` must hold finite numbers: row {int(np.isinf(result).argmax())} is infinite")
+        raise DataError(f"`{column.name}` must hold finite numbers: row {rows[np.isinf(result).argmax()]} is infinite")
     return result
 
 
-def options(column: pl.Series) -> np.ndarray:
+def options(column: pl.Series, rows: np.ndarray) -> np.ndarray:
     """True for calls, False for puts.
 
     Raises:
@@ -153,11 +180,13 @@ def options(column: pl.Series) -> np.ndarray:
     bad = ~(is_call | text.is_in(["p", "put", "puts"]).fill_null(False))
     if bad.any():
         row = int(bad.arg_max() or 0)
-        raise DataError(f"`{column.name}` must hold call or put (C or P): row {row} has {column[row]!r}; correct it")
+        raise DataError(
+            f"`{column.name}` must hold call or put (C or P): row {rows[row]} has {column[row]!r}; correct it"
+        )
     return is_call.to_numpy()
 
 
-def times(column: pl.Series) -> np.ndarray:
+def times(column: pl.Series, rows: np.ndarray, time_format: str | None = None) -> np.ndarray:
     """A column of dates or times, as datetime64 to the microsecond; those with a zone in UTC.
 
     Raises:
@@ -165,23 +194,25 @@ def times(column: pl.Series) -> np.ndarray:
     """
     if column.dtype.is_numeric():
         raise DataError(f"`{column.name}` must hold dates, got numbers; write them as ISO 8601 text, 2002-07-05")
-    parsed = parse_times(column)
+    parsed = parse_times(column, time_format if column.dtype == pl.String else None)
     if parsed.null_count():
         row = int(parsed.is_null().arg_max() or 0)
         raise DataError(
-            f"`{column.name}` must hold a date in every row: row {row} is empty; fill it in, or drop the row"
+            f"`{column.name}` must hold a date in every row: row {rows[row]} is empty; fill it in, or drop the row"
         )
     if isinstance(parsed.dtype, pl.Datetime) and parsed.dtype.time_zone is not None:
         parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return parsed.cast(pl.Datetime("us")).to_numpy().astype("datetime64[us]")
 
 
-def is_dates(column: pl.Series) -> bool:
-    """Whether the column holds dates rather than numbers."""
+def is_dates(column: pl.Series, time_format: str | None = None) -> bool:
+    """Whether the column holds dates rather than numbers, by its first cell."""
     if column.dtype != pl.String:
         return column.dtype.is_temporal()
     text = column.str.strip_chars()
     text = text.filter(text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING))
+    if time_format is not None and text[:1].str.to_datetime(time_format, strict=False).null_count() == 0:
+        return text.len() > 0
     return text.len() > 0 and text[:1].cast(pl.Float64, strict=False).null_count() == 1
 
 

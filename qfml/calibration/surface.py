@@ -204,7 +204,7 @@ class Surface:
           `ask_price`, `call_bid`, `call_ask`, `put_bid`, `put_ask`;
         - `forward`, or `spot`, `rate` or `discount`, and `dividend`. Without a forward, and unless spot, rates and
           dividends are known, put-call parity implies the forwards, and the discount factors where rates are not known;
-        - `weight`, `date`, `name`.
+        - `weight`, `date`, `name`. Times with a zone are turned into UTC.
 
         Empty cells are missing quotes: dropped and counted. Of a call and a put at one strike, the one out of the money
         stays.
@@ -314,7 +314,10 @@ class Surface:
         >>> len(surface.where(surface.expiry > 0.5))
         52
         """
-        rows = np.arange(len(self))[np.asarray(keep)]
+        try:
+            rows = np.arange(len(self))[np.asarray(keep)]
+        except IndexError as error:
+            raise DataError(f"`keep` must be a mask of {len(self)} quotes, or indices of them: {error}") from None
         remark = f"{len(rows)} of {len(self)} quotes were chosen"
         return self._with({}, rows, (*self.remarks, remark))
 

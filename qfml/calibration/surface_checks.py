@@ -206,7 +206,7 @@ def check_strikes(table: QuoteTable, refusal: Refusal) -> QuoteTable:
 
 def check_expiries(table: QuoteTable, refusal: Refusal) -> QuoteTable:
     """Expiries lie ahead, and are years."""
-    rule = "`expiry` must be above 0 (the quote has expired)"
+    rule = "`expiry` must be a number above 0 (0 or less has expired)"
     table = refusal.rule(table, ~(table.expiry > 0.0), rule, "check the quote date", expiry=table.expiry)
     rule, way_out = (
         f"`expiry` must be at most {MOST_YEARS:g} years",
@@ -253,7 +253,7 @@ def _vols_in_range(table: QuoteTable, refusal: Refusal, max_vol: float) -> Quote
             table,
             column > max_vol,
             f"`{name}` of a quote must be at most {max_vol:g} ({100.0 * max_vol:g} %)",
-            "correct it, leave its cell empty, or raise `max_vol`",
+            "correct it (divide percent by 100), leave its cell empty, or raise `max_vol`",
             **{name: column},
         )
     return refusal.rule(
@@ -350,7 +350,7 @@ def strikes_in_prices(strike: np.ndarray, forward: np.ndarray, spot: Any, unit: 
 
 
 def moment(date: Any) -> np.datetime64 | None:
-    """A date or time without time zone as numpy keeps it, to the microsecond.
+    """A date or time as numpy keeps it, to the microsecond; one with a time zone in UTC.
 
     Raises:
         DataError: it is not a date.
@@ -363,7 +363,7 @@ def moment(date: Any) -> np.datetime64 | None:
     try:
         if isinstance(date, str):
             date = dt.datetime.fromisoformat(date)
-        if not isinstance(date, dt.date | np.datetime64):
+        if not isinstance(date, dt.date | np.datetime64) or date != date:  # NaT is not itself
             raise ValueError
         if isinstance(date, dt.datetime) and date.tzinfo is not None:
             date = date.astimezone(dt.UTC).replace(tzinfo=None)

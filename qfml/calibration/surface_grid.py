@@ -16,7 +16,10 @@ QUOTE_COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "
 
 def quote_table(columns: dict[str, Any]) -> QuoteTable:
     """Columns as a table: numbers are repeated, absent ones take what stands for nothing given."""
-    n = max(np.size(value) for value in columns.values())
+    sizes = [np.size(value) for value in columns.values()]
+    if not min(sizes):
+        raise DataError("the surface has no quotes; give one strike or more")
+    n = max(sizes)
     absent = {"vol": np.nan, "bid": np.nan, "ask": np.nan, "weight": 1.0, "discount": 1.0}
     full = {name: float_column(name, columns.get(name, absent.get(name, np.nan)), n) for name in QUOTE_COLUMNS}
     return QuoteTable(**full, row=np.full(n, -1), surface=np.zeros(n, np.int64), labels=("",), rest={})
@@ -29,6 +32,11 @@ def grid_columns(strikes: Any, expiries: np.ndarray, vols: Any, bid: Any, ask: A
     if not ("vol" in grids or {"bid", "ask"} <= set(grids)):
         raise DataError("a grid needs `vols`, or `bid` and `ask`")
     strikes = floats("strikes", strikes)
+    if not (expiries.size and strikes.size) or strikes.ndim not in (1, 2):
+        raise DataError(
+            f"a grid needs one expiry and one strike or more, got {expiries.size} expiries and strikes of shape "
+            f"{strikes.shape}"
+        )
     shape = (expiries.shape[0], strikes.shape[-1])
     named = grids | {"strikes": strikes, "weights": floats("weights", weights)}
     for name, grid in named.items():

@@ -13,7 +13,7 @@ import torch
 
 from pricers import implied_vol
 from qfml.calibration.forwards import forward_and_discount, parity_forward, rate_or_curve
-from qfml.calibration.quote_columns import columns_of, is_dates, numbers, options, times
+from qfml.calibration.quote_columns import columns_of, filled_rows, is_dates, numbers, options, times
 from qfml.calibration.surface_checks import (
     MOST_VOL,
     QuoteTable,
@@ -58,6 +58,7 @@ class Reading:
         rename: the table's column names to ours.
         ignore: columns to leave out; "unknown" for all that are not known.
         separator: between the cells of a CSV file.
+        time_format: of dates that are text but not ISO 8601, such as "%m/%d/%Y" or "%Y%m%d".
     """
 
     spot: Any = None
@@ -74,6 +75,7 @@ class Reading:
     rename: Mapping[str, str] = field(default_factory=dict)
     ignore: str | Sequence[str] = ()
     separator: str = ","
+    time_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.quote not in (None, "vol", "price"):
@@ -120,13 +122,16 @@ def read_quotes(frame: pl.DataFrame, how: Reading) -> QuotesRead:
     Raises:
         DataError: a rule is broken; the message names the row.
     """
-    if not frame.height:
+    filled = filled_rows(frame)
+    if not len(filled):
         raise DataError("the table of quotes has no rows")
-    columns = columns_of(frame, how.rename, how.ignore)
+    columns = columns_of(frame[filled], how.rename, how.ignore)
     if "strike" not in columns:
         raise DataError(f"quotes need a column `strike`; there are: {', '.join(frame.columns)}")
     refusal = Refusal(how.errors)
-    rows, dates, labels = _rows(columns, how)
+    rows, dates, labels = _rows(columns, filled, how)
+    if len(filled) < frame.height:
+        refusal.note(0, f"{frame.height - len(filled)} empty rows were left out")
     name = _one_name(columns, how)
     rows, spots = _with_spot(rows, how, labels)
     if how.strike_unit in ("percent_of_spot", "moneyness"):
@@ -149,32 +154,35 @@ def read_quotes(frame: pl.DataFrame, how: Reading) -> QuotesRead:
 # ---- columns --------------------------------------------------------------------------------------------------------
 
 
-def _rows(columns: dict[str, pl.Series], how: Reading) -> tuple[Rows, Dates, tuple[str, ...]]:
+def _rows(columns: dict[str, pl.Series], row: np.ndarray, how: Reading) -> tuple[Rows, Dates, tuple[str, ...]]:
     """Columns as arrays: calls and puts below each other, expiries in years, the surfaces numbered by date."""
-    height = len(columns["strike"])
-    dated = {name: columns[name] for name in ("expiry", "maturity") if name in columns and is_dates(columns[name])}
-    rows = {name: numbers(column) for name, column in columns.items() if name not in TEXT and name not in dated}
-    rows["row"] = np.arange(height)
+    dated = {
+        name: columns[name]
+        for name in ("expiry", "maturity")
+        if name in columns and is_dates(columns[name], how.time_format)
+    }
+    rows = {name: numbers(column, row) for name, column in columns.items() if name not in TEXT and name not in dated}
+    rows["row"] = row
     if "maturity" in columns and "maturity" not in dated:
-        rows["maturity"] = numbers(columns["maturity"])
-    dates, rows["surface"] = _dates(columns, how, height)
+        rows["maturity"] = numbers(columns["maturity"], row)
+    dates, rows["surface"] = _dates(columns, row, how)
     labels = tuple(str(date).removesuffix("T00:00:00.000000") for date in dates) if len(dates) > 1 else ("",)
-    rows["expiry"] = _expiries(rows, dated, dates)
+    rows["expiry"] = _expiries(rows, dated, dates, how)
     if "option" in columns:
-        rows["is_call"] = options(columns["option"])
+        rows["is_call"] = options(columns["option"], row)
     return _named_bids(_stacked(rows), how), dates, labels
 
 
-def _dates(columns: dict[str, pl.Series], how: Reading, height: int) -> tuple[Dates, np.ndarray]:
+def _dates(columns: dict[str, pl.Series], row: np.ndarray, how: Reading) -> tuple[Dates, np.ndarray]:
     if "date" not in columns:
-        return (moment(how.date),), np.zeros(height, np.int64)
+        return (moment(how.date),), np.zeros(len(row), np.int64)
     if how.date is not None:
         raise DataError(f"the table has a column `{columns['date'].name}`; leave out `date`, or ignore the column")
-    dates, surface = np.unique(times(columns["date"]), return_inverse=True)
+    dates, surface = np.unique(times(columns["date"], row, how.time_format), return_inverse=True)
     return tuple(dates), surface.astype(np.int64)
 
 
-def _expiries(rows: Rows, dated: dict[str, pl.Series], dates: Dates) -> np.ndarray:
+def _expiries(rows: Rows, dated: dict[str, pl.Series], dates: Dates, how: Reading) -> np.ndarray:
     """Years to each expiry, from years, days or dates."""
     found = [*(name for name in ("expiry", "days", "maturity") if name in rows), *dated]
     if len(found) != 1:
@@ -188,7 +196,7 @@ def _expiries(rows: Rows, dated: dict[str, pl.Series], dates: Dates) -> np.ndarr
         return years / DAYS_A_YEAR if name == "days" else years
     if any(date is None for date in dates):
         raise DataError(f"`{dated[name].name}` holds dates, so quotes need a `date`, as a column or an argument")
-    elapsed = times(dated[name]) - np.array(dates)[rows["surface"]]
+    elapsed = times(dated[name], rows["row"], how.time_format) - np.array(dates)[rows["surface"]]
     return elapsed / np.timedelta64(1, "D") / DAYS_A_YEAR
 
 

@@ -182,7 +182,9 @@ def test_a_crossed_market_is_refused_by_name():
 
 
 def test_expiries_that_have_passed_are_refused():
-    with pytest.raises(DataError, match=r"`expiry` must be above 0 \(the quote has expired\): .*strike 80, expiry 0"):
+    with pytest.raises(
+        DataError, match=r"`expiry` must be a number above 0 \(0 or less has expired\): .*strike 80, expiry 0"
+    ):
         Surface.from_grid(STRIKES, [0.0, 0.5, 1.0], VOLS, spot=100.0)
     with pytest.raises(DataError, match=r"`expiry` must be at most 60 years: .*`days`"):
         Surface.from_grid(STRIKES, [91.0, 182.0, 365.0], VOLS, spot=100.0)
@@ -222,6 +224,21 @@ def test_numbers_out_of_range_are_named():
         grid(date="5.7.02")
     with pytest.raises(ConfigError, match=r'`errors` must be "raise" or "drop", got \'skip\''):
         grid(errors="skip")
+
+
+def test_what_is_no_grid_is_named():
+    with pytest.raises(DataError, match=r"a grid needs one expiry and one strike or more, got 0 expiries"):
+        Surface.from_grid(STRIKES, [], [], spot=100.0)
+    with pytest.raises(DataError, match=r"`rates` must be given; 0 for none"):
+        grid(rates=None)
+    with pytest.raises(DataError, match=r"`date` must be a date.*NaT"):
+        grid(date=np.datetime64("NaT"))
+    with pytest.raises(ConfigError, match=r"`max_vol` must be a number above 0, got 'high'"):
+        grid(max_vol="high")
+    with pytest.raises(DataError, match=r"`keep` must be a mask of 15 quotes, or indices of them"):
+        grid().where([True])
+    with pytest.raises(DataError, match=r"the surface has no quotes; give one strike or more"):
+        Surface(strike=[], expiry=[], vol=[], forward=[])
 
 
 def test_a_surface_without_a_quote_is_refused():
