@@ -230,7 +230,7 @@ def _by_node(smiles: Smiles, values: list[Any], filler: Any) -> tuple[tuple[Any,
     return tuple(tuple(row) for row in table)
 
 
-def _axis(name: str, x: np.ndarray, nodes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _axis(name: str, x: np.ndarray, nodes: np.ndarray) -> list[tuple[Any, Any]]:
     """Nodes to both sides of each point, with their shares."""
     if not ((x >= nodes[0]) & (x <= nodes[-1])).all():
         raise DataError(

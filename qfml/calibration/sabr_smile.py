@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pricers import SABR
 from qfml.calibration.sabr import (
     level_at_the_money,
     level_slopes,
@@ -35,7 +37,7 @@ class SabrSmile:
 
     The smile hardly tells beta from rho, so that beta is usually chosen. With `at_the_money` alpha is solved for such
     that the at-the-money volatility of the quotes (between quotes: linear in log-moneyness) is met exactly, and only
-    rho and nu are fitted.
+    rho and nu are fitted; standard errors then take that volatility as known.
 
     Args:
         beta: exponent of the forward, in [0, 1]; None: fitted too.
@@ -155,6 +157,10 @@ class SabrSmile:
         rows[:, 2, at["rho"]] = 1.0
         rows[:, 3, at["nu"]] = 1.0
         return torch.stack([level * unit, beta, rho, nu], dim=-1), rows
+
+    def pricer(self, params: dict[str, np.ndarray]) -> SABR:
+        """The model in `pricers`."""
+        return SABR(**{name: torch.from_numpy(params[name]) for name in self.names})
 
     def density(self, log_moneyness: Tensor, x: Tensor, smiles: Smiles) -> Tensor:
         """Durrleman's g on an even grid of log-moneyness, shape (n, m)."""

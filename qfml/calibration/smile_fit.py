@@ -8,13 +8,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from qfml.calibration.least_squares import STATUS, Solution, least_squares
+from qfml.calibration.least_squares import COST, STATUS, Solution, least_squares
 from qfml.calibration.smiles import Smiles
 
 __all__ = ["BLOCK", "FittedSmiles", "SmileModel", "chosen", "covariance", "fit_smiles", "unidentified"]
 
 BLOCK = 1024  # smiles worked at together: what they need stays in the cache
-UNSEEN = 1e-6  # vol: a change of the parameters over their range that moves no quote by more is not seen by them
+EXACT = 1e-8  # vol: a fit whose errors are all below it has converged, whatever its last steps did
+UNSEEN = 1e-5  # vol: a change of the parameters over their range that moves no quote by more is not seen by them
 SHARE = 0.3  # of an unseen direction, from which on a parameter is named as part of it
 
 
@@ -123,7 +124,7 @@ def chosen(solution: Solution, rows: Tensor, smiles: Smiles) -> FittedSmiles:
         cost=residuals.square().sum(-1),
         errors=errors,
         jacobian=jacobian,
-        status=solution.status[rows],
+        status=torch.where(errors.abs().amax(-1) < EXACT, COST, solution.status[rows]),
         n_steps=solution.n_steps[rows],
     )
 

@@ -62,9 +62,9 @@ class SmileCalibration:
     correlation: np.ndarray
     rmse_bps: np.ndarray
     max_bps: np.ndarray
-    sse: np.ndarray
+    sse: Any
     residuals: np.ndarray
-    inside_bid_ask: np.ndarray
+    inside_bid_ask: Any
     n_quotes: np.ndarray
     converged: np.ndarray
     status: tuple[Any, ...]
@@ -88,6 +88,18 @@ class SmileCalibration:
         expiry, forward = (torch.from_numpy(part.reshape(-1)) for part in (self.expiries, self.forwards))
         vols = self.model.vols(places.expand(len(expiry), -1), expiry, forward, columns)
         return vols.numpy().reshape(*shape, -1)
+
+    def pricer(self) -> Any:
+        """The same smiles in `pricers`, one model for each expiry: batch (S, E).
+
+        Raises:
+            ConfigError: there is no such model, as for SVI.
+            DataError: a smile has no parameters.
+        """
+        missing = ~np.isfinite(np.stack(list(self.params.values()))).all(axis=0)
+        if missing.any():
+            raise DataError(f"{int(missing.sum())} smiles have no parameters; take `params` of the others")
+        return self.model.pricer(self.params)
 
     def __str__(self) -> str:
         """A table for one surface; for a history what its fits have in common."""

@@ -251,19 +251,19 @@ class SsviCalibration:
 
     model: Any
     expiries: np.ndarray
-    params: dict[str, np.ndarray]
+    params: dict[str, Any]
     theta: np.ndarray
-    std_error: dict[str, np.ndarray]
+    std_error: dict[str, Any]
     correlation: np.ndarray
-    rmse_bps: np.ndarray
-    max_bps: np.ndarray
+    rmse_bps: Any
+    max_bps: Any
     rmse_bps_by_expiry: np.ndarray
-    sse: np.ndarray
+    sse: Any
     residuals: np.ndarray
-    inside_bid_ask: np.ndarray
-    converged: np.ndarray
-    status: tuple[Any, ...]
-    n_steps: np.ndarray
+    inside_bid_ask: Any
+    converged: Any
+    status: Any
+    n_steps: Any
     warnings: tuple[Any, ...]
     surfaces: tuple[Surface, ...]
     method: str = "exact"

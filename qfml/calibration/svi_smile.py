@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from qfml.calibration.svi import (
     wings_start,
     wings_variance_and_jacobian,
 )
+from qfml.errors import ConfigError
 
 __all__ = ["SviSmile"]
 
@@ -162,6 +164,14 @@ class SviSmile:
         rank = torch.where(least > 0.0, found.cost, 1e6 * (1.0 + found.cost) - least).reshape(n, n_starts)
         best = rank.argmin(-1) + n_starts * torch.arange(n)
         return chosen(solution, best, smiles), least[best]
+
+    def pricer(self, params: dict[str, np.ndarray]) -> Any:
+        """There is none: SVI is a smile, not a dynamics.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("`svi` describes smiles and has no dynamics to price with; calibrate `local_vol` for that")
 
     def density(self, log_moneyness: Tensor, x: Tensor, smiles: Smiles) -> Tensor:
         """Durrleman's g, shape (n, m)."""
