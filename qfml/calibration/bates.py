@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,4 +89,13 @@ def _variance(expiry: Tensor, x: Tensor) -> Tensor:
     return heston_variance(expiry, x) + expiry * intensity * (jump_mean * jump_mean + jump_std * jump_std)
 
 
-_LAW = Characteristic(_value, _gradient, _variance)
+def _more_nodes(end: Tensor, x: Tensor) -> Tensor:
+    """Jumps wave u m times up to u = 4 / s, which may be the first bit of the range only."""
+    jump_mean, jump_std = x[:, 6], x[:, 7]
+    reach = torch.minimum(4.0 / jump_std, end)
+    # share of the nodes of Gauss and Legendre below `reach`
+    share = torch.arccos(1.0 - 2.0 * reach / end) / math.pi
+    return (4.0 + 0.36 * reach * jump_mean.abs()) / share
+
+
+_LAW = Characteristic(_value, _gradient, _variance, _more_nodes)

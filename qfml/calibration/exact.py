@@ -23,6 +23,7 @@ __all__ = ["Fit", "FourierModel", "exact_vols", "fit", "screened"]
 BLOCK = 64  # problems that are solved side by side: their nodes stay in the cache
 FIRST_STEPS = 8  # on the nodes of the start, which is far away
 FIRST_TOLERANCE = 1e-3
+SECOND_TOLERANCE = 1e-5  # enough to tell the best of several starts
 FIRST_NODES = 64  # at most, where digits are not needed yet
 ROUNDS = 5  # new nodes, solved again, at most
 GOOD = 1e-6  # vol by which kernel and engine may differ: 0.01 bp
@@ -72,7 +73,7 @@ def fit(
     starts: Tensor,
     *,
     max_steps: int = 100,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-10,
 ) -> Fit:
     """The best of the fits of every surface from its starts.
 
@@ -186,7 +187,11 @@ def _solve_fourier(model: FourierModel, quotes: Quotes, start: Tensor, max_steps
     )
     grid = Grid.planned(model.law, first.x, slices, quotes)
     second = least_squares(
-        _Residuals(grid, quotes), first.x, **bounds, max_steps=max(0, max_steps - FIRST_STEPS), tolerance=tolerance
+        _Residuals(grid, quotes),
+        first.x,
+        **bounds,
+        max_steps=max(0, max_steps - FIRST_STEPS),
+        tolerance=max(tolerance, SECOND_TOLERANCE),
     )
     empty = torch.full_like(quotes.vol, math.nan)
     return Fit(
@@ -201,7 +206,7 @@ def _solve_fourier(model: FourierModel, quotes: Quotes, start: Tensor, max_steps
 
 
 def _verified(model: FourierModel, quotes: Quotes, found: Fit, max_steps: int, tolerance: float) -> Fit:
-    """Vols by the engine; where the kernel differs from them, finer nodes at the new parameters, and on."""
+    """To the end on nodes of their own, and vols by the engine; where these differ, on with finer nodes."""
     slices = Slices.of(quotes)
     x, status, n_steps = found.x.clone(), found.status.clone(), found.n_steps.clone()
     result: tuple[Tensor, ...] | None = None
@@ -209,12 +214,10 @@ def _verified(model: FourierModel, quotes: Quotes, found: Fit, max_steps: int, t
     for attempt in range(ROUNDS):
         some, finer = quotes.at(wrong), 1.0 + attempt
         grid = Grid.planned(model.law, x[wrong], Slices.of(some) if attempt else slices, some, finer=finer)
-        if attempt:
-            again = least_squares(
-                _Residuals(grid, some), x[wrong], **_bounds(model), max_steps=max_steps, tolerance=tolerance
-            )
-            x[wrong], n_steps[wrong] = again.x, n_steps[wrong] + again.n_steps
-            status[wrong] = again.status
+        again = least_squares(
+            _Residuals(grid, some), x[wrong], **_bounds(model), max_steps=max_steps, tolerance=tolerance
+        )
+        x[wrong], n_steps[wrong], status[wrong] = again.x, n_steps[wrong] + again.n_steps, again.status
         kernel, jacobian = grid.vols_and_jacobian(x[wrong])
         vols = exact_vols(model, x[wrong], some)
         error = torch.where(some.used, (kernel - vols).abs(), 0.0).nan_to_num(nan=math.inf).amax(-1)

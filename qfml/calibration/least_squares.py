@@ -33,7 +33,8 @@ STATUS: dict[int, str] = {
 CONVERGED = (GRADIENT, STEP, COST)
 
 LONGEST = 3.0  # step in the free variable of a bounded parameter: further out the bounds flatten everything
-STEEPEST_DAMPING = 1e20  # no step lowers the cost
+STEEP_DAMPING = 1e6  # from here on a step is short because it has failed, not because it has arrived
+STEEPEST_DAMPING = 1e12  # no step lowers the cost
 COMPACT_BELOW = 0.8  # share of the batch still at work under which what has finished leaves
 
 
@@ -292,12 +293,13 @@ class _Work:
         level = tolerance * self.cost
         stalled = (actual.abs() <= level) & (predicted <= level)
         better = running & (actual > 0.0)
+        arrived = solved & (self.damping <= STEEP_DAMPING)
         self._take(better, x, self.y + delta, slope, residuals, jacobian, cost)
         self._damp(better, actual, predicted)
         self.n_steps += running
         status = torch.where(self.damping > STEEPEST_DAMPING, NO_DESCENT, RUNNING)
-        status = torch.where(short & solved, STEP, status)
-        status = torch.where(stalled & solved, COST, status)
+        status = torch.where(short & arrived, STEP, status)
+        status = torch.where(stalled & arrived, COST, status)
         status = torch.where(better & self.flat(tolerance), GRADIENT, status)
         self.status = torch.where(running, status, self.status)
 

@@ -79,7 +79,7 @@ class Calibration:
         return self.model.pricer(x[0] if self.single else x)
 
     def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
-        """Model vols (m,) of one surface at places of log-moneyness (m,), one expiry (years); NaN where there are none."""
+        """Model vols (m,) of one surface at log-moneyness (m,) and one expiry (years); NaN where there are none."""
         places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(1, -1)
         one = torch.ones_like(places)
         level = self.quotes.vol[surface][self.quotes.used[surface]].mean()

@@ -29,7 +29,7 @@ def smoothed(
     smoothness: float,
     *,
     max_steps: int = 100,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-10,
 ) -> Fit:
     r"""Minimises $\sum_t r_t^\top W_t r_t + \lambda \sum_t |y_t - y_{t-1}|^2$ over the parameters of all days.
 

@@ -45,8 +45,8 @@ def uncertainty(
     r"""Covariance $s^2 (J^\top W J)^{-1}$ with the residual variance $s^2 = r^\top W r / (n - p)$, linearised.
 
     A parameter at its bound is held there, and the others' errors are given with it fixed. A parameter is not
-    identified if it takes part in a direction in which the model does not move, or if its standard error exceeds the
-    whole range in which starts are looked for.
+    identified if it takes part in a direction in which the model does not move, or if its standard error exceeds its
+    value (on a logarithmic scale) or half of the range in which starts are looked for (on a linear one).
 
     Args:
         x: parameters (S, P).
@@ -83,7 +83,7 @@ def uncertainty(
     inverse = (vectors * inverse_values.unsqueeze(-2)) @ vectors.mT
     spread = torch.diagonal(inverse, dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
     std_error = variance.sqrt().unsqueeze(-1) * spread / size
-    identified = ~blind & ~_wider_than_starts(std_error, x, parameters)
+    identified = ~blind & ~_blurred(std_error, x, parameters)
     std_error = torch.where(blind, math.inf, torch.where(at_bound, math.nan, std_error))
     known = (~blind & ~at_bound).to(x)
     correlation = inverse / (spread.unsqueeze(-1) * spread.unsqueeze(-2))
@@ -105,12 +105,12 @@ def at_bounds(x: Tensor, parameters: tuple[Parameter, ...]) -> Tensor:
     return torch.stack(found, dim=-1)
 
 
-def _wider_than_starts(std_error: Tensor, x: Tensor, parameters: tuple[Parameter, ...]) -> Tensor:
+def _blurred(std_error: Tensor, x: Tensor, parameters: tuple[Parameter, ...]) -> Tensor:
     found = []
     for i, parameter in enumerate(parameters):
         error, value = std_error[..., i], x[..., i]
         if parameter.scale == "log":
-            found.append(error > value * math.log(parameter.start_upper / parameter.start_lower))
+            found.append(error > value)
         else:
-            found.append(error > parameter.start_upper - parameter.start_lower)
+            found.append(error > 0.5 * (parameter.start_upper - parameter.start_lower))
     return torch.stack(found, dim=-1)
