@@ -87,7 +87,7 @@ def _normal_scores(draws: Tensor) -> Tensor:
     ordered = flat.sort(dim=-1).values.contiguous()
     low = torch.searchsorted(ordered, flat.contiguous(), right=False)
     high = torch.searchsorted(ordered, flat.contiguous(), right=True)
-    rank = 0.5 * (low + high + 1)
+    rank = 0.5 * (low + high + 1).double()
     return torch.special.ndtri((rank - 0.375) / (flat.shape[-1] + 0.25)).view(draws.shape)
 
 

@@ -22,9 +22,8 @@ from qfml.calibration.layout import Layout
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Standardise
-from qfml.engine import Adam, Member, Trainer
+from qfml.engine import Cosine, Member, Muon, Trainer
 from qfml.engine.checkpoint import read_folder, write_folder
-from qfml.engine.schedules import OneCycle
 from qfml.engine.stack import Layout as ParameterLayout
 from qfml.engine.streams import stream
 from qfml.errors import CheckpointError, ConfigError, DataError
@@ -119,18 +118,18 @@ class InverseTraining:
         n_seeds: networks, whose mean is the answer.
         max_epochs: passes over the surfaces.
         batch_size: surfaces of a step.
-        lr: the highest learning rate of a cycle.
+        lr: learning rate at the start; it falls to 0 by half a cosine.
         vol_noise: standard deviation of noise added to the vols, annual decimal; 0 for exact surfaces.
         n_judged: fresh surfaces on which the map is judged.
         seed: of all that is drawn.
     """
 
-    n_surfaces: int = 50_000
+    n_surfaces: int = 100_000
     network: Any = MLP(hidden=(128, 128, 128), activation="silu")  # noqa: RUF009  (frozen)
     n_seeds: int = 2
-    max_epochs: int = 60
-    batch_size: int = 512
-    lr: float = 3e-3
+    max_epochs: int = 20
+    batch_size: int = 256
+    lr: float = 6e-3
     vol_noise: float = 0.0
     n_judged: int = 1000
     seed: int = 0
@@ -400,8 +399,8 @@ def _fits(made: _Made, training: InverseTraining) -> list[Any]:
     trainer = Trainer(
         max_epochs=training.max_epochs,
         batch_size=min(training.batch_size, len(train)),
-        optimizer=Adam(lr=training.lr),
-        schedule=OneCycle(),
+        optimizer=Muon(lr=training.lr, weight_decay=0.0),
+        schedule=Cosine(),
         seed=training.seed,
     )
     members = [Member(training.network, train, val, seed=seed, transforms=scale) for seed in range(training.n_seeds)]

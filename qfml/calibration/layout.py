@@ -14,7 +14,7 @@ from torch import Tensor
 from qfml.calibration.model import Quotes
 from qfml.errors import ConfigError, DataError
 
-__all__ = ["UNITS", "Layout", "natural_spline"]
+__all__ = ["UNITS", "Layout", "natural_spline", "vols_at"]
 
 UNITS = ("log_moneyness", "std")
 SURFACES_AT_A_TIME = 1024  # their intermediate results stay near the cache
@@ -256,23 +256,35 @@ def natural_spline(
     return second
 
 
+def vols_at(
+    quotes: Quotes, log_moneyness: Float64[Tensor, "S N"], expiry: Float64[Tensor, "S N"]
+) -> Float64[Tensor, "S N"]:
+    """The vols of each surface at places of its own, read as by a `Layout`.
+
+    Raises:
+        DataError: a surface without quotes.
+    """
+    smiles = _Smiles.of(*_columns(quotes))
+    near, far, share = _neighbours(smiles, expiry)
+    return _between(smiles, near, far, share, expiry, log_moneyness[..., None])[..., 0]
+
+
 def _read(layout: Layout, *columns: Tensor) -> Tensor:
     """The vols (S, E, K) of some surfaces."""
     smiles = _Smiles.of(*columns)
-    expiry = torch.tensor(layout.expiry, dtype=torch.float64)
+    expiry = torch.tensor(layout.expiry, dtype=torch.float64).expand(len(smiles.count), -1)
     near, far, share = _neighbours(smiles, expiry)
     at_the_money = _between(smiles, near, far, share, expiry, torch.zeros(*near.shape, 1, dtype=torch.float64))
     return _between(smiles, near, far, share, expiry, layout.log_moneyness(at_the_money[..., 0]))
 
 
 def _neighbours(smiles: _Smiles, expiry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The smiles (S, E) before and after each expiry, and the share of the later one; outside both are the nearest."""
-    n_surfaces, most = len(smiles.count), int(smiles.count.max())
-    column = torch.arange(most)
+    """The smiles (S, E) before and after each expiry (S, E), and the share of the later one; beyond both are one."""
+    column = torch.arange(int(smiles.count.max()))
     real = column < smiles.count[:, None]
     own = torch.where(real, smiles.first[:, None] + column, 0)
     times = torch.where(real, smiles.expiry[own], math.inf)
-    wanted = expiry.expand(n_surfaces, -1).contiguous()
+    wanted = expiry.contiguous()
     after = torch.searchsorted(times, wanted, right=False)
     last = (smiles.count - 1)[:, None]
     far = torch.minimum(after, last)
@@ -292,5 +304,5 @@ def _between(smiles: _Smiles, near: Tensor, far: Tensor, share: Tensor, expiry: 
     )  # squared vols
     start, stop, share = smiles.expiry[near][..., None], smiles.expiry[far][..., None], share[..., None]
     inside = stop > start
-    variance = ((1 - share) * before * start + share * after * stop) / expiry[:, None]
+    variance = ((1 - share) * before * start + share * after * stop) / expiry[..., None]
     return torch.where(inside, variance, before).sqrt()

@@ -1,0 +1,148 @@
+"""Calibration through a surrogate whose answers are a formula: found again, and said where the box ends."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from formula_smile import quotes_at
+
+from qfml.calibration.calibrate import calibrate
+from qfml.calibration.exact import fit
+from qfml.calibration.model import Quotes
+from qfml.calibration.neural import SurrogateModel, inside_bounds, neural_calibration
+from qfml.errors import ConfigError
+from qfml.surrogate import Problem, Range, Surrogate
+from qfml.surrogate.target import Target
+
+BOX = {
+    "hurst": Range(0.02, 0.4),
+    "expiry": Range(0.05, 2.0),
+    "xi": Range(0.01, 0.2, "log"),
+    "log_moneyness": Range(-0.5, 0.5),
+    "rho": Range(-0.95, -0.1),
+}
+
+
+class Formula(Surrogate):
+    """vol = root xi (1 + rho k T^(hurst - 1/2) + k^2): rough Bergomi's skew, and nothing to train."""
+
+    def values(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.value_and_gradient(inputs)[0]
+
+    def value_and_gradient(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hurst, expiry, xi, k, rho = inputs.unbind(-1)
+        power, level = expiry ** (hurst - 0.5), xi.sqrt()
+        shape = 1 + rho * k * power + k * k
+        slopes = {
+            "hurst": level * rho * k * power * expiry.log(),
+            "expiry": level * rho * k * (hurst - 0.5) * power / expiry,
+            "xi": 0.5 * shape / level,
+            "log_moneyness": level * (rho * power + 2 * k),
+            "rho": level * k * power,
+        }
+        return level * shape, torch.stack([slopes[name] for name in self.problem.inputs], dim=-1)
+
+    def inside(self, inputs: Any) -> torch.Tensor:
+        return ~self.problem.outside(inputs).any(1)
+
+
+def formula(**changes: Any) -> Formula:
+    settings = {
+        "model": {"kind": "rough_bergomi", "eta": 1.9},
+        "instrument": {"kind": "european"},
+        "market": {"spot": 1.0},
+        "box": BOX,
+        "target": "implied_vol",
+    }
+    problem = Problem(**(settings | changes))
+    return Formula(problem, Target(problem, "log_vol"), ())
+
+
+def surfaces(x: list[list[float]], expiries: tuple[float, ...] = (0.1, 0.5, 1.5)) -> Quotes:
+    """Surfaces of the formula at hurst, xi, rho; every fourth quote is missing."""
+    expiry, k = (grid.flatten() for grid in np.meshgrid(expiries, np.linspace(-0.4, 0.4, 7), indexing="ij"))
+    quotes = quotes_at(k, expiry, len(x))
+    vols = SurrogateModel(formula()).vols(torch.tensor(x, dtype=torch.float64), quotes)
+    weight = torch.ones_like(vols)
+    weight[:, 3::4] = 0.0
+    return Quotes(**(vars(quotes) | {"vol": torch.where(weight > 0, vols, torch.nan), "weight": weight}))
+
+
+TRUTH = [[0.1, 0.04, -0.7], [0.3, 0.09, -0.3], [0.07, 0.02, -0.9]]
+
+
+def test_parameters_are_those_of_the_model_in_the_order_of_the_box() -> None:
+    model = SurrogateModel(formula())
+    assert [one.name for one in model.parameters] == ["hurst", "xi", "rho"]
+    assert model.parameters[1].scale == "log"
+    assert (model.parameters[1].lower, model.parameters[1].upper) == (0.01, 0.2)
+    starts = model.starts(surfaces(TRUTH), 16, torch.Generator().manual_seed(0))
+    low, high = (torch.tensor([getattr(one, end) for one in model.parameters]) for end in ("lower", "upper"))
+    assert ((starts > low) & (starts < high)).all()
+    pricer = model.pricer(torch.tensor(TRUTH, dtype=torch.float64))
+    assert pricer.rho.tolist() == [-0.7, -0.3, -0.9]
+    assert float(pricer.eta) == 1.9
+
+
+def test_jacobian_is_that_of_the_vols() -> None:
+    model, quotes, x = SurrogateModel(formula()), surfaces(TRUTH), torch.tensor(TRUTH, dtype=torch.float64)
+    vols, jacobian = model.vols_and_jacobian(x, quotes)
+    assert vols.isnan().equal(~quotes.used)
+    for column in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[column] = 1e-6
+        slope = (model.vols(x + step, quotes) - model.vols(x - step, quotes)) / 2e-6
+        torch.testing.assert_close(jacobian[..., column], slope, rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
+def test_surfaces_are_found_again_from_many_starts_and_from_one() -> None:
+    quotes, truth = surfaces(TRUTH), torch.tensor(TRUTH, dtype=torch.float64)
+    for start in (None, torch.tensor([[0.2, 0.05, -0.5]] * 3, dtype=torch.float64)):
+        found = neural_calibration(quotes, formula(), start, tolerance=1e-10)
+        torch.testing.assert_close(found.fit.x, truth, rtol=1e-5, atol=1e-7)
+        assert found.fit.converged.all()
+        assert found.warnings == ((), (), ())
+
+
+def test_optimum_beyond_the_box_and_quotes_beyond_it_are_said() -> None:
+    narrow = formula(box=BOX | {"hurst": Range(0.15, 0.4)})
+    quotes = surfaces(TRUTH, expiries=(0.1, 0.5, 3.0))
+    found = neural_calibration(quotes, narrow)
+    at_edge = [any("`hurst` is at the lower edge" in one for one in own) for own in found.warnings]
+    assert at_edge == [True, False, True]
+    assert all(any("quotes lie outside" in one for one in own) for own in found.warnings)
+    outside = found.model.outside(found.fit.x, quotes)
+    assert outside.equal(quotes.used & (quotes.expiry > 2.0))
+
+
+def test_calibrate_takes_the_surrogate_of_a_model_that_has_no_exact_one() -> None:
+    found = calibrate(surfaces(TRUTH), "rough_bergomi", "neural", surrogate=formula())
+    assert found.params["rho"] == pytest.approx([-0.7, -0.3, -0.9], rel=1e-4)
+    assert found.method == "neural"
+    with pytest.raises(ConfigError, match="exact fit"):
+        calibrate(surfaces(TRUTH), "rough_bergomi", surrogate=formula())
+
+
+def test_starts_are_moved_inside_the_bounds() -> None:
+    model = SurrogateModel(formula())
+    x = torch.tensor([[0.02, 0.9, -0.5]], dtype=torch.float64)
+    moved = inside_bounds(x, model.parameters)[0].tolist()
+    assert 0.02 < moved[0] < 0.021
+    assert 0.199 < moved[1] < 0.2
+    assert moved[2] == -0.5
+    assert fit(model, surfaces(TRUTH[:1]), torch.tensor([[moved]], dtype=torch.float64)).converged.all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"target": "price"}, "implied vols"),
+        ({"box": {name: BOX[name] for name in BOX if name != "expiry"}}, "expiry"),
+        ({"box": BOX | {"rate": Range(0.0, 0.05)}}, "`rate` in its box"),
+    ],
+)
+def test_surrogate_of_something_else_is_refused(changes: dict[str, Any], word: str) -> None:
+    instrument = {"kind": "european"} | ({} if "expiry" in changes.get("box", BOX) else {"expiry": 1.0})
+    with pytest.raises(ConfigError, match=word):
+        SurrogateModel(formula(**({"instrument": instrument} | changes)))
