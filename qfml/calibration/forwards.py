@@ -182,7 +182,8 @@ def parity_forward(
     if not low <= -slope <= high or not forward > 0.0:
         raise DataError(
             f"put-call parity must imply a forward above 0 and a discount factor in [{low:g}, {high:g}], got "
-            f"{forward:g} and {-slope:g}; are the options European, of one time, and on prices rather than vols? "
+            f"{forward:g} and {-slope:g}; are the options European, the prices of one time, and strikes in "
+            "the unit of the prices? "
             "Give `rates`, or the forward"
         )
     return ParityFit(forward, -slope, float(np.sqrt(gradient @ covariance @ gradient)), slope_error, outlier)

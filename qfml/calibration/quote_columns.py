@@ -130,8 +130,12 @@ def columns_of(frame: pl.DataFrame, rename: Mapping[str, str], ignore: str | Seq
 
 def filled_rows(frame: pl.DataFrame) -> np.ndarray:
     """Numbers of the rows that are not empty: blank lines are no quotes."""
-    empty = pl.all_horizontal(pl.all().is_null() | (pl.all().cast(pl.String).str.strip_chars() == ""))
-    return np.flatnonzero(~frame.select(empty).to_series().fill_null(False).to_numpy())
+    text = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    blank = [pl.col(name).str.strip_chars().fill_null("") == "" for name in text]
+    empty = [pl.col(name).is_null() for name in frame.columns if name not in text]
+    if not (blank or empty):
+        return np.arange(0)
+    return np.flatnonzero(~frame.select(pl.all_horizontal(*blank, *empty)).to_series().to_numpy())
 
 
 def numbers(column: pl.Series, rows: np.ndarray) -> np.ndarray:
@@ -146,9 +150,9 @@ def numbers(column: pl.Series, rows: np.ndarray) -> np.ndarray:
     """
     if column.dtype == pl.String:
         text = column.str.strip_chars()
-        text = text.set(text.str.to_lowercase().is_in(MISSING), None)
         values = text.cast(pl.Float64, strict=False)
         bad = values.is_null() & text.is_not_null()
+        bad = bad & ~text.str.to_lowercase().is_in(MISSING) if bad.any() else bad
         if bad.any():
             row = int(bad.arg_max() or 0)
             cell = str(text[row])

@@ -141,6 +141,8 @@ def read_quotes(frame: pl.DataFrame, how: Reading) -> QuotesRead:
     table = check_expiries(table, refusal)
     if how.strike_unit != "log_moneyness":
         table = check_strikes(table, refusal)
+    if how.strike_unit is None and "spot" in table.rest:
+        strikes_in_prices(table.strike, table.strike, table.rest["spot"], None)  # before parity trips over them
     table = _with_terms(table, how, refusal)
     if how.strike_unit in (None, "log_moneyness"):
         strike = strikes_in_prices(table.strike, table.forward, table.rest.get("spot"), how.strike_unit)

@@ -250,6 +250,18 @@ def test_a_price_without_a_vol_is_named_by_row_or_dropped():
     assert any("1 of 21 quotes dropped: `price` must have an implied vol" in note for note in dropped.notes)
 
 
+def test_strikes_in_percent_are_asked_about_before_parity_trips_over_them():
+    table = chain().drop("vol").with_columns(price=pl.col("price") * 44.0)
+    with pytest.raises(
+        DataError, match=r"the strikes look like percent of the spot \(the middle one is 100, spot 4400\)"
+    ):
+        Surface.from_frame(table, spot=4400.0)
+    surface = Surface.from_frame(table, spot=4400.0, strike_unit="percent_of_spot")
+    np.testing.assert_allclose(surface.forward, 4400.0 * np.exp((RATE - DIVIDEND) * surface.expiry), rtol=1e-9)
+    with pytest.raises(DataError, match=r"no forward at expiry .*strikes in the unit of the prices\?"):
+        Surface.from_frame(table)
+
+
 def test_an_expiry_without_pairs_is_refused_or_dropped():
     table = chain().drop("vol").filter((pl.col("days") != 91) | (pl.col("option") == "call"))
     with pytest.raises(DataError, match=r"no forward at expiry 0\.249315: put-call parity needs .* got 0"):
