@@ -86,12 +86,14 @@ def calibrate(
 def export(
     run: Run,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the files go; into RUN if left out.")] = None,
+    member: Annotated[
+        str | None, typer.Option(help="Of a walk-forward: `all`, FOLD:SEED, or a seed of the last fold.")
+    ] = None,
 ) -> None:
     """Write the networks of a finished run as ONNX, after proof that they compute the same as here."""
     from qfml.export import export_run
 
-    for line in export_run(run, out=out_dir):
-        out.print(str(line), highlight=False, soft_wrap=True, markup=False)
+    export_run(run, out_dir, member, say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False))
 
 
 @app.command()

@@ -53,6 +53,27 @@ def _walk_forward(found: dict[str, Any]) -> None:
     out.print(significance["verdict"], highlight=False)
 
 
+def _surrogate(found: dict[str, Any]) -> None:
+    """Errors on fresh points, the bound, and what it saves."""
+    judged = found["judgement"]
+    table = rich.table.Table(title="on fresh points, basis points")
+    for head in ("error", "rms", "99 %", "99.9 %", "largest"):
+        table.add_column(head, justify="left" if head == "error" else "right")
+    for name, key in (("vol", "vol_bps"), ("price, of spot", "price_bps")):
+        if own := judged.get(key):
+            table.add_row(name, *(f"{own[measure]:.2f}" for measure in ("rmse", "q99", "q999", "max")))
+    out.print(table)
+    bound, speed = judged["conformal"], judged["speed"]
+    batch = 1e3 * speed["surrogate"]["batch_seconds"]["least"]
+    ratio = speed.get("ratio_simulated")
+    faster = f"; {ratio:.0f} times faster than simulation to equal error" if ratio else ""
+    out.print(
+        f"bound at {bound['level']:.0%}: {1e4 * bound['bound']:.2f} bps, kept by {bound['coverage']:.2%} of "
+        f"{bound['n_test']:,} fresh points; {speed['surrogate']['n_batch']:,} prices in {batch:.1f} ms{faster}",
+        highlight=False,
+    )
+
+
 MOST_SURFACES = 4  # of which every parameter is shown
 
 
@@ -152,5 +173,6 @@ def _number(value: float | None, form: str) -> str:
 
 SUMMARIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "walk_forward": _walk_forward,
+    "surrogate": _surrogate,
     "calibration": _calibration,
 }

@@ -95,7 +95,7 @@ def _scratch() -> str:
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, "-P", __file__],  # without this folder on the path, which has one called `pricers`
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

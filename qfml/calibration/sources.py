@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from qfml.calibration.history import SurfaceHistory
@@ -121,7 +121,7 @@ class SyntheticSurfaces:
         self._market()
 
     def _market(self) -> SyntheticHeston:
-        return SyntheticHeston(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+        return SyntheticHeston(**{setting.name: getattr(self, setting.name) for setting in fields(self)})
 
     def read(self) -> dict[str, Surface]:
         return {surface.date_text: surface for surface in self._market().history()}

@@ -7,12 +7,17 @@ from pathlib import Path
 from qfml.errors import UserError
 from qfml.report.calibration import write_calibration_report
 from qfml.report.folder import read_metrics
+from qfml.report.surrogate import write_surrogate_report
 from qfml.report.tuning import write_tuning_report
 from qfml.report.walk_forward import write_walk_forward_report
 
 __all__ = ["PAGES", "write_report", "write_tuning_report"]
 
-PAGES = {"walk_forward": write_walk_forward_report, "calibration": write_calibration_report}
+PAGES = {
+    "walk_forward": write_walk_forward_report,
+    "surrogate": write_surrogate_report,
+    "calibration": write_calibration_report,
+}
 
 
 def write_report(run_dir: str | Path) -> Path:

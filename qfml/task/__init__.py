@@ -9,12 +9,14 @@ from qfml import config
 from qfml.errors import ConfigError
 from qfml.task.base import Say, Task, as_settings
 from qfml.task.calibration import CalibrationTask
+from qfml.task.surrogate import SurrogateTask
 from qfml.task.walk_forward import WalkForwardTask
 
 __all__ = [
     "TASKS",
     "CalibrationTask",
     "Say",
+    "SurrogateTask",
     "Task",
     "WalkForwardTask",
     "as_settings",
@@ -22,7 +24,7 @@ __all__ = [
     "read_walk_forward",
 ]
 
-TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask, CalibrationTask)}
+TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask, SurrogateTask, CalibrationTask)}
 
 
 def read_task(settings: Mapping[str, Any]) -> Task:

@@ -1,0 +1,386 @@
+"""The page of a surrogate: how wrong it is and where, its Greeks, arbitrage, its bound, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from qfml.errors import UserError
+from qfml.report import formats
+from qfml.report.charts import COLORS, Figure
+from qfml.report.folder import check_sections, read_metrics, read_text
+from qfml.report.layout import Charts, Section, note, warning
+from qfml.report.markup import Html, definitions, el, join, scrolling_table
+from qfml.report.page import write_page
+from qfml.report.provenance import origin
+from qfml.report.regions import coordinate_panels, pair_panels
+
+__all__ = ["write_surrogate_report"]
+
+REQUIRED = {
+    "judgement": ("target", "error", "points", "noise", "conformal", "speed", "regions", "greeks", "arbitrage"),
+    "labels": ("n_labels", "engine", "inputs", "units"),
+    "training": ("validation_rmse", "n_parameters"),
+    "versions": (),
+    "seconds": (),
+}
+ARRAYS = ("error", "value", "regions_by_coordinate", "regions_by_pair", "pairs", "training_error")
+BPS = 1e4
+
+
+@dataclass(frozen=True)
+class _Run:
+    path: Path
+    config: str
+    metrics: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return self.metrics["judgement"]
+
+    @property
+    def unit(self) -> str:
+        """Of errors on this page."""
+        return "bps of vol" if self.found["target"] == "implied_vol" else "bps of spot"
+
+
+def write_surrogate_report(folder: Path) -> Path:
+    """Write `report.html` of a finished surrogate."""
+    metrics = read_metrics(folder)
+    check_sections(folder / "metrics.json", metrics, REQUIRED)
+    run = _Run(folder, read_text(folder / "config.yaml"), metrics, _arrays(folder / "judgement.safetensors"))
+    charts = Charts()
+    sections = [
+        _errors(run, charts),
+        _regions(run),
+        _greeks(run),
+        _arbitrage(run),
+        _bound(run),
+        _speed(run),
+        _training(run, charts),
+        _reproduction(run),
+    ]
+    sections = [section for section in sections if section is not None]
+    return write_page(folder, "Surrogate", _headline(run), sections, charts, metrics["versions"].get("qfml"))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"the run folder {path.parent} has no `{path.name}`: run it again")
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run it again") from None
+    missing = [f"`{name}`" for name in ARRAYS if name not in arrays]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it was written by another version: run it again")
+    return arrays
+
+
+def _bps(value: Any) -> str:
+    return formats.significant(BPS * value, 3) if isinstance(value, float) else formats.MISSING
+
+
+def _headline(run: _Run) -> Html:
+    found, error = run.found, run.found["error"]
+    speed = found["speed"]
+    title = f"Off by {_bps(error['rmse'])} {run.unit}, 99 % of points within {_bps(error['q99'])}"
+    conformal = found["conformal"]
+    batch = speed["surrogate"]["batch_seconds"]["least"]
+    cards = [
+        ("Root mean square error", _bps(error["rmse"]), run.unit),
+        ("99.9 % of points within", _bps(error["q999"]), run.unit),
+        ("Largest", _bps(error["max"]), f"of {formats.count(found['points']['n_points'])} fresh points"),
+        (
+            f"Bound at {formats.percent(conformal['level'])}",
+            _bps(conformal["bound"]),
+            f"kept by {formats.percent(conformal['coverage'])}",
+        ),
+        (
+            f"{formats.count(speed['surrogate']['n_batch'])} prices",
+            f"{formats.significant(1e3 * batch, 3)} ms",
+            f"{speed['surrogate']['threads']} thread(s)",
+        ),
+    ]
+    if speed.get("ratio_simulated"):
+        times = f"{formats.significant(speed['ratio_simulated'], 3)}{formats.TIMES}"
+        cards.append(("Faster than simulation", times, "at equal error"))
+    parts = [
+        el("div", el("dt", name), el("dd", value), el("dd", small, class_="interval")) for name, value, small in cards
+    ]
+    noise = found["noise"]["std_error_rms"]
+    remarks = []
+    if noise > 0:
+        remarks.append(
+            el(
+                "p",
+                f"The fresh labels are simulated, with standard errors of {_bps(noise)} {run.unit}: without them the "
+                f"error is {_bps(found['noise']['rmse_without_noise'])}.",
+                class_="muted",
+            )
+        )
+    inputs = ", ".join(run.metrics["labels"]["inputs"])
+    problem = f"{run.metrics['problem']}, as a function of {inputs}"
+    return el(
+        "header",
+        el("p", "Surrogate pricer", class_="eyebrow"),
+        el("h1", title),
+        el("p", problem, class_="lead"),
+        *remarks,
+        el("dl", *parts, class_="cards"),
+        class_="title",
+    )
+
+
+def _errors(run: _Run, charts: Charts) -> Section:
+    found = run.found
+    rows = []
+    for name, key in (("Vol, bps", "vol_bps"), ("Price, bps of spot", "price_bps")):
+        own = found.get(key)
+        if own:
+            rows.append([name, *(formats.significant(own[m], 3) for m in ("rmse", "mean_abs", "q99", "q999", "max"))])
+    heads = ("Error", "Root mean square", "Mean absolute", "99 %", "99.9 %", "Largest")
+    table = scrolling_table(heads, rows, caption="Errors on fresh points")
+    error = found["error"]
+    r2 = formats.MISSING if error["r2"] is None else f"{error['r2']:.7f}"
+    told = note(
+        f"R² {r2}; mean squared error {formats.significant(error['mse'], 3)}, bias {_bps(error['bias'])} {run.unit}. "
+        f"{formats.count(found['points']['n_points'])} points drawn independently of the labels, priced by "
+        f"{found['points']['engine'].replace('_', ' ')}."
+    )
+    left_out = [
+        note(f"{formats.count(count)} points left out: {why}.") for why, count in found["points"]["left_out"].items()
+    ]
+    chart = charts.place(
+        "errors", _histogram(run), "Errors of fresh points", f"Surrogate less exact value, {run.unit}."
+    )
+    worst = found.get("worst") or []
+    parts = [table, told, *left_out, chart]
+    if worst:
+        names = list(worst[0]["inputs"])
+        lines = [
+            [
+                _bps(abs(one["error"])),
+                formats.significant(one["exact"], 5),
+                *(formats.significant(one["inputs"][name], 3) for name in names),
+            ]
+            for one in worst
+        ]
+        heads = (f"Error, {run.unit}", "Exact value", *(el("code", name) for name in names))
+        parts += [el("h3", "The largest errors"), scrolling_table(heads, lines, caption="The largest errors")]
+    return Section("errors", "Errors", "On fresh points of the box, which no training has seen.", join(parts))
+
+
+def _histogram(run: _Run) -> Figure:
+    error = BPS * run.arrays["error"]
+    reach = float(np.quantile(np.abs(error), 0.995)) or 1.0
+    counts, edges = np.histogram(np.clip(error, -reach, reach), bins=80, range=(-reach, reach))
+    trace = {
+        "type": "bar",
+        "x": (0.5 * (edges[1:] + edges[:-1])).tolist(),
+        "y": counts.tolist(),
+        "marker": {"color": COLORS["network"]},
+        "hovertemplate": "%{x:.3g} bps: %{y:,} points<extra></extra>",
+    }
+    layout = {
+        "bargap": 0.04,
+        "xaxis": {"title": {"text": f"{run.unit}; what lies beyond 99.5 % stands at the ends"}},
+        "yaxis": {"title": {"text": "points"}},
+        "showlegend": False,
+    }
+    return {"data": [trace], "layout": layout, "height": 300}
+
+
+def _regions(run: _Run) -> Section:
+    regions, arrays = run.found["regions"], run.arrays
+    names = regions["coordinates"]
+    parts = [
+        coordinate_panels(names, regions["ranges"], arrays["regions_by_coordinate"], BPS),
+        el("h3", "Over pairs of coordinates"),
+        pair_panels(names, arrays["pairs"], arrays["regions_by_pair"], BPS),
+        note(
+            f"Root mean square error in bins of equal width along each coordinate's scale; the darkest is "
+            f"{formats.significant(BPS * float(np.nanmax(arrays['regions_by_pair'][..., 0])), 3)} {run.unit}."
+        ),
+    ]
+    return Section("regions", "Regions", f"Where in the box the errors are, in {run.unit}.", join(parts))
+
+
+def _greeks(run: _Run) -> Section | None:
+    greeks = run.found["greeks"]
+    if not greeks:
+        return None
+    units = run.metrics["labels"]["units"]
+    rows = [
+        [
+            el("code", name),
+            units.get(name, ""),
+            formats.significant(own["rms_exact"], 3),
+            formats.significant(own["rmse"], 3),
+            formats.percent(own["relative"]),
+            formats.significant(own["q99"], 3),
+            formats.significant(own["noise"], 2) if own["noise"] else "",
+        ]
+        for name, own in greeks.items()
+    ]
+    heads = ("In", "Unit", "Typical size", "Error (rms)", "Relative", "99 % within", "Noise of the label")
+    table = scrolling_table(heads, rows, n_text=2, caption="Errors of the derivatives")
+    intro = "Derivatives of the surrogate in each input, against those of the engine."
+    return Section("greeks", "Greeks", intro, table)
+
+
+def _arbitrage(run: _Run) -> Section | None:
+    found = run.found["arbitrage"]
+    if not found:
+        return None
+    titles = {
+        "density": "Negative density (butterfly)",
+        "calendar": "Falling total variance (calendar)",
+        "monotone": "Not monotone in the strike",
+        "convex": "Not convex in the strike",
+    }
+    rows = [
+        [
+            titles.get(name, name),
+            formats.count(own["count"]),
+            formats.count(own["n_points"]),
+            formats.percent(own["share"]),
+            formats.significant(own["worst"], 3),
+            own["measured"],
+        ]
+        for name, own in found.items()
+    ]
+    heads = ("Rule", "Violations", "Points", "Share", "Worst", "Measured by")
+    table = scrolling_table(heads, rows, caption="Violations of no-arbitrage")
+    intro = "Rules that the exact values obey, looked at on the fresh points."
+    return Section("arbitrage", "Arbitrage", intro, el("div", table, class_="wordy"))
+
+
+def _bound(run: _Run) -> Section:
+    own = run.found["conformal"]
+    rows = [
+        ("Level", formats.percent(own["level"])),
+        (f"Bound, {run.unit}", _bps(own["bound"])),
+        ("Points it was taken from", formats.count(own["n_calibration"])),
+        ("Further points", formats.count(own["n_test"])),
+        ("Of these within the bound", formats.percent(own["coverage"])),
+        ("95 % interval of that share", formats.interval((own["coverage_low"], own["coverage_high"]), formats.percent)),
+    ]
+    remarks = []
+    if own["of"] == "label":
+        remarks.append(note("The labels are simulated: the bound covers the distance to a label, its noise included."))
+    if own["coverage_high"] < own["level"]:
+        remarks.append(warning("The bound is kept by fewer fresh points than it says."))
+    intro = "Split-conformal: of fresh points inside the box, at most 1 less the level exceed the bound."
+    table = scrolling_table(("Error bound", "Value"), rows, caption="Conformal error bound")
+    return Section("bound", "Error bound", intro, join([*remarks, table]))
+
+
+def _speed(run: _Run) -> Section:
+    speed = run.found["speed"]
+    own = speed["surrogate"]
+    per_price = own["batch_seconds"]["least"] / own["n_batch"]
+    rows = [
+        ["Surrogate, in a batch", _seconds(per_price), ""],
+        ["Surrogate with all derivatives", _seconds(own["gradient_batch_seconds"]["least"] / own["n_batch"]), ""],
+        ["Surrogate, one at a time", _seconds(own["single_seconds"]["least"]), ""],
+    ]
+    exact, simulated = speed.get("exact"), speed.get("simulated")
+    if exact:
+        rows.append([f"{exact['engine']}", _seconds(exact["seconds_per_price"]), _times(speed["ratio_exact"])])
+    if simulated:
+        name = f"{simulated['engine']}, as many paths as give the surrogate's error"
+        rows.append([name, _seconds(simulated["seconds_per_price_at_equal_error"]), _times(speed["ratio_simulated"])])
+    told = [
+        f"On {own['threads']} thread(s); the best of the rounds; {formats.count(own['n_batch'])} prices in a batch."
+    ]
+    if simulated:
+        told.append(
+            f" Simulation was timed with {formats.count(simulated['n_paths'])} paths of {simulated['n_steps']} steps and "
+            "scaled by the square of its standard error."
+        )
+    heads = ("", "Time for one price", "Of the surrogate's")
+    table = scrolling_table(heads, rows, caption="Time for one price")
+    return Section("speed", "Speed", "What a price costs, here and by the engines.", join([table, note(*told)]))
+
+
+def _seconds(value: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9)):
+        if value >= size:
+            return f"{formats.significant(value / size, 3)} {unit}"
+    return f"{formats.significant(value, 2)} s"
+
+
+def _times(value: Any) -> str:
+    return f"{formats.significant(value, 3)}{formats.TIMES}" if value else ""
+
+
+def _training(run: _Run, charts: Charts) -> Section:
+    labels, training = run.metrics["labels"], run.metrics["training"]
+    engine = ", ".join(f"{key} {value}" for key, value in labels["engine"].items() if value is not None)
+    pairs: list[tuple[object, object]] = [
+        ("Labels", f"{formats.count(labels['n_labels'])} of {formats.count(labels['n_laws'])} laws"),
+        ("Engine", engine),
+        ("Noise of the labels", f"{_bps(labels['std_error_rms'])} {run.unit}" if labels["std_error_rms"] else "none"),
+        ("Derivatives", "learned from" if _learns_slopes(run.config) else "not learned from"),
+        ("Network", ", ".join(f"{key} {value}" for key, value in training["network"].items())),
+        ("Parameters", formats.count(training["n_parameters"])),
+        (
+            f"Error on held-out laws, {run.unit}",
+            join((el("span", f"{_bps(value)} (seed {seed}) ") for value, seed in _seeds(training)), ""),
+        ),
+    ]
+    pairs += [(why, formats.count(count)) for why, count in labels.get("left_out", {}).items()]
+    parts = [definitions(pairs)]
+    history = run.arrays["training_error"]
+    if len(history):
+        figure = _learning(history)
+        parts.append(charts.place("learning", figure, "Loss by epoch", "Of the best seed; logarithmic."))
+    return Section("training", "Training", "What the network learned from, and how.", join(parts))
+
+
+def _learns_slopes(config: str) -> bool:
+    lines = [line.strip() for line in config.splitlines()]
+    return any(line.startswith("twin:") and "null" not in line for line in lines)
+
+
+def _seeds(training: Mapping[str, Any]) -> list[tuple[float, int]]:
+    return list(zip(training["validation_rmse"], training["seeds"]))
+
+
+def _learning(history: np.ndarray) -> Figure:
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": history[:, 0].tolist(),
+            "y": history[:, column].tolist(),
+            "line": {"color": color},
+            "hovertemplate": f"epoch %{{x}}: %{{y:.3g}}<extra>{name.lower()}</extra>",
+        }
+        for column, name, color in ((1, "Training", "#9aa4ae"), (2, "Held-out laws", COLORS["network"]))
+    ]
+    layout = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"type": "log", "title": {"text": "loss"}}}
+    return {"data": traces, "layout": layout, "height": 300}
+
+
+def _reproduction(run: _Run) -> Section:
+    metrics = run.metrics
+    pairs: list[tuple[object, object]] = [
+        ("Made", formats.day(metrics.get("created", formats.MISSING)).replace("T", " ")),
+        ("Hash of the surrogate", el("code", metrics.get("hash", formats.MISSING))),
+        *origin(metrics, metrics.get("data_hash")),
+        *((f"Seconds, {name}", formats.significant(value, 3)) for name, value in metrics["seconds"].items()),
+        *metrics["versions"].items(),
+    ]
+    parts = [definitions(pairs), el("details", el("summary", "Configuration"), el("pre", run.config), open=True)]
+    intro = "Everything needed to make this page again; `surrogate/` holds the network, for Surrogate.load."
+    return Section("reproduction", "Reproduction", intro, join(parts))

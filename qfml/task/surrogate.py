@@ -1,0 +1,245 @@
+"""The task `surrogate`: labels, networks that learn them, refinement, and a judgement on fresh points."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from qfml import config
+from qfml.config import Section
+from qfml.engine import Callback
+from qfml.engine.provenance import provenance
+from qfml.errors import ConfigError
+from qfml.surrogate import LabelSettings, LabelTable, Problem, Surrogate, SurrogateTraining
+from qfml.surrogate.fitting import fit_surrogate
+from qfml.surrogate.judgement import JudgementSettings, judge
+from qfml.surrogate.labels import labels_folder, make_labels, read_labels
+from qfml.surrogate.refinement import refined_points
+from qfml.task.base import Say, as_settings, check_device
+
+MODEL = "surrogate"  # folder of the trained surrogate in that of the run
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """Further labels where the first networks err, and a second training on all of them.
+
+    Args:
+        n_points: laws of each round.
+        rounds: of labels and training; each begins from the labels of all rounds before.
+        weighted: weight the new points so that the loss stays that of the whole box; else it looks where the error is.
+    """
+
+    n_points: int
+    rounds: int = 1
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_points", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SurrogateTask:
+    """A surrogate pricer: the root of a config with `task: surrogate`.
+
+    Args:
+        problem: what is learned: model, instrument, market, and the box in which they vary.
+        labels: how many points are labelled, by which engine, and where the files go.
+        training: network, loss and trainer.
+        judgement: how it is judged on fresh points.
+        refinement: further labels where it errs.
+        workers: processes that make labels; None takes a process for each core.
+        name: names the run folder.
+    """
+
+    task: ClassVar[str] = "surrogate"
+    problem: Annotated[Problem, Section(Problem)]
+    labels: Annotated[LabelSettings, Section(LabelSettings)]
+    training: Annotated[SurrogateTraining, Section(SurrogateTraining)] = SurrogateTraining()  # noqa: RUF009  (frozen)
+    judgement: Annotated[JudgementSettings, Section(JudgementSettings)] = JudgementSettings()  # noqa: RUF009  (frozen)
+    refinement: Annotated[RefinementConfig, Section(RefinementConfig)] | None = None
+    workers: int | None = None
+    name: str = "surrogate"
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"`workers` must be 1 or more, got {self.workers}")
+        self.labels.checked(self.problem)
+
+    def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
+        """Make labels, train, judge, and write everything but the report into `folder`."""
+        begin = time.perf_counter()
+        check_device(self.training.trainer.device)
+        seconds = {"labels": 0.0, "training": 0.0}
+        surrogate: Surrogate | None = None
+        table: LabelTable | None = None
+        rounds = 1 if self.refinement is None else 1 + self.refinement.rounds
+        for number in range(rounds):
+            start = time.perf_counter()
+            more = self._labels(number, surrogate, table, say)
+            table = more if table is None else joined(table, more)
+            seconds["labels"] += time.perf_counter() - start
+            start = time.perf_counter()
+            surrogate = self._trained(folder, number, table, callbacks)
+            seconds["training"] += time.perf_counter() - start
+            say(f"trained on {len(table):,} labels: {_validation(surrogate)}")
+        assert surrogate is not None and table is not None  # noqa: PT018  (there is one round at least)
+        start = time.perf_counter()
+        judgement = judge(surrogate, self.judgement)
+        seconds["judgement"] = time.perf_counter() - start
+        judgement.save(folder)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        judgement.surrogate.save(folder / MODEL)
+        settings = as_settings(self)
+        config_hash = config.config_hash(settings)
+        made = provenance(
+            seeds=[self.labels.seed, self.training.seed, self.judgement.seed],
+            data_hash=table.hash,
+            config_hash=config_hash,
+            threads=torch.get_num_threads(),
+        )
+        metrics = {
+            "task": self.task,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "problem": self._title(),
+            "hash": judgement.surrogate.hash,
+            "labels": self._described(table),
+            "training": _training(surrogate),
+            "judgement": judgement.metrics,
+            "data_hash": table.hash,
+            "config_hash": config_hash,
+            "versions": made["versions"],
+            "provenance": made,
+            "seconds": seconds | {"total": time.perf_counter() - begin},
+        }
+        text = json.dumps(_plain(metrics), indent=1, allow_nan=False)
+        new = folder / "metrics.json.new"
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, folder / "metrics.json")
+
+    def _title(self) -> str:
+        """What is learned, in words."""
+        kinds = (self.problem.instrument["kind"], self.problem.model["kind"])
+        instrument, model = (kind.replace("_", " ") for kind in kinds)
+        return f"{self.problem.target.replace('_', ' ')} of a {instrument} contract under {model}".capitalize()
+
+    def _labels(self, number: int, surrogate: Surrogate | None, table: LabelTable | None, say: Say) -> LabelTable:
+        """The labels of one round: of a Sobol sequence, then where the surrogate errs on what it learned from."""
+        points, settings = None, self.labels
+        if number:
+            assert surrogate is not None and table is not None and self.refinement is not None  # noqa: PT018
+            with torch.no_grad():
+                value, _ = surrogate.unchecked(table.inputs)
+            error = (value.double() - table.value).abs()
+            points = refined_points(
+                self.problem,
+                error,
+                table.inputs,
+                self.refinement.n_points,
+                self.labels.seed,
+                value=table.value if self.problem.target == "implied_vol" else None,
+                strikes_per_law=self.labels.strikes(self.problem),
+                round=number,
+                parent=surrogate.hash,
+            )
+            settings = replace(self.labels, n_points=self.refinement.n_points)
+        start = time.perf_counter()
+        make_labels(self.problem, settings, workers=self.workers, points=points)
+        made = read_labels(labels_folder(self.problem, settings, points=points))
+        took = time.perf_counter() - start
+        what = "further labels where the error is" if number else "labels"
+        say(f"{len(made):,} {what} in {took:.1f} s ({labels_folder(self.problem, settings, points=points)})")
+        for reason, count in made.left_out.items():
+            say(f"{count:,} points without a label: {reason}")
+        if number and self.refinement is not None and not self.refinement.weighted:
+            made = replace(made, weight=None)
+        return made
+
+    def _trained(self, folder: Path, number: int, table: LabelTable, callbacks: Sequence[Callback]) -> Surrogate:
+        """The surrogate of one round; a round that was trained before a kill is read."""
+        done = folder / "rounds" / f"surrogate-{number}"
+        if done.exists():
+            return Surrogate.load(done)
+        place = folder / "checkpoints" / f"round-{number}"
+        begun = place.is_dir() and any(place.glob("checkpoint-*"))
+        surrogate = fit_surrogate(
+            self.problem,
+            table,
+            self.training,
+            callbacks=callbacks,
+            checkpoint_dir=place,
+            resume=begun,
+        )
+        surrogate.save(done)
+        return surrogate
+
+    def _described(self, table: LabelTable) -> dict[str, Any]:
+        """What was learned from."""
+        noise = float(table.std_error.square().mean().sqrt())
+        return {
+            "n_labels": len(table),
+            "n_laws": int(table.law.unique().numel()),
+            "engine": config.to_dict(self.labels.engine),
+            "gradients": table.gradient is not None,
+            "std_error_rms": noise,
+            "left_out": dict(table.left_out),
+            "folder": labels_folder(self.problem, self.labels).name,
+            "inputs": list(self.problem.inputs),
+            "units": self.problem.units,
+        }
+
+
+def joined(first: LabelTable, second: LabelTable) -> LabelTable:
+    """Two tables of labels as one; laws of the second are others than those of the first."""
+
+    def both(name: str) -> Any:
+        one, two = getattr(first, name), getattr(second, name)
+        return None if one is None or two is None else torch.cat([one, two])
+
+    weight = None
+    if first.weight is not None or second.weight is not None:
+        weight = torch.cat([torch.ones(len(t)) if t.weight is None else t.weight for t in (first, second)])
+    law = torch.cat([first.law, second.law + 1 + int(first.law.max())])
+    columns = {name: both(name) for name in ("inputs", "value", "std_error", "gradient", "gradient_std_error")}
+    left_out = dict(first.left_out)
+    for reason, count in second.left_out.items():
+        left_out[reason] = left_out.get(reason, 0) + count
+    told = config.config_hash({"labels": [first.hash, second.hash]})
+    return replace(first, **columns, law=law, weight=weight, left_out=left_out, hash=told)
+
+
+def _validation(surrogate: Surrogate) -> str:
+    """The error on the laws that were held out, as it is said."""
+    rmse = surrogate.report["validation_rmse"]
+    vol = surrogate.problem.target == "implied_vol"
+    shown = ", ".join(f"{1e4 * value:.2f}" for value in rmse)
+    return f"rms error on held-out laws {shown} bps of {'vol' if vol else 'spot'} (a number a seed)"
+
+
+def _training(surrogate: Surrogate) -> dict[str, Any]:
+    report = {name: value for name, value in surrogate.report.items() if name != "history"}
+    return report | {"network": config.to_dict(surrogate.network), "n_networks": len(surrogate.fits)}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,173 @@
+"""`task: calibration` and `qfml calibrate`: from quotes to parameters, tables and a page."""
+
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from command_line import qfml
+from references_dax import BATES_SSE_DAYS, BATES_SSE_WEEKS, HESTON_OPTIMUM, HESTON_SSE_DAYS, HESTON_SSE_WEEKS
+
+import pricers as pr
+from qfml.calibration import Surface
+
+DAX = "configs/calibration_heston_dax.yaml"
+PRINTED = 0.005  # a sum of squares is published to two digits behind the point
+
+
+@pytest.fixture(scope="module")
+def dax(tmp_path_factory, pytestconfig):
+    """The run of the config that comes with the library."""
+    place = tmp_path_factory.mktemp("dax")
+    done = qfml("run", pytestconfig.rootpath / DAX, "--out", "run", cwd=place)
+    assert done.code == 0, done.err
+    return place / "run", done
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_the_dax_has_the_published_optimum_under_both_conventions(dax):
+    folder, _ = dax
+    found = metrics(folder)
+    assert found["sse_week_rounded"] <= HESTON_SSE_WEEKS + PRINTED
+    assert found["sse_exact_days"] <= HESTON_SSE_DAYS + PRINTED
+    fit = found["fit"]
+    place = [surface["name"] for surface in fit["surfaces"]].index("week_rounded")
+    for name, value in HESTON_OPTIMUM.items():
+        assert fit["params"][name][place] == pytest.approx(value, rel=1e-4)
+        assert 0 < fit["std_error"][name][place] < 0.2 * abs(value)
+
+
+def test_the_optimum_is_printed_with_its_errors(dax):
+    _, done = dax
+    row = next(line for line in done.out.splitlines() if "kappa" in line)
+    assert re.search(r"15\.66\d*\D+1\.4\d*", row)
+    assert "report:" in done.out
+
+
+def test_the_quotes_are_beside_the_vols_of_an_independent_engine(dax):
+    folder, _ = dax
+    quotes = pl.read_parquet(folder / "quotes.parquet").filter(pl.col("surface") == "exact_days")
+    params = {name: values[1] for name, values in metrics(folder)["fit"]["params"].items()}
+    for row in quotes.sample(12, seed=1).iter_rows(named=True):
+        call = pr.European(strike=row["strike"] / row["forward"], expiry=row["expiry"], option="call")
+        price = pr.price(call, pr.Heston(**params), pr.Market(spot=1.0)).value
+        vol = pr.implied_vol(price, 1.0, row["strike"] / row["forward"], row["expiry"]).item()
+        assert row["model_vol"] == pytest.approx(vol, abs=1e-7)
+        assert row["residual_bps"] == pytest.approx(1e4 * (vol - row["vol"]), abs=1e-3)
+    assert metrics(folder)["sse_exact_days"] == pytest.approx((quotes["residual_bps"] / 100).pow(2).sum(), rel=1e-9)
+
+
+def test_the_drawn_smiles_pass_through_the_model_vols(dax):
+    folder, _ = dax
+    curves, quotes = (pl.read_parquet(folder / f"{name}.parquet") for name in ("curves", "quotes"))
+    key = (pl.col("surface") == "exact_days") & (pl.col("expiry") == quotes["expiry"].max())
+    curve, own = curves.filter(key), quotes.filter(key)
+    read = np.interp(own["log_moneyness"], curve["log_moneyness"], curve["model_vol"])
+    np.testing.assert_allclose(read, own["model_vol"], atol=2e-5)  # linear between 61 points
+
+
+def test_the_page_shows_parameters_and_every_expiry(dax):
+    folder, _ = dax
+    page = (folder / "report.html").read_text()
+    assert "15.663" in page
+    assert "1.45" in page
+    assert page.count("smile at ") == 16
+    assert "butterfly arbitrage" in page
+
+
+@pytest.mark.slow
+def test_bates_fits_better_as_published(tmp_path, pytestconfig):
+    done = qfml("run", pytestconfig.rootpath / DAX, "--set", "model.kind=bates", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    assert found["sse_week_rounded"] <= BATES_SSE_WEEKS + PRINTED
+    assert found["sse_exact_days"] <= BATES_SSE_DAYS + PRINTED
+
+
+@pytest.fixture(scope="module")
+def quotes(tmp_path_factory):
+    """The DAX as a file."""
+    path = tmp_path_factory.mktemp("quotes") / "dax.csv"
+    return Surface.dax_2002().write(path)
+
+
+@pytest.mark.parametrize("model", ["sabr", "svi", "ssvi", "local_vol"])
+def test_every_model_is_fitted_from_a_file_and_shown(model, quotes, tmp_path):
+    done = qfml("calibrate", quotes, "--model", model, "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    table = pl.read_parquet(tmp_path / "run" / "quotes.parquet")
+    error = float(np.sqrt((table["residual_bps"] ** 2).mean()))
+    assert error < {"sabr": 60, "svi": 25, "ssvi": 120, "local_vol": 20}[model]
+    assert (tmp_path / "run" / "report.html").read_text().count("smile at ") == 8
+
+
+def changed(quotes, tmp_path, **columns):
+    path = tmp_path / "changed.csv"
+    pl.read_csv(quotes).with_columns(**columns).write_csv(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"vol": pl.col("vol") * 100}, "percent"),
+        ({"strike": pl.col("strike") / 44.6817}, "strike_unit"),
+        ({"vol": pl.lit(0.0)}, "vol"),
+        ({"expiry": -pl.col("expiry")}, "expiry"),
+    ],
+)
+def test_quotes_that_cannot_be_are_refused_and_leave_no_folder(columns, told, quotes, tmp_path):
+    path = changed(quotes, tmp_path, **columns)
+    done = qfml("calibrate", path, "--out", "run", cwd=tmp_path)
+    assert done.code == 2
+    assert told in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--model", "hestn"), "did you mean `heston`"),
+        (("--method", "neural"), "needs a `surrogate`"),
+        (("--surrogate", "nowhere"), "nowhere"),
+        (("--set", "walk_forward={}"), "date"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(arguments, told, quotes, tmp_path):
+    done = qfml("calibrate", quotes, *arguments, "--out", "run", cwd=tmp_path)
+    assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_a_killed_calibration_starts_anew_and_ends_with_the_same_numbers(dax, tmp_path, pytestconfig):
+    killed = "import qfml.task.calibration as t, os\nt._quotes = lambda *_: os.kill(os.getpid(), 9)\n"
+    done = qfml("run", pytestconfig.rootpath / DAX, "--out", "run", cwd=tmp_path, before=killed)
+    assert done.code == -9
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    first, again = metrics(dax[0])["fit"], metrics(tmp_path / "run")["fit"]
+    assert again["params"] == first["params"]
+
+
+def test_a_history_is_judged_on_later_days(tmp_path):
+    config = """
+task: calibration
+surface: {kind: synthetic_heston, n_days: 6, seed: 1, expiries: [0.25, 1.0], deltas: [0.1, 0.25, 0.5, 0.75, 0.9]}
+model: {kind: heston}
+walk_forward: {horizons: [1, 2]}
+"""
+    (tmp_path / "config.yaml").write_text(config)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    assert len(found["fit"]["surfaces"]) == 6
+    errors = found["out_of_sample"]["by_horizon"]["model"]
+    assert errors["0"]["days"] == 6
+    assert errors["2"]["days"] == 4
+    assert errors["0"]["mean"] < errors["2"]["mean"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Out of sample" in page
+    assert "Sticky moneyness" in page
