@@ -2,6 +2,7 @@
 
 from qfml.surrogate.box import Range
 from qfml.surrogate.fitting import fit_surrogate
+from qfml.surrogate.judgement import Judgement, JudgementSettings, judge
 from qfml.surrogate.labels import LabelTable, labels_folder, make_labels, read_labels
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.settings import LabelSettings
@@ -10,6 +11,8 @@ from qfml.surrogate.training import Shape, SurrogateTraining
 
 __all__ = [
     "ErrorBound",
+    "Judgement",
+    "JudgementSettings",
     "LabelSettings",
     "LabelTable",
     "Prediction",
@@ -19,6 +22,7 @@ __all__ = [
     "Surrogate",
     "SurrogateTraining",
     "fit_surrogate",
+    "judge",
     "labels_folder",
     "make_labels",
     "read_labels",

@@ -1,0 +1,370 @@
+"""How good a surrogate is, on fresh points: errors, where they are, Greeks, arbitrage, speed, and a bound.
+
+`judge` returns the surrogate with its error bound, `metrics` (plain JSON) and `arrays`. Errors are surrogate less exact
+value (or many-path label), in the unit of the target unless the name says `_bps`.
+
+metrics:
+    target, unit            what is predicted, and its unit
+    points                  n_points, n_calibration, left_out (reason: count), engine, note
+    noise                   std_error_rms of the fresh labels, 0 if they are exact; of the error the labels' own share:
+                            rmse_without_noise = sqrt(max(0, mse - std_error_rms^2))
+    error                   mse, rmse, r2, bias, mean_abs, q99, q999, max
+    vol_bps                 rmse, mean_abs, q99, q999, max in basis points of vol, n_points: those that have an implied
+                            vol; None where there are no vols
+    price_bps               the same in basis points of spot
+    worst                   the five largest errors: inputs by name, value, exact, error
+    greeks                  by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute error, noise;
+                            {} where the labels have no derivatives
+    arbitrage               density and calendar of vols, monotone and convex of prices: share, count, n_points, worst,
+                            measured; {} where no rule applies
+    conformal               level, bound, unit, n_calibration, of ("value" | "label"), n_test, n_covered, coverage,
+                            coverage_low, coverage_high (95 %, Clopper-Pearson)
+    speed                   surrogate: threads, n_batch, batch_seconds, gradient_batch_seconds, single_seconds (least,
+                            median each); exact: engine, seconds_per_price; simulated: engine, n_paths, n_steps,
+                            seconds_per_price, std_error, seconds_per_price_at_equal_error; ratio_simulated,
+                            ratio_exact: their seconds over the surrogate's in a batch
+    regions                 coordinates, units, ranges (low, high, scale), n_bins, measures, pairs: names of the maps
+
+arrays:
+    inputs (N, d), exact (N,), std_error (N,), value (N,), error (N,), shares (N, d): place in the range of each
+    coordinate of the box in [0, 1]; regions_by_coordinate (d, bins, measures); regions_by_pair (P, bins, bins,
+    measures); pairs (P, 2); greeks_error (N', d); training_error (epochs, 3): epoch, training and validation loss of
+    the best seed.
+
+Points are drawn independently, not from a Sobol sequence: a conformal bound and a binomial interval are statements on
+independent draws. The points of the bound, those of its proof and the labels of the training have three seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+import pricers as pr
+from pricers.noise import address
+from pricers.parallel import side_by_side
+from qfml.config import OneOf
+from qfml.errors import ConfigError, DataError
+from qfml.surrogate.arbitrage import arbitrage_of
+from qfml.surrogate.conformal import binomial_interval, conformal_bound
+from qfml.surrogate.labels import LabelTable, labelled
+from qfml.surrogate.points import Points
+from qfml.surrogate.problem import UNITS, Problem
+from qfml.surrogate.quoting import price_of
+from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, shares_of
+from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine, LabelSettings
+from qfml.surrogate.speed import engine_speed, surrogate_speed
+from qfml.surrogate.surrogate import ErrorBound, Surrogate
+
+ROWS_OF_A_PIECE = 1024
+BPS = 1e4
+
+
+@dataclass(frozen=True)
+class JudgementSettings:
+    """How a surrogate is judged: the YAML section `judgement:`.
+
+    Args:
+        n_points: fresh points.
+        n_calibration: further ones, which the error bound is taken from.
+        level: probability with which a fresh error keeps the bound.
+        engine: labels the fresh points: exact where it can, else as many paths as is affordable.
+        n_greeks: points of which derivatives are judged; 0 leaves them out.
+        n_bins: bins of each coordinate.
+        speed_paths: paths of the Monte Carlo that is timed beside the surrogate; 0 times nothing.
+        speed_steps: its time steps.
+        seed: of the points.
+    """
+
+    n_points: int = 20_000
+    n_calibration: int = 20_000
+    level: float = 0.99
+    engine: Annotated[LabelEngine, OneOf(LABEL_ENGINES)] = field(default_factory=ExactLabels)
+    n_greeks: int = 2_000
+    n_bins: int = 10
+    speed_paths: int = 2**13
+    speed_steps: int = 100
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_points", 1), ("n_calibration", 1), ("n_greeks", 0), ("n_bins", 1), ("speed_paths", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
+        if not 0 < self.level < 1:
+            raise ConfigError(f"`level` must lie in (0, 1), got {self.level}")
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What was found; see the module for the keys.
+
+    Attributes:
+        surrogate: the judged one, with its error bound.
+        metrics: plain JSON.
+        arrays: numpy arrays by name.
+    """
+
+    surrogate: Surrogate
+    metrics: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `judgement.json` and `judgement.safetensors` into `folder`, which is made if it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "judgement.json").write_text(json.dumps(self.metrics, indent=1), encoding="utf-8")
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        safetensors.numpy.save_file(arrays, folder / "judgement.safetensors")
+
+
+def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Judgement:
+    """Judge a surrogate on fresh points of its box, and give it an error bound.
+
+    Raises:
+        DataError: too few calibration points for the level; all fresh points without a label.
+        ConfigError: the engine does not label the problem.
+    """
+    settings = JudgementSettings() if settings is None else settings
+    problem = surrogate.problem
+    fresh = fresh_labels(problem, settings.engine, settings.n_points, address(settings.seed, "fresh points"))
+    held = fresh_labels(problem, settings.engine, settings.n_calibration, address(settings.seed, "calibration points"))
+    value = _values(surrogate, fresh.inputs)
+    error = value - fresh.value
+    bound = _bound(surrogate, held, settings.level)
+    shares = shares_of(problem, fresh.inputs, fresh.value)
+    price_error = _price_errors(problem, fresh, value)
+    pairs, maps = by_pair(shares, error, settings.n_bins)
+    greeks, greeks_error = _greeks(surrogate, settings)
+    metrics = {
+        "target": problem.target,
+        "unit": problem.target_unit,
+        "points": {
+            "n_points": len(fresh),
+            "n_calibration": len(held),
+            "left_out": fresh.left_out,
+            "engine": settings.engine.kind,
+        },
+        "noise": _noise(error, fresh.std_error),
+        "error": _errors(error) | {"r2": _r2(error, fresh.value), "bias": float(error.mean())},
+        "vol_bps": _vol_errors(problem, fresh, value, error),
+        "price_bps": _in_bps(price_error),
+        "worst": _worst(problem, fresh, value, error),
+        "greeks": greeks,
+        "arbitrage": arbitrage_of(surrogate, fresh.inputs),
+        "conformal": _coverage(bound, error),
+        "speed": _speed(surrogate, fresh.inputs, float(price_error.square().mean().sqrt()), settings),
+        "regions": {
+            "coordinates": [axis.name for axis in problem.coordinates],
+            "units": [UNITS.get(axis.argument, "as the model states it") for axis in problem.coordinates],
+            "ranges": [[limits.low, limits.high, limits.scale] for limits in problem.box.values()],
+            "n_bins": settings.n_bins,
+            "measures": list(MEASURES),
+        },
+    }
+    arrays = {
+        "inputs": fresh.inputs.numpy(),
+        "exact": fresh.value.numpy(),
+        "std_error": fresh.std_error.numpy(),
+        "value": value.numpy(),
+        "error": error.numpy(),
+        "shares": shares.numpy(),
+        "regions_by_coordinate": by_coordinate(shares, error, settings.n_bins),
+        "regions_by_pair": maps,
+        "pairs": pairs,
+        "greeks_error": greeks_error.numpy(),
+        "training_error": _history(surrogate),
+    }
+    return Judgement(replace(surrogate, bound=bound), metrics, arrays)
+
+
+def fresh_labels(problem: Problem, engine: LabelEngine, n: int, seed: int, gradients: bool = False) -> LabelTable:
+    """Labels of `n` independent points of the box, each a law of its own, even on the scale of each coordinate."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    shares = torch.rand(n, len(problem.coordinates), generator=generator, dtype=torch.float64)
+    strike = [i for i, axis in enumerate(problem.coordinates) if axis.is_strike]
+    others = [i for i, axis in enumerate(problem.coordinates) if not axis.is_strike]
+    settings = LabelSettings(n_points=n, seed=seed, engine=engine, strikes_per_law=1, gradients=gradients)
+    settings.checked(problem)
+
+    def piece(start: int) -> Any:
+        own = slice(start, start + ROWS_OF_A_PIECE)
+        law = torch.arange(n)[own]
+        points = Points(shares[own][:, others], shares[own][:, strike], law)
+        return labelled(problem, settings, points, {"hash": "fresh", "laws": [start, start + len(law)]})
+
+    starts = range(0, n, ROWS_OF_A_PIECE)
+    with side_by_side(torch.device("cpu"), len(starts)) as run:
+        shards = list(run(piece, starts))
+
+    def joined(name: str) -> Any:
+        parts = [getattr(shard, name) for shard in shards]
+        return None if parts[0] is None else torch.from_numpy(np.concatenate(parts))
+
+    left_out: dict[str, int] = {}
+    for shard in shards:
+        for reason, count in shard.about["left_out"].items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    columns = ("inputs", "value", "std_error", "gradient", "gradient_std_error", "law")
+    table = LabelTable(
+        problem.inputs, *(joined(name) for name in columns), problem=problem, hash="fresh", left_out=left_out
+    )
+    if not len(table):
+        raise DataError(f"none of {n} fresh points has a label: {left_out}; mend the box")
+    return table
+
+
+def _values(surrogate: Surrogate, inputs: Tensor) -> Tensor:
+    """What the surrogate says in float32, as it is used; fresh points at an edge of deltas may lie just outside."""
+    with torch.no_grad():
+        value, _ = surrogate.unchecked(inputs)
+    return value.double()
+
+
+def _errors(error: Tensor) -> dict[str, float]:
+    size = error.abs()
+    return {
+        "mse": float(error.square().mean()),
+        "rmse": float(error.square().mean().sqrt()),
+        "mean_abs": float(size.mean()),
+        "q99": _upper(size, 0.99),
+        "q999": _upper(size, 0.999),
+        "max": float(size.max()),
+    }
+
+
+def _upper(size: Tensor, level: float) -> float:
+    """The smallest size that `level` of all do not exceed."""
+    return float(size.kthvalue(max(1, int(np.ceil(level * len(size) - 1e-9)))).values)
+
+
+def _in_bps(error: Tensor) -> dict[str, float]:
+    found = {name: BPS * value for name, value in _errors(error).items() if name != "mse"}
+    return found | {"n_points": len(error)}
+
+
+def _r2(error: Tensor, exact: Tensor) -> float | None:
+    """None where all values are the same."""
+    spread = float((exact - exact.mean()).square().mean())
+    return 1.0 - float(error.square().mean()) / spread if spread > 0 else None
+
+
+def _noise(error: Tensor, std_error: Tensor) -> dict[str, float]:
+    noise = float(std_error.square().mean())
+    mse = float(error.square().mean())
+    return {"std_error_rms": noise**0.5, "rmse_without_noise": max(0.0, mse - noise) ** 0.5}
+
+
+def _price_errors(problem: Problem, fresh: LabelTable, value: Tensor) -> Tensor:
+    """Errors in prices per unit of spot, (N,)."""
+    if problem.target != "implied_vol":
+        return value - fresh.value
+    triple = problem.triple(fresh.inputs)
+    shape = fresh.value.shape
+    spot = triple[2].spot
+    return (price_of(problem, value, triple, shape) - price_of(problem, fresh.value, triple, shape)) / spot
+
+
+def _vol_errors(problem: Problem, fresh: LabelTable, value: Tensor, error: Tensor) -> dict[str, float] | None:
+    if problem.target == "implied_vol":
+        return _in_bps(error)
+    if problem.instrument["kind"] != "european" or bool((fresh.std_error > 0).any()):
+        return None
+    option, _, market = triple = problem.triple(fresh.inputs)
+    assert isinstance(option, pr.European)
+    terms = (market.forward(option.expiry), option.strike, option.expiry, market.discount(option.expiry))
+    vols = [
+        pr.implied_vol(price_of(problem, one, triple, one.shape), *terms, option=option.option, errors="nan")
+        for one in (value, fresh.value)
+    ]
+    in_vol = vols[0] - vols[1]
+    in_vol = in_vol[in_vol.isfinite()]
+    return _in_bps(in_vol) if len(in_vol) else None
+
+
+def _worst(problem: Problem, fresh: LabelTable, value: Tensor, error: Tensor) -> list[dict[str, Any]]:
+    rows = error.abs().topk(min(5, len(error))).indices.tolist()
+    return [
+        {
+            "inputs": dict(zip(problem.inputs, fresh.inputs[row].tolist(), strict=True)),
+            "value": float(value[row]),
+            "exact": float(fresh.value[row]),
+            "error": float(error[row]),
+        }
+        for row in rows
+    ]
+
+
+def _greeks(surrogate: Surrogate, settings: JudgementSettings) -> tuple[dict[str, Any], Tensor]:
+    """Errors of the derivatives in each input, against those of the labels' engine."""
+    names = surrogate.problem.inputs
+    if not settings.n_greeks:
+        return {}, torch.zeros(0, len(names), dtype=torch.float64)
+    seed = address(settings.seed, "points of greeks")
+    table = fresh_labels(surrogate.problem, settings.engine, settings.n_greeks, seed, gradients=True)
+    if table.gradient is None:
+        return {}, torch.zeros(0, len(names), dtype=torch.float64)
+    error = surrogate.value_and_gradient(table.inputs)[1] - table.gradient
+    found = {}
+    for i, name in enumerate(names):
+        size = float(table.gradient[:, i].square().mean().sqrt())
+        rmse = float(error[:, i].square().mean().sqrt())
+        noise = table.gradient_std_error
+        found[name] = {
+            "rmse": rmse,
+            "rms_exact": size,
+            "relative": rmse / size if size > 0 else None,
+            "q99": _upper(error[:, i].abs(), 0.99),
+            "noise": 0.0 if noise is None else float(noise[:, i].square().mean().sqrt()),
+        }
+    return found, error
+
+
+def _bound(surrogate: Surrogate, held: LabelTable, level: float) -> ErrorBound:
+    error = _values(surrogate, held.inputs) - held.value
+    noisy = bool((held.std_error > 0).any())
+    unit = surrogate.problem.target_unit
+    return ErrorBound(level, conformal_bound(error, level), unit, len(error), "label" if noisy else "value")
+
+
+def _coverage(bound: ErrorBound, error: Tensor) -> dict[str, Any]:
+    covered = int((error.abs() <= bound.value).sum())
+    low, high = binomial_interval(covered, len(error))
+    return {
+        "level": bound.level,
+        "bound": bound.value,
+        "unit": bound.unit,
+        "n_calibration": bound.n_calibration,
+        "of": bound.of,
+        "n_test": len(error),
+        "n_covered": covered,
+        "coverage": covered / len(error),
+        "coverage_low": low,
+        "coverage_high": high,
+    }
+
+
+def _speed(surrogate: Surrogate, inputs: Tensor, rmse: float, settings: JudgementSettings) -> dict[str, Any]:
+    if not settings.speed_paths:
+        return {}
+    own = surrogate_speed(surrogate, inputs)
+    found: dict[str, Any] = {"surrogate": own}
+    found |= engine_speed(surrogate, inputs, rmse, settings.speed_paths, settings.speed_steps)
+    one = own["batch_seconds"]["median"] / own["n_batch"]
+    if "exact" in found:
+        found["ratio_exact"] = found["exact"]["seconds_per_price"] / one
+    simulated = found.get("simulated", {}).get("seconds_per_price_at_equal_error")
+    if simulated is not None:
+        found["ratio_simulated"] = simulated / one
+    return found
+
+
+def _history(surrogate: Surrogate) -> np.ndarray:
+    rows = [(r["epoch"], r["train_loss"], r["val_loss"]) for r in surrogate.fits[0].history]
+    return np.array(rows, dtype=np.float64).reshape(-1, 3)
