@@ -65,7 +65,8 @@ class _Graph:
         seen = (torch.log(x).float() - tensors["centre"]) / tensors["scale"]
         parameters = {name: tensors[f"network.{name}"] for name, _ in inverse._layout().shapes}
         stacked = seen.expand(len(inverse.parameters), -1, -1)
-        z = inverse.network.forward(parameters, stacked).mean(0).double().view(len(x), len(inverse.box.names))
+        z = inverse.network.forward(parameters, stacked).mean(0).double()
+        z = z[:, None] if len(inverse.box.names) == 1 else z
         z = torch.minimum(torch.maximum(z, tensors["edges"][0]), tensors["edges"][1])
         share = 0.5 * (1.0 + torch.erf(z * 0.5**0.5))
         place = tensors["low"] + (tensors["high"] - tensors["low"]) * share

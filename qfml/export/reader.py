@@ -66,7 +66,10 @@ class ExportedModel:
             raise DataError(f'`errors` must be "raise" or "flag", got {errors!r}')
         self._check_units({} if units is None else units)
         rows = self._rows(inputs)
-        outputs = dict(zip(self.output_names, self.session.run(None, {self._name: rows}), strict=True))
+        # onnxruntime does not run every graph on no rows at all
+        fed = rows if len(rows) else np.zeros((1, *rows.shape[1:]), dtype=rows.dtype)
+        found = self.session.run(None, {self._name: fed})
+        outputs = {name: output[: len(rows)] for name, output in zip(self.output_names, found, strict=True)}
         if errors == "raise" and "inside" in outputs and not outputs["inside"].all():
             self._refuse_outside(rows, outputs["inside"])
         return outputs

@@ -20,7 +20,7 @@ from qfml.surrogate import Surrogate
 
 __all__ = ["export_run"]
 
-_MEMBER = re.compile(r"(?:(\d{1,9}):)?(\d{1,18})\Z")
+_MEMBER = re.compile(r"(?:([0-9]{1,9}):)?([0-9]{1,18})\Z")
 
 
 def export_run(folder: Any, out: Any = None, member: Any = None, *, say: Callable[[str], object] = print) -> list[Path]:

@@ -84,7 +84,7 @@ def trace(
 
     with _quiet():
         if differentiated:
-            written_out = get_decompositions(_WRITTEN_OUT)
+            written_out: Any = get_decompositions(_WRITTEN_OUT)
             traced = make_fx(positional, written_out, tracing_mode="symbolic", _allow_non_fake_inputs=True)
             module = traced(example, *values)
         else:
