@@ -112,7 +112,7 @@ def argument_names(cls: type) -> dict[str, inspect.Parameter]:
     arguments = list(inspect.signature(cls).parameters.values())
     own = {argument.name: argument for argument in arguments}
     if "kind" in own:
-        registered = own["kind"].default
+        registered = vars(cls)["kind"]  # the default of the field, under which the class is registered
         own = {f"{registered}_kind" if name == "kind" else name: argument for name, argument in own.items()}
     return own
 

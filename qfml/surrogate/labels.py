@@ -40,6 +40,7 @@ __all__ = [
 NO_STRIKE = "no strike of that delta: its time value does not tell a vol"
 NO_VOL = "no implied vol: the time value does not tell one"
 NOT_TOLD = "the numerical error of the vol is above 1 basis point"
+NO_VALUE = "the value or its standard error is not finite"
 NO_GRADIENT = "a derivative is not finite"
 LARGEST_VOL_ERROR = 1e-4
 WORTH_PROCESSES = 20.0  # seconds of work from which on processes are started unasked
@@ -252,7 +253,8 @@ def labelled(
     value, std_error, gradient, gradient_std_error, faults, note = made
     left_out: dict[str, int] = {}
     kept = torch.ones(shape.numel(), dtype=torch.bool, device=inputs.device)
-    for reason, mask in {NO_STRIKE: spots.missing.reshape(-1), **faults}.items():
+    faults = {NO_STRIKE: spots.missing.reshape(-1), **faults, **_not_finite(value, std_error, gradient)}
+    for reason, mask in faults.items():
         count = int((mask & kept).sum())
         kept &= ~mask
         if count:
@@ -285,6 +287,11 @@ def labelled(
     )
 
 
+def _not_finite(value: Tensor, std_error: Tensor, gradient: Tensor | None) -> dict[str, Tensor]:
+    found = {NO_VALUE: ~(value.isfinite() & std_error.isfinite())}
+    return found if gradient is None else found | {NO_GRADIENT: ~gradient.isfinite().all(dim=-1)}
+
+
 def _exact(problem: Problem, labels: LabelSettings, columns: dict[str, Tensor], shape: torch.Size) -> Any:
     engine = labels.engine.engine()
     with torch.no_grad():
@@ -296,7 +303,6 @@ def _exact(problem: Problem, labels: LabelSettings, columns: dict[str, Tensor], 
     gradient = None
     if labels.gradients:
         gradient = target_gradients(problem, columns, engine).reshape(-1, len(problem.inputs))
-        faults[NO_GRADIENT] = ~gradient.isfinite().all(dim=-1)
     return value, torch.zeros_like(value), gradient, None, faults, found.note
 
 

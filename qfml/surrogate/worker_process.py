@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from qfml.surrogate.labels import make_shard, read_settings
 from qfml.surrogate.shards import shard_path, write_shard
 
 
-def main(place: Path, numbers: TextIO, answers: TextIO) -> None:
+def main(place: Path, numbers: Iterable[str], answers: Any) -> None:
     """Make the shards whose numbers are asked for."""
     torch.set_num_threads(1)
     problem, labels, points = read_settings(place)
