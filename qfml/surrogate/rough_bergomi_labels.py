@@ -122,10 +122,11 @@ def _paths(model: pr.RoughBergomi, expiries: Tensor, n_paths: int, n_steps: int,
 
     Twice: on the grid, and on every other of its nodes.
     """
-    nodes = [expiries.new_zeros(1)]
-    for start, length in zip([0.0, *expiries[:-1].tolist()], expiries.diff(prepend=expiries.new_zeros(1)), strict=True):
-        nodes.append(start + length * torch.arange(1, n_steps + 1, dtype=expiries.dtype) / n_steps)
-    grid, scheme = torch.cat(nodes), HybridScheme()
+    zero = expiries.new_zeros(1)
+    starts = torch.cat([zero, expiries[:-1]])
+    share = torch.arange(1, n_steps + 1, dtype=expiries.dtype, device=expiries.device) / n_steps
+    inner = starts.unsqueeze(-1) + (expiries - starts).unsqueeze(-1) * share
+    grid, scheme = torch.cat([zero, inner.flatten()]), HybridScheme()
     rho, dt = model.rho.float(), grid.diff().float().unsqueeze(-1)
     found: list[list[Tensor]] = [[], []]
     for number, start in enumerate(range(0, n_paths, CHUNK)):
