@@ -116,4 +116,5 @@ class SurfaceHistory(Sequence[Surface]):
             lines.append(f"... and notes on {len(noted) - SHOWN} more dates")
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"<{str(self).partition(chr(10))[0]}>"

@@ -328,7 +328,7 @@ class Surface:
         return Surface.of_table(table, spot=self.spot, date=self.date, name=self.name, remarks=remarks)
 
     def reweighted(self, weights: str, least_width: float = 1e-4) -> Surface:
-        r"""The surface with other weights of the squared vol errors, of mean 1.
+        r"""The surface with other weights of the squared vol errors, of mean 1; quotes of weight 0 keep it.
 
         Args:
             weights: "equal"; "vega", proportional to the square of Black's vega in price, so that to first order
@@ -338,7 +338,7 @@ class Surface:
 
         Raises:
             ConfigError: no such weights.
-            DataError: "spread" where a quote lacks bid or ask.
+            DataError: "spread" where a quote lacks bid or ask; no quote with a weight.
 
         >>> surface = Surface.dax_2002().reweighted("vega")
         >>> surface.weight.mean().round(12).item(), bool(surface.weight[6] > surface.weight[0])
@@ -357,7 +357,10 @@ class Surface:
             weight = np.maximum(width, least_width) ** -2.0
         else:
             raise ConfigError(f'`weights` must be "equal", "vega" or "spread", got {weights!r}')
-        return self._with({"weight": weight / weight.mean()}, slice(None), self.remarks)
+        used = self.weight > 0.0
+        if not used.any():
+            raise DataError("every quote has weight 0, so there is nothing to weigh; give some of them a weight")
+        return self._with({"weight": np.where(used, weight / weight[used].mean(), 0.0)}, slice(None), self.remarks)
 
     def vol_surface(self, smoothing: float = 1e-4, knots_per_quote: int = 2) -> VolSurface:
         """The surface without arbitrage that is closest to the quotes, for a local volatility (Dupire).
@@ -393,9 +396,7 @@ class Surface:
         ]
 
     def __str__(self) -> str:
-        title = " ".join(filter(None, (self.name, self.date_text))) or "Surface"
-        spot = "" if self.spot is None else f", spot {self.spot:g}"
-        lines = [f"{title}: {len(self)} quotes at {len(self.expiries)} expiries{spot}"]
+        lines = [self._title()]
         lines.append("  expiry  quotes     forward  discount          strikes       vols, %  at the money")
         for smile in self.smiles():
             k, discount = smile.log_moneyness, self.discount[self.expiry == smile.expiry][0]
@@ -411,7 +412,13 @@ class Surface:
             lines.append(f"- and {len(notes) - SHOWN} more; see `notes`")
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"<{self._title()}>"
+
+    def _title(self) -> str:
+        title = " ".join(filter(None, (self.name, self.date_text))) or "Surface"
+        spot = "" if self.spot is None else f", spot {self.spot:g}"
+        return f"{title}: {len(self)} quotes at {len(self.expiries)} expiries{spot}"
 
     @property
     def date_text(self) -> str:

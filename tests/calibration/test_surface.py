@@ -226,6 +226,12 @@ def test_numbers_out_of_range_are_named():
         grid(errors="skip")
 
 
+def test_a_surface_is_shown_in_a_line_and_printed_as_a_table():
+    assert repr(Surface.dax_2002()) == "<DAX, exact_days 2002-07-05: 104 quotes at 8 expiries, spot 4468.17>"
+    lines = str(Surface.dax_2002()).splitlines()
+    assert lines[2].split() == ["0.0356", "13", "4473.85", "0.99873", "3400-5600", "33.02-66.25", "35.96"]
+
+
 def test_what_is_no_grid_is_named():
     with pytest.raises(DataError, match=r"a grid needs one expiry and one strike or more, got 0 expiries"):
         Surface.from_grid(STRIKES, [], [], spot=100.0)

@@ -169,6 +169,10 @@ def test_weights_by_vega_and_by_spread_follow_their_formulas():
     (vega,) = torch.autograd.grad(black_price(100.0, torch.from_numpy(STRIKES), 0.5, vol).sum(), vol)
     np.testing.assert_allclose(surface.reweighted("vega").weight, vega**2 / (vega**2).mean(), rtol=1e-12)
     assert surface.reweighted("equal").weight.tolist() == [1.0] * 6
+    left_out = one_smile(vols[0], weights=[[1.0, 1.0, 0.0, 1.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(left_out.reweighted("vega").weight > 0.0, left_out.weight > 0.0)
+    with pytest.raises(DataError, match=r"every quote has weight 0"):
+        one_smile(vols[0], weights=0.0).reweighted("vega")
     with pytest.raises(ConfigError, match=r'`weights` must be "equal", "vega" or "spread", got \'oi\''):
         surface.reweighted("oi")
     with pytest.raises(DataError, match=r'"spread" weights need bid and ask of every quote, 6 lack them'):
