@@ -20,11 +20,11 @@ from qfml.networks import MLP
 
 LAYOUT = Layout(EXPIRIES, (tuple(np.log(STRIKES)),), widest=50.0)
 SMALL = InverseTraining(
-    n_surfaces=2000,
+    n_surfaces=800,
     network=MLP(hidden=(32, 32), activation="silu"),
-    max_epochs=25,
+    max_epochs=10,
     batch_size=64,
-    lr=1e-2,
+    lr=3e-2,
     n_judged=200,
 )
 
