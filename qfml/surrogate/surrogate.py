@@ -261,7 +261,7 @@ class Surrogate:
         def one(start: int) -> None:
             with torch.no_grad():
                 block = rows[start : start + ROWS_AT_A_TIME]
-                own = self._fast(block.float())
+                own = self._fast(block.t().float().contiguous().t())  # each column lies in one piece
                 by_axis = self.problem.outside(block, own.double() if self._needs_vol else None)
                 value[start : start + len(block)] = own
                 outside[start : start + len(block)] = by_axis.any(1) | ~own.isfinite()

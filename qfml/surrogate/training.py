@@ -158,6 +158,8 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
     inputs, value, std_error = table.inputs, table.value, table.std_error
     learnt = target.encode(value, inputs)
     weight = row_weights(target.slope(value, inputs), std_error, settings.noise_floor)
+    if table.weight is not None:  # points that were drawn where the error is, weighted back to the whole box
+        weight = weight * table.weight / table.weight.mean()
     gradient = None
     if settings.twin is not None:
         if table.gradient is None:
@@ -231,7 +233,8 @@ def train_networks(
     )
     trained = time.perf_counter()
     rows = torch.from_numpy(val)
-    errors = _errors(target, fits, ds, val, inputs[rows], value[rows])
+    share = torch.ones(len(val)).double() if table.weight is None else table.weight[rows]
+    errors = _errors(target, fits, ds, val, inputs[rows], value[rows], share / share.sum())
     order = sorted(range(len(fits)), key=errors.__getitem__)
     report = {
         "target": target.kind,
@@ -250,9 +253,15 @@ def train_networks(
 
 
 def _errors(
-    target: Target, fits: Sequence[Fit], ds: TimeDataset, rows: np.ndarray, inputs: Tensor, value: Tensor
+    target: Target,
+    fits: Sequence[Fit],
+    ds: TimeDataset,
+    rows: np.ndarray,
+    inputs: Tensor,
+    value: Tensor,
+    share: Tensor,
 ) -> list[float]:
     """Root mean square errors of each fit, then of the mean over them, in the unit of the target."""
     found = [target.decode(torch.from_numpy(fit.predict(ds, rows)), inputs) for fit in fits]
     found.append(torch.stack(found).mean(0))
-    return [float((one - value).square().mean().sqrt()) for one in found]
+    return [float(((one - value).square() * share).sum().sqrt()) for one in found]

@@ -12,6 +12,7 @@ import qfml
 from qfml.errors import CheckpointError, ConfigError, DataError, UserError
 from qfml.surrogate import ErrorBound, Shape, Surrogate, SurrogateTraining, fit_surrogate
 from qfml.surrogate.bounded import Bounded
+from qfml.surrogate.labels import split_by_law
 from qfml.surrogate.tangents import outputs, outputs_and_slopes
 from qfml.surrogate.target import Target
 from qfml.surrogate.training import network_for, row_weights, training_data
@@ -236,6 +237,21 @@ def test_weights_are_those_of_the_value_over_its_variance():
     torch.testing.assert_close(exact, torch.tensor([1.0, 4.0, 4.0]).double() / 3)
     floor = math.sqrt(25 / 3)  # the root mean square
     torch.testing.assert_close(row_weights(slope, error, None), row_weights(slope, error, floor))
+
+
+def test_importance_weights_of_refined_points_multiply_those_of_the_loss():
+    rows = rows_of(CALLS, 40)
+    table = table_of(CALLS, rows, CALLS.exact(rows))
+    importance = torch.linspace(0.5, 2.0, 40, dtype=torch.float64)
+    target = Target(CALLS, "linear", 0.2)
+    plain = training_data(CALLS, table, target, quick()).weight.double()
+    weighted = training_data(CALLS, replace(table, weight=importance), target, quick()).weight.double()
+    torch.testing.assert_close(weighted, plain * importance / importance.mean(), rtol=1e-6, atol=0)
+    surrogate = fit_surrogate(CALLS, replace(table, weight=importance), quick(1, (4,), validation_share=0.5))
+    val = split_by_law(table, (0.5, 0.5), 0)[1]
+    error = (surrogate.values(rows[val]) - table.value[val]).square()
+    expected = math.sqrt(float((error * importance[val]).sum() / importance[val].sum()))
+    assert surrogate.report["validation_rmse"][0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_weighted_loss_is_the_loss_in_vols_to_first_order():
