@@ -1,6 +1,7 @@
 """The swaption cube: nodes come back in one batch, vols between them, tables, rules."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ OFFSETS_BPS = np.array([-200.0, -100.0, -50.0, -25.0, 0.0, 25.0, 50.0, 100.0, 20
 SHIFT, BETA = 0.03, 0.5
 
 
-def table(seed: int = 1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def table(seed: int = 1) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Quotes of a cube, some of them at negative rates, and the parameters of its nodes (4, 4)."""
     rng = np.random.default_rng(seed)
     shape = (len(EXPIRIES), len(TENORS))
@@ -140,14 +141,14 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
 
 
 def test_bad_quotes_are_named() -> None:
-    good = {
+    good: dict[str, Any] = {
         "expiry": [1.0] * 3,
         "tenor": [5.0] * 3,
         "strike": [0.01, 0.02, 0.03],
         "forward": [0.02] * 3,
         "vol": [0.4, 0.3, 0.28],
     }
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"vol": [0.4, 0.0, 0.28]}, "`vol` must be above 0 and at most 5"),
         ({"vol": [0.4, 9.0, 0.28]}, "`vol` must be above 0 and at most 5 for lognormal vols, got 9 at quote 1"),
         ({"vol": [np.nan] * 3}, "a cube needs quotes"),
