@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qfml.calibration.exact import GOOD, Fit, exact_vols, fit, screened
+from qfml.calibration.fourier_vols import LEAST_PRICE, black_out_of_the_money
 from qfml.calibration.least_squares import NOT_FINITE, STATUS
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
 from qfml.calibration.result import Calibration, calibration
@@ -52,8 +53,8 @@ def calibrate(
         model: a name in `CALIBRATION_MODELS`, or a model.
         method: "exact"; "neural", through a surrogate; "inverse", by a network from quotes to parameters; "polished",
             one of these two and then exact. None: "polished" where `surrogate` or `inverse` is given, else "exact".
-        n_starts: starts that are looked at for each surface; None: 32 for each parameter, or 1 where `start` is given.
-        n_polished: starts that are followed to the end; None: as many as there are parameters.
+        n_starts: starts that are looked at for each surface; None: 16 for each parameter.
+        n_polished: starts that are followed to the end; None: one for two parameters.
         seed: of the starts.
         start: parameters to start from, in place of a search: by name, or (P,), or (S, P).
         warm: go through a history day by day, each from the day before, and search where that fits badly; else all
@@ -119,8 +120,8 @@ class _Search:
     ) -> None:
         n_parameters = len(model.parameters)
         self.model, self.seed, self.settings = model, seed, settings
-        self.n_starts = _count("n_starts", n_starts, 32 * n_parameters)
-        self.n_polished = min(_count("n_polished", n_polished, n_parameters), self.n_starts)
+        self.n_starts = _count("n_starts", n_starts, 16 * n_parameters)
+        self.n_polished = min(_count("n_polished", n_polished, (n_parameters + 1) // 2), self.n_starts)
 
     def __call__(self, quotes: Quotes, given: Tensor | None = None, warm: bool = False) -> Fit:
         if given is not None:
@@ -185,7 +186,7 @@ def _judged(model: CalibrationModel, x: Tensor, quotes: Quotes, status: Tensor, 
     """Parameters from elsewhere, with the model's own vols."""
     with torch.no_grad():
         _, jacobian = model.vols_and_jacobian(x, quotes)
-        vols = exact_vols(model, x, quotes)
+        vols = exact_vols(model, x, quotes, floor=True)
     cost = torch.where(quotes.used, quotes.weight * (vols - quotes.vol).square(), 0.0).sum(-1)
     return Fit(x, vols, jacobian, cost, status, n_steps, torch.zeros_like(cost))
 
@@ -212,6 +213,11 @@ def _result(
         notes[row].append(
             f"the search was off the exact engine by up to {error:.2g} bps: it may have missed the minimum"
         )
+    for row, count in enumerate(_faint(found.vols, quotes).tolist()):
+        if count and not empty[row]:
+            notes[row].append(
+                f"{count} quotes lie where the model's price is below 1e-11 of the forward and tells no vol"
+            )
     return calibration(
         model,
         method,
@@ -226,6 +232,13 @@ def _result(
         n_steps=found.n_steps,
         warnings=notes,
     )
+
+
+def _faint(vols: Tensor, quotes: Quotes) -> Tensor:
+    """How many quotes of each surface have the vol of the least price that tells one."""
+    total = torch.where(quotes.used, vols * quotes.expiry.sqrt(), 1.0)
+    price = black_out_of_the_money(torch.where(quotes.used, quotes.log_moneyness, 0.0), total)
+    return (quotes.used & (price < 1.0001 * LEAST_PRICE)).sum(-1)
 
 
 INVERSE_STATUS = "read off by the network from quotes to parameters, not searched"

@@ -14,7 +14,7 @@ from pricers.analytic.fourier_law import model_law
 from pricers.black import black_total_vol
 from pricers.fourier import cos_european
 from pricers.parallel import side_by_side
-from qfml.calibration.fourier_vols import Characteristic, Grid, Slices
+from qfml.calibration.fourier_vols import LEAST_PRICE, Characteristic, Grid, Slices
 from qfml.calibration.least_squares import CONVERGED, NOT_FINITE, least_squares
 from qfml.calibration.model import CalibrationModel, Quotes
 
@@ -110,13 +110,14 @@ def screened(model: CalibrationModel, quotes: Quotes, starts: Tensor, n_best: in
     return starts.gather(1, order.unsqueeze(-1).expand(-1, -1, starts.shape[-1]))
 
 
-def exact_vols(model: CalibrationModel, x: Tensor, quotes: Quotes) -> Tensor:
+def exact_vols(model: CalibrationModel, x: Tensor, quotes: Quotes, floor: bool = False) -> Tensor:
     """Implied vols (S, N) by the engine of `pricers`, to 1e-9 of the forward; NaN where there is no quote or no vol.
 
     Args:
         model: a model whose `pricer` has a characteristic function; others answer for themselves.
         x: parameters (S, P).
         quotes: S surfaces.
+        floor: where the model's price is below 1e-11 of the forward, which tells no vol, give that of this price.
     """
     if not isinstance(model, FourierModel):
         return model.vols(x, quotes)
@@ -124,7 +125,8 @@ def exact_vols(model: CalibrationModel, x: Tensor, quotes: Quotes) -> Tensor:
     rows = model.pricer(x[slices.surface])
     with torch.no_grad():
         value, _ = cos_european(model_law(cast("Any", rows), slices.expiry), slices.log_strike)
-    price = torch.where(slices.present, slices.to_quotes(value), math.nan)
+    price = slices.to_quotes(value.clamp(min=LEAST_PRICE) if floor else value)
+    price = torch.where(slices.present, price, math.nan)
     moneyness = torch.where(slices.present, quotes.log_moneyness, 0.0)
     low, high = torch.exp(moneyness.clamp(max=0.0)), torch.exp(moneyness.clamp(min=0.0))
     return black_total_vol(price, low, high, True) / quotes.expiry.sqrt()
@@ -218,8 +220,8 @@ def _verified(model: FourierModel, quotes: Quotes, found: Fit, max_steps: int, t
             _Residuals(grid, some), x[wrong], **_bounds(model), max_steps=max_steps, tolerance=tolerance
         )
         x[wrong], n_steps[wrong], status[wrong] = again.x, n_steps[wrong] + again.n_steps, again.status
-        kernel, jacobian = grid.vols_and_jacobian(x[wrong])
-        vols = exact_vols(model, x[wrong], some)
+        kernel, jacobian = grid.vols_and_jacobian(x[wrong], floor=True)
+        vols = exact_vols(model, x[wrong], some, floor=True)
         error = torch.where(some.used, (kernel - vols).abs(), 0.0).nan_to_num(nan=math.inf).amax(-1)
         cost = torch.where(some.used, some.weight * (vols - some.vol).square(), 0.0).sum(-1)
         if result is None:

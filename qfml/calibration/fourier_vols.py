@@ -27,7 +27,15 @@ from pricers.normal import normal_cdf
 from pricers.quadrature import gauss_legendre
 from qfml.calibration.model import Quotes
 
-__all__ = ["Characteristic", "Grid", "Slices"]
+__all__ = [
+    "LEAST_PRICE",
+    "Characteristic",
+    "Grid",
+    "Slices",
+    "black_out_of_the_money",
+    "planned_vols",
+    "planned_vols_and_jacobian",
+]
 
 Complex = tuple[Tensor, Tensor]
 
@@ -185,7 +193,7 @@ class Grid:
             law,
             slices,
             tuple(parts),
-            _black_out_of_the_money(slices.log_strike, variance.sqrt().unsqueeze(-1)),
+            black_out_of_the_money(slices.log_strike, variance.sqrt().unsqueeze(-1)),
             torch.exp(moneyness.clamp(max=0.0)),
             torch.exp(moneyness.clamp(min=0.0)),
             moneyness,
@@ -236,7 +244,7 @@ class Grid:
 
     def black(self, vol: Tensor) -> Tensor:
         """Black's prices out of the money per unit of forward at vols (S, N)."""
-        return _black_out_of_the_money(self.log_moneyness, vol * self.root)
+        return black_out_of_the_money(self.log_moneyness, vol * self.root)
 
     def vega(self, vol: Tensor) -> Tensor:
         """Their derivatives by the vol."""
@@ -334,7 +342,7 @@ def _gauss(n: int) -> tuple[Tensor, Tensor]:
     return gauss_legendre(n, torch.zeros((), dtype=torch.float64))
 
 
-def _black_out_of_the_money(log_strike: Tensor, total_vol: Tensor) -> Tensor:
+def black_out_of_the_money(log_strike: Tensor, total_vol: Tensor) -> Tensor:
     """Black's price per unit of forward, of a put at or below the forward and a call above."""
     sign = torch.where(log_strike <= 0.0, -1.0, 1.0)
     d1 = -log_strike / total_vol + 0.5 * total_vol

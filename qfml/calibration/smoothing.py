@@ -153,7 +153,7 @@ class _Days:
         x = self.natural(y)
         with torch.no_grad():
             kernel, jacobian = self.model.vols_and_jacobian(x, self.quotes)
-            vols = exact_vols(self.model, x, self.quotes)
+            vols = exact_vols(self.model, x, self.quotes, floor=True)
         used = self.quotes.used
         cost = torch.where(used, self.quotes.weight * (vols - self.quotes.vol).square(), 0.0).sum(-1)
         error = torch.where(used, (kernel - vols).abs(), 0.0).amax(-1)
