@@ -64,14 +64,16 @@ def _surrogate(found: dict[str, Any]) -> None:
             table.add_row(name, *(f"{own[measure]:.2f}" for measure in ("rmse", "q99", "q999", "max")))
     out.print(table)
     bound, speed = judged["conformal"], judged["speed"]
-    batch = 1e3 * speed["surrogate"]["batch_seconds"]["least"]
-    ratio = speed.get("ratio_simulated")
-    faster = f"; {ratio:.0f} times faster than simulation to equal error" if ratio else ""
-    out.print(
+    told = [
         f"bound at {bound['level']:.0%}: {1e4 * bound['bound']:.2f} bps, kept by {bound['coverage']:.2%} of "
-        f"{bound['n_test']:,} fresh points; {speed['surrogate']['n_batch']:,} prices in {batch:.1f} ms{faster}",
-        highlight=False,
-    )
+        f"{bound['n_test']:,} fresh points"
+    ]
+    if speed:
+        own = speed["surrogate"]
+        told.append(f"{own['n_batch']:,} prices in {1e3 * own['batch_seconds']['least']:.1f} ms")
+        if ratio := speed.get("ratio_simulated"):
+            told.append(f"{ratio:.0f} times faster than simulation to equal error")
+    out.print("; ".join(told), highlight=False)
 
 
 MOST_SURFACES = 4  # of which every parameter is shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from qfml.calibration.history import SurfaceHistory
-from qfml.calibration.quote_columns import frame_of
+from qfml.calibration.quote_columns import columns_of, frame_of
 from qfml.calibration.surface import Surface
 from qfml.calibration.surface_reading import Reading
 from qfml.calibration.synthetic import SyntheticHeston
@@ -75,8 +75,7 @@ class SurfaceFile:
 
     def read(self) -> dict[str, Surface]:
         frame = frame_of(self.path, self.reading.separator)
-        dated = any(name.strip().lower() == "date" for name in (self.reading.rename.get(c, c) for c in frame.columns))
-        if not dated:
+        if "date" not in columns_of(frame, self.reading.rename, self.reading.ignore):
             if self.start or self.end:
                 raise DataError(f"{self.path} has no column `date`: leave out `start` and `end`")
             surface = Surface.from_frame(frame, self.reading)

@@ -25,7 +25,7 @@ __all__ = ["write_surrogate_report"]
 
 REQUIRED = {
     "judgement": ("target", "error", "points", "noise", "conformal", "speed", "regions", "greeks", "arbitrage"),
-    "labels": ("n_labels", "engine", "inputs", "units"),
+    "labels": ("problem", "n_labels", "engine", "inputs", "units"),
     "training": ("validation_rmse", "n_parameters"),
     "versions": (),
     "seconds": (),
@@ -90,10 +90,8 @@ def _bps(value: Any) -> str:
 
 def _headline(run: _Run) -> Html:
     found, error = run.found, run.found["error"]
-    speed = found["speed"]
     title = f"Off by {_bps(error['rmse'])} {run.unit}, 99 % of points within {_bps(error['q99'])}"
     conformal = found["conformal"]
-    batch = speed["surrogate"]["batch_seconds"]["least"]
     cards = [
         ("Root mean square error", _bps(error["rmse"]), run.unit),
         ("99.9 % of points within", _bps(error["q999"]), run.unit),
@@ -103,15 +101,8 @@ def _headline(run: _Run) -> Html:
             _bps(conformal["bound"]),
             f"kept by {formats.percent(conformal['coverage'])}",
         ),
-        (
-            f"{formats.count(speed['surrogate']['n_batch'])} prices",
-            f"{formats.significant(1e3 * batch, 3)} ms",
-            f"{speed['surrogate']['threads']} thread(s)",
-        ),
+        *_speed_cards(found["speed"]),
     ]
-    if speed.get("ratio_simulated"):
-        times = f"{formats.significant(speed['ratio_simulated'], 3)}{formats.TIMES}"
-        cards.append(("Faster than simulation", times, "at equal error"))
     parts = [
         el("div", el("dt", name), el("dd", value), el("dd", small, class_="interval")) for name, value, small in cards
     ]
@@ -127,7 +118,7 @@ def _headline(run: _Run) -> Html:
             )
         )
     inputs = ", ".join(run.metrics["labels"]["inputs"])
-    problem = f"{run.metrics['problem']}, as a function of {inputs}"
+    problem = f"{run.metrics['labels']['problem']}, as a function of {inputs}"
     return el(
         "header",
         el("p", "Surrogate pricer", class_="eyebrow"),
@@ -137,6 +128,19 @@ def _headline(run: _Run) -> Html:
         el("dl", *parts, class_="cards"),
         class_="title",
     )
+
+
+def _speed_cards(speed: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What it saves; nothing where nothing was timed."""
+    if not speed:
+        return []
+    own = speed["surrogate"]
+    milliseconds = f"{formats.significant(1e3 * own['batch_seconds']['least'], 3)} ms"
+    cards = [(f"{formats.count(own['n_batch'])} prices", milliseconds, f"{own['threads']} thread(s)")]
+    if speed.get("ratio_simulated"):
+        times = f"{formats.significant(speed['ratio_simulated'], 3)}{formats.TIMES}"
+        cards.append(("Faster than simulation", times, "at equal error"))
+    return cards
 
 
 def _errors(run: _Run, charts: Charts) -> Section:
@@ -283,8 +287,10 @@ def _bound(run: _Run) -> Section:
     return Section("bound", "Error bound", intro, join([*remarks, table]))
 
 
-def _speed(run: _Run) -> Section:
+def _speed(run: _Run) -> Section | None:
     speed = run.found["speed"]
+    if not speed:
+        return None
     own = speed["surrogate"]
     per_price = own["batch_seconds"]["least"] / own["n_batch"]
     rows = [
@@ -303,8 +309,8 @@ def _speed(run: _Run) -> Section:
     ]
     if simulated:
         told.append(
-            f" Simulation was timed with {formats.count(simulated['n_paths'])} paths of {simulated['n_steps']} steps and "
-            "scaled by the square of its standard error."
+            f" Simulation was timed with {formats.count(simulated['n_paths'])} paths of {simulated['n_steps']} steps, "
+            "and scaled by the square of its standard error."
         )
     heads = ("", "Time for one price", "Of the surrogate's")
     table = scrolling_table(heads, rows, caption="Time for one price")

@@ -114,7 +114,6 @@ class SurrogateTask:
             "task": self.task,
             "name": self.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "problem": self._title(),
             "hash": judgement.surrogate.hash,
             "labels": self._described(table),
             "training": _training(surrogate),
@@ -152,7 +151,7 @@ class SurrogateTask:
                 self.labels.seed,
                 value=table.value if self.problem.target == "implied_vol" else None,
                 strikes_per_law=self.labels.strikes(self.problem),
-                round=number,
+                round_number=number,
                 parent=surrogate.hash,
             )
             settings = replace(self.labels, n_points=self.refinement.n_points)
@@ -190,6 +189,7 @@ class SurrogateTask:
         """What was learned from."""
         noise = float(table.std_error.square().mean().sqrt())
         return {
+            "problem": self._title(),
             "n_labels": len(table),
             "n_laws": int(table.law.unique().numel()),
             "engine": config.to_dict(self.labels.engine),
