@@ -1,6 +1,6 @@
 """What derivatives of Monte Carlo labels are worth: the error of a surrogate with and without them, by labels and time.
 
-    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--updates N]
+    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--updates N] [--balance X]
 
 An Asian option with a barrier on its twelve monthly fixings under Heston; model, rate, strike and barrier vary. The
 same labels (noise of their own, `--paths` paths each) train the same networks twice: on values alone, and on values and
@@ -68,6 +68,8 @@ parser.add_argument("--steps", type=int, default=48)
 parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000, 10_000, 20_000, 50_000])
 parser.add_argument("--updates", type=int, default=4000)
 parser.add_argument("--width", type=int, default=64)
+# of what a derivative counts: those of 64 paths are 5 times noisier, each in units of its size, than the values
+parser.add_argument("--balance", type=float, default=0.01)
 parser.add_argument("--seeds", type=int, default=2)
 parser.add_argument("--test-points", type=int, default=1024)
 parser.add_argument("--test-paths", type=int, default=2**14)
@@ -154,7 +156,10 @@ def main() -> None:
     for size in sizes:
         part = table.rows(torch.arange(size))
         row: dict[str, Any] = {"labels": size}
-        for name, twin, seconds in (("plain", None, seconds_without), ("differential", 1.0, seconds_with)):
+        for name, twin, seconds in (
+            ("plain", None, seconds_without),
+            ("differential", arguments.balance, seconds_with),
+        ):
             found = trained_error(part, twin, arguments, test)
             label_seconds = seconds * size / sizes[-1]
             row[name] = found | {
@@ -177,6 +182,7 @@ def main() -> None:
         "typical_price_bps": 1e4 * float(test[1].mean()),
         "labels_per_second": {"plain": sizes[-1] / seconds_without, "differential": sizes[-1] / seconds_with},
         "updates": arguments.updates,
+        "balance": arguments.balance,
         "rows": rows,
         "command": command(),
         "machine": machine() | {"threads": arguments.threads},
