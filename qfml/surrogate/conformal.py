@@ -28,6 +28,7 @@ def conformal_bound(errors: Tensor, level: float) -> float:
         Wasserman (2018), "Distribution-Free Predictive Inference for Regression", algorithm 2.
 
     Example:
+        >>> import torch
         >>> conformal_bound(torch.tensor([0.3, -0.1, 0.2, 0.4]), 0.5)  # the third smallest of four
         0.3
     """
