@@ -1,6 +1,6 @@
 """What derivatives of Monte Carlo labels are worth: the error of a surrogate with and without them, by labels and time.
 
-    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--updates N] [--balance X]
+    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--balance X]
 
 An Asian option with a barrier on its twelve monthly fixings under Heston; model, rate, strike and barrier vary. The
 same labels (noise of their own, `--paths` paths each) train the same networks twice: on values alone, and on values and
@@ -156,10 +156,8 @@ def main() -> None:
     for size in sizes:
         part = table.rows(torch.arange(size))
         row: dict[str, Any] = {"labels": size}
-        for name, twin, seconds in (
-            ("plain", None, seconds_without),
-            ("differential", arguments.balance, seconds_with),
-        ):
+        ways = (("plain", None, seconds_without), ("differential", arguments.balance, seconds_with))
+        for name, twin, seconds in ways:
             found = trained_error(part, twin, arguments, test)
             label_seconds = seconds * size / sizes[-1]
             row[name] = found | {
