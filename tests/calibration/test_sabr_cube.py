@@ -167,7 +167,8 @@ def test_bad_quotes_are_named() -> None:
             SwaptionCube(**(good | change))
     with pytest.raises(ConfigError, match="`quote` of a cube must be"):
         SwaptionCube(**good, quote="black")
-    dear = SwaptionCube(**(good | {"vol": [0.0001, 0.15, 0.0001]}), quote="normal")
+    good["vol"] = [0.0001, 0.15, 0.0001]
+    dear = SwaptionCube(**good, quote="normal")
     with pytest.raises(DataError, match="a price that a lognormal rate shifted by 0 reaches"):
         dear.lognormal_vol()
     with pytest.raises(DataError, match="no quote of the cube has a vol and a weight"):
