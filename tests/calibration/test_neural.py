@@ -8,9 +8,10 @@ import torch
 from formula_smile import quotes_at
 
 from qfml.calibration.calibrate import calibrate
-from qfml.calibration.exact import fit
+from qfml.calibration.exact import exact_vols, fit
+from qfml.calibration.heston import HestonCalibration
 from qfml.calibration.model import Quotes
-from qfml.calibration.neural import SurrogateModel, inside_bounds, neural_calibration
+from qfml.calibration.neural import SurrogateModel, inside_bounds, neural_calibration, refined
 from qfml.errors import ConfigError
 from qfml.surrogate import Problem, Range, Surrogate
 from qfml.surrogate.target import Target
@@ -146,3 +147,29 @@ def test_surrogate_of_something_else_is_refused(changes: dict[str, Any], word: s
     instrument = {"kind": "european"} | ({} if "expiry" in changes.get("box", BOX) else {"expiry": 1.0})
     with pytest.raises(ConfigError, match=word):
         SurrogateModel(formula(**({"instrument": instrument} | changes)))
+
+
+def test_few_exact_steps_from_a_good_start_end_near_the_truth_with_the_vols_that_they_name() -> None:
+    """70 surfaces, more than one block of them; the error of a Gauss-Newton step is of second order."""
+    model = HestonCalibration()
+    expiry, k = (grid.flatten() for grid in np.meshgrid((0.25, 1.0), np.linspace(-0.2, 0.2, 5), indexing="ij"))
+    quotes = quotes_at(k, expiry, 70)
+    rng = np.random.default_rng(2)
+    truth = torch.tensor([[0.05, 2.0, 0.06, 0.6, -0.6]], dtype=torch.float64) * torch.from_numpy(
+        np.exp(0.1 * rng.standard_normal((70, 5)))
+    )
+    weight = torch.from_numpy(rng.uniform(0.5, 2.0, quotes.vol.shape))
+    weight[:, 4] = 0.0
+    quotes = Quotes(**(vars(quotes) | {"vol": model.vols(truth, quotes), "weight": weight}))
+    start = truth * torch.from_numpy(np.exp(0.02 * rng.standard_normal((70, 5))))
+    errors = []
+    for n_steps in (0, 2):
+        found = refined(model, quotes, start, n_steps)
+        exact = exact_vols(model, found.x, quotes)
+        torch.testing.assert_close(found.vols[quotes.used], exact[quotes.used], rtol=0, atol=1e-6)
+        assert found.vols[:, 4].isnan().all()
+        cost = (weight * (found.vols - quotes.vol).square()).nan_to_num().sum(1)
+        torch.testing.assert_close(found.cost, cost, rtol=1e-6, atol=1e-16)
+        errors.append((exact - quotes.vol)[quotes.used].square().mean().sqrt())
+    assert errors[0] > 5e-4
+    assert errors[1] < 2e-6
