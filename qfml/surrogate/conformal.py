@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy.stats import beta
+from scipy.stats import beta, betabinom
 from torch import Tensor
 
 from qfml.errors import DataError
@@ -38,13 +38,30 @@ def conformal_bound(errors: Tensor, level: float) -> float:
         raise DataError(
             f"{int((~errors.isfinite()).sum())} of {len(errors)} errors are not finite: no bound holds them"
         )
-    place = math.ceil((len(errors) + 1) * level - 1e-9)
+    place = _place(len(errors), level)
     if place > len(errors):
         raise DataError(
             f"a bound at level {level:g} needs {math.ceil(level / (1 - level) - 1e-9)} calibration points at least, "
             f"got {len(errors)}"
         )
     return round(float(errors.double().abs().kthvalue(place).values), 15)
+
+
+def _place(n: int, level: float) -> int:
+    return math.ceil((n + 1) * level - 1e-9)
+
+
+def coverage_p_value(n_covered: int, n_test: int, n_calibration: int, level: float) -> float:
+    """Probability that so few fresh errors keep a bound of `conformal_bound`, or fewer, though nothing is amiss.
+
+    The coverage moves with the calibration errors, by a beta law, and the count about it, by a binomial one.
+
+    Example:
+        >>> coverage_p_value(3, 9, 1, 0.5)  # one calibration error: each count is as likely
+        0.4
+    """
+    place = _place(n_calibration, level)
+    return round(float(betabinom.cdf(n_covered, n_test, place, n_calibration + 1 - place)), 12)
 
 
 def binomial_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -18,7 +18,8 @@ metrics:
     arbitrage               density and calendar of vols, monotone and convex of prices: share, count, n_points, worst,
                             measured; {} where no rule applies
     conformal               level, bound, unit, n_calibration, of ("value" | "label"), n_test, n_covered, coverage,
-                            coverage_low, coverage_high (95 %, Clopper-Pearson)
+                            coverage_low, coverage_high (95 %, Clopper-Pearson, for the bound as it came out), p_value
+                            (of so few covered or fewer, the draw of the calibration points taken into account)
     speed                   surrogate: threads, n_batch, batch_seconds, gradient_batch_seconds, single_seconds (least,
                             median each); exact: engine, seconds_per_price; simulated: engine, n_paths, n_steps,
                             seconds_per_price, std_error, seconds_per_price_at_equal_error; ratio_simulated,
@@ -53,7 +54,7 @@ from pricers.parallel import side_by_side
 from qfml.config import OneOf
 from qfml.errors import ConfigError, DataError
 from qfml.surrogate.arbitrage import arbitrage_of
-from qfml.surrogate.conformal import binomial_interval, conformal_bound
+from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
 from qfml.surrogate.labels import LabelTable, labelled
 from qfml.surrogate.points import Points
 from qfml.surrogate.problem import UNITS, Problem
@@ -347,6 +348,7 @@ def _coverage(bound: ErrorBound, error: Tensor) -> dict[str, Any]:
         "coverage": covered / len(error),
         "coverage_low": low,
         "coverage_high": high,
+        "p_value": coverage_p_value(covered, len(error), bound.n_calibration, bound.level),
     }
 
 

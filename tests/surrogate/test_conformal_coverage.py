@@ -6,7 +6,7 @@ import torch
 from scipy.stats import beta, binomtest
 
 from qfml.errors import DataError
-from qfml.surrogate.conformal import binomial_interval, conformal_bound
+from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
 
 
 @pytest.mark.parametrize(("n", "level"), [(19, 0.9), (200, 0.9), (150, 0.99), (999, 0.99)])
@@ -57,3 +57,13 @@ def test_what_no_bound_can_be_taken_from_is_refused(errors, level, message):
 def test_the_binomial_interval_is_scipys(count, n):
     expected = binomtest(count, n).proportion_ci(0.95, method="exact")
     np.testing.assert_allclose(binomial_interval(count, n), (expected.low, expected.high), rtol=1e-10)
+
+
+def test_the_p_value_of_a_coverage_is_that_of_draws():
+    generator = torch.Generator().manual_seed(11)
+    draws = torch.rand(3000, 99 + 200, generator=generator, dtype=torch.float64)
+    bounds = draws[:, :99].sort(1).values[:, 89]  # level 0.9
+    covered = (draws[:, 99:] <= bounds[:, None]).sum(1)
+    for count in (165, 175, 180, 186):
+        seen = float((covered <= count).double().mean())
+        assert coverage_p_value(count, 200, 99, 0.9) == pytest.approx(seen, abs=4 * math.sqrt(0.25 / 3000))
