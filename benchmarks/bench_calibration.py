@@ -1,11 +1,15 @@
 """Heston calibrated to surfaces like the DAX of July 2002, exactly and in batches, beside QuantLib: time, fit errors.
 
     python benchmarks/bench_calibration.py [--out FILE.json] [--repeats N] [--threads N] [--surfaces N] [--peer N]
+                                           [--map FOLDER]
 
 Each surface is the DAX surface with its levels and its single vols disturbed at random: 13 strikes at 8 maturities. All
 contenders start from the same parameters, but for the rows of the multi-start, which search for themselves. QuantLib
 (HestonModelHelper, AnalyticHestonEngine, LevenbergMarquardt) takes the first surfaces one after another, on one core;
-its time is scaled. Errors are those of the exact engine, in bps of vol. Run it alone on an idle machine.
+its time is scaled. With `--map` there are rows of an inverse map (a network from surface to parameters, trained over
+the whole box into the folder where that does not exist yet, some minutes) by itself and with exact steps after it; its
+training is not part of their time, and is recorded. Errors are those of the exact engine, in bps of vol. Run it alone
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,12 +26,16 @@ from measure import Contender
 from qfml.calibration import HestonCalibration, Surface, calibrate
 from qfml.calibration.dax import DATE, DAYS, SPOT, STRIKES, ZERO_RATES
 from qfml.calibration.exact import exact_vols
+from qfml.calibration.inverse import InverseMap
+from qfml.calibration.layout import Layout
 from qfml.calibration.model import Quotes
+from qfml.calibration.neural import neural_start, refined
 from qfml.calibration.surface import as_quotes
 
 START = {"v0": 0.1, "kappa": 2.0, "theta": 0.1, "sigma": 0.8, "rho": -0.5}  # as QuantLib's own test has it, about
 BAR = 15.0  # times QuantLib's surfaces per second, on each core
 MODEL = HestonCalibration()
+BOX = {"v0": (0.005, 0.5), "kappa": (0.1, 20.0), "theta": (0.005, 0.5), "sigma": (0.05, 4.0), "rho": (-0.95, 0.5)}
 
 
 def surfaces(n: int, seed: int) -> Quotes:
@@ -83,18 +91,37 @@ def by_quantlib(quotes: Quotes) -> np.ndarray:
     return np.array(found)
 
 
-def contenders(n: int, n_peer: int, threads: int) -> dict[str, Contender]:
+def contenders(n: int, n_peer: int, threads: int, inverse: InverseMap | None = None) -> dict[str, Contender]:
     quotes = surfaces(n, seed=0)
     few = quotes.at(slice(0, n_peer))
     racing = measure.at_threads("exact", Contender(lambda: calibrate(quotes, start=START).x, n), threads)
     racing |= measure.at_threads("exact, multi-start", Contender(lambda: calibrate(quotes).x, n), threads)
     racing["QuantLib, one core"] = Contender(lambda: by_quantlib(few), n_peer)
-    return racing | neural(quotes, threads)
+    return racing | ({} if inverse is None else neural(quotes, inverse, threads))
 
 
-def neural(quotes: Quotes, threads: int) -> dict[str, Contender]:
-    """Rows of trained networks: none without their files."""
-    return {}
+def neural(quotes: Quotes, inverse: InverseMap, threads: int) -> dict[str, Contender]:
+    """Rows of the trained network: its answer, and so many exact steps from there."""
+
+    def steps(n_steps: int) -> np.ndarray:
+        return refined(MODEL, quotes, neural_start(quotes, inverse, MODEL), n_steps).x.numpy()
+
+    n = quotes.n_surfaces
+    racing = measure.at_threads(
+        "inverse map", Contender(lambda: neural_start(quotes, inverse, MODEL).numpy(), n), threads
+    )
+    for n_steps in (1, 2, 3):
+        one = Contender(lambda n_steps=n_steps: steps(n_steps), n)
+        racing |= measure.at_threads(f"inverse map and {n_steps} steps", one, threads)
+    return racing
+
+
+def trained_map(folder: Path) -> InverseMap:
+    """The map of the folder; one is trained there first where there is none."""
+    if not folder.exists():
+        layout = Layout.of(as_quotes([Surface.dax_2002("exact_days")]))
+        InverseMap.train(MODEL, layout, box=BOX).save(folder)
+    return InverseMap.load(folder)
 
 
 def fit_errors(parameters: np.ndarray, quotes: Quotes) -> dict[str, float]:
@@ -125,11 +152,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=measure.default_threads())
     parser.add_argument("--surfaces", type=int, default=1000)
     parser.add_argument("--peer", type=int, default=10, help="surfaces that QuantLib takes")
+    parser.add_argument("--map", type=Path, help="folder of an inverse map")
     options = parser.parse_args()
+    inverse = None if options.map is None else trained_map(options.map)
 
     before = measure.machine()
     quotes = surfaces(options.surfaces, seed=0)
-    rows, results = measure.race(contenders(options.surfaces, options.peer, options.threads), options.repeats)
+    rows, results = measure.race(contenders(options.surfaces, options.peer, options.threads, inverse), options.repeats)
     for name, row in rows.items():
         row["surfaces_per_second"] = options.surfaces / row["min_seconds"]
         row |= fit_errors(results[name][-1], quotes)
@@ -153,6 +182,7 @@ def main() -> None:
         "surfaces": options.surfaces,
         "quotes_per_surface": 104,
         "start": START,
+        "inverse_map": None if inverse is None else inverse.report,
         "contenders": rows,
         "machine_before": before,
         "machine_after": measure.machine(),
