@@ -163,10 +163,10 @@ class InverseMap:
             the root mean square difference between the model's vols at the predicted parameters and the surface's.
 
     Example:
-        >>> from qfml.calibration import CALIBRATION_MODELS, Layout
-        >>> heston, layout = CALIBRATION_MODELS["heston"](), Layout.standard(0.25, 1.0, n_expiries=2)
-        >>> small = InverseTraining(n_surfaces=200, max_epochs=1, n_judged=10)
-        >>> inverse = InverseMap.train(heston, layout, small)
+        >>> from qfml.calibration import HestonCalibration
+        >>> layout = Layout.standard(0.25, 1.0, n_expiries=2)
+        >>> small = InverseTraining(n_surfaces=100, max_epochs=1, n_judged=10)
+        >>> inverse = InverseMap.train(HestonCalibration(), layout, small)
         >>> inverse.box.names
         ('v0', 'kappa', 'theta', 'sigma', 'rho')
     """
