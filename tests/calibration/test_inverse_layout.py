@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.interpolate import CubicSpline
 
-from qfml.calibration.layout import Layout, natural_spline
+from qfml.calibration.layout import Layout, natural_spline, vols_at
 from qfml.calibration.model import Quotes
 from qfml.errors import ConfigError, DataError
 
@@ -142,3 +142,14 @@ def test_surface_without_quotes_and_ragged_expiries_are_refused() -> None:
         Layout((1.0,), ((0.0,),)).vols(quotes_of([[(1.0, 0.0, 0.2)], [(1.0, 0.0, 0.2)]], [[1.0], [0.0]]))
     with pytest.raises(DataError, match=r"2 at 0\.5, 1 at 1"):
         Layout.of(quotes_of([[(0.5, 0.0, 0.2), (0.5, 0.1, 0.2), (1.0, 0.0, 0.2)]]))
+
+
+def test_places_of_ones_own_are_read_as_those_of_a_layout() -> None:
+    rows = [random_surface(21, [6, 5, 7]), random_surface(22, [3, 1])]
+    layout = Layout(expiry=(0.2, 0.9), moneyness=((-0.1, 0.05),), widest=1e6)
+    quotes = quotes_of(rows)
+    k, expiry = (torch.tensor(own, dtype=torch.float64) for own in ([-0.1, 0.05, -0.1, 0.05], [0.2, 0.2, 0.9, 0.9]))
+    found = vols_at(quotes, k.expand(2, -1), expiry.expand(2, -1))
+    torch.testing.assert_close(found, layout.vols(quotes).flatten(1), rtol=1e-14, atol=0)
+    mirrored = vols_at(quotes, k.flip(0).expand(2, -1), expiry.flip(0).expand(2, -1))
+    assert torch.equal(mirrored.flip(1), found)
