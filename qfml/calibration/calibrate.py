@@ -84,7 +84,7 @@ def calibrate(
     method = _method(method, surrogate, inverse)
     made = _model(model, surrogate, method)
     if hasattr(made, "fit_surfaces"):
-        return _by_expiry(made, surfaces, method, n_starts, seed, start, warm, smoothness)
+        return _by_expiry(made, surfaces, single, method, n_starts, seed, start, warm, smoothness)
     if warm and smoothness:
         raise ConfigError("`warm` goes through the days one by one, `smoothness` solves them together; choose one")
     if not smoothness >= 0.0:
@@ -300,6 +300,7 @@ def _method(method: str | None, surrogate: Any, inverse: Any) -> str:
 def _by_expiry(
     model: Any,
     surfaces: tuple[Any, ...],
+    single: bool,
     method: str,
     n_starts: int | None,
     seed: int,
@@ -314,7 +315,7 @@ def _by_expiry(
         raise ConfigError(f"{kind} is fitted expiry by expiry; `start`, `warm` and `smoothness` do not apply")
     if not surfaces:
         raise DataError(f"{kind} is fitted to surfaces, not to `Quotes`")
-    return model.fit_surfaces(surfaces, n_starts=n_starts, seed=seed)
+    return model.fit_surfaces(surfaces, n_starts=n_starts, seed=seed, single=single)
 
 
 def _count(name: str, value: Any, default: int) -> int:

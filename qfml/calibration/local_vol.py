@@ -46,7 +46,13 @@ class LocalVolSurface:
                 raise ConfigError(f"`{name}` of local_vol must be above 0, got {getattr(self, name)}")
 
     def fit_surfaces(
-        self, surfaces: Sequence[Surface], *, n_starts: int | None = None, max_steps: int | None = None, seed: int = 0
+        self,
+        surfaces: Sequence[Surface],
+        *,
+        n_starts: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        single: bool | None = None,
     ) -> LocalVolCalibration:
         """Calibrate to each surface, one after the other; one that cannot be fitted leaves the others alone.
 
@@ -55,6 +61,7 @@ class LocalVolSurface:
             n_starts: must be None or 1: the problem has one start, a flat smile.
             max_steps: must be None: the interior-point method has a limit of its own.
             seed: for the signature that all models share; nothing is random.
+            single: likewise; the axis of surfaces is always kept.
 
         Raises:
             ConfigError: starts or steps were asked for.
@@ -207,6 +214,31 @@ class LocalVolCalibration:
     def sse(self) -> np.ndarray:
         """Sum of squared errors, vol points squared, shape (S,)."""
         return np.where(self.converged, 1e4 * np.nansum(self.residuals**2, axis=-1), np.nan)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """None: what was fitted is a surface."""
+        return {}
+
+    @property
+    def std_error(self) -> dict[str, Any]:
+        """None, as there are no parameters."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[tuple[str, ...], ...]:
+        """Of each surface: why its fit failed, if it did."""
+        return tuple(
+            () if fitted else (sentence,) for fitted, sentence in zip(self.converged, self.status, strict=True)
+        )
+
+    def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
+        """Fitted vols (m,) of one surface at log-moneyness (m,) and an expiry (years); NaN where the fit failed."""
+        places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(-1)
+        found = self.vol_surfaces[surface]
+        if found is None:
+            return np.full(len(places), np.nan)
+        return found.vol(places, torch.tensor(expiry, dtype=torch.float64)).detach().numpy()
 
     def rmse_bps_by_expiry(self, surface: int = 0) -> dict[float, float]:
         """Root mean square error of each expiry of one surface, basis points of vol."""

@@ -89,6 +89,20 @@ class SmileCalibration:
         vols = self.model.vols(places.expand(len(expiry), -1), expiry, forward, columns)
         return vols.numpy().reshape(*shape, -1)
 
+    def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
+        """Vols (m,) of one surface at places of log-moneyness (m,) and one of its expiries (years).
+
+        Raises:
+            DataError: no smile was fitted at this expiry.
+        """
+        expiries = self.expiries if self.expiries.ndim == 1 else self.expiries[surface]
+        slots = np.flatnonzero(np.isclose(expiries, expiry, rtol=1e-9, atol=0.0))
+        if not len(slots):
+            known = ", ".join(f"{years:.4g}" for years in expiries[np.isfinite(expiries)])
+            raise DataError(f"`expiry` must be one of {known}, where a smile was fitted, got {expiry:g}")
+        every = self.vols(log_moneyness)
+        return (every if self.expiries.ndim == 1 else every[surface])[slots[0]]
+
     def pricer(self) -> Any:
         """The same smiles in `pricers`, one model for each expiry: batch (S, E).
 
@@ -135,7 +149,12 @@ def _table(result: SmileCalibration) -> str:
 
 
 def calibrate_smiles(
-    model: Any, surfaces: Sequence[Surface], *, n_starts: int | None = None, max_steps: int | None = None
+    model: Any,
+    surfaces: Sequence[Surface],
+    *,
+    n_starts: int | None = None,
+    max_steps: int | None = None,
+    single: bool | None = None,
 ) -> SmileCalibration:
     """Fit a smile to each expiry of each surface, all of them at once.
 
@@ -144,6 +163,7 @@ def calibrate_smiles(
         surfaces: one or more.
         n_starts: the most promising so many starts of each smile; None: as many as the model needs.
         max_steps: of each start; None: as many as the model needs.
+        single: leave out the axis of surfaces; None does so for one surface.
 
     Raises:
         ConfigError: a count that is not above 0.
@@ -162,7 +182,8 @@ def calibrate_smiles(
     if len(smiles) == 0:
         raise DataError("no quote of the surfaces has a weight above 0; give at least one of them one")
     fit = model.fit(smiles, n_starts or model.n_starts, max_steps or model.max_steps)
-    return _result(model, smiles, fit, tuple(surfaces), quotes.vol.shape[1])
+    result = _result(model, smiles, fit, tuple(surfaces), quotes.vol.shape[1])
+    return _of_one(result) if (len(surfaces) == 1 if single is None else single) else result
 
 
 def _result(
@@ -182,7 +203,7 @@ def _result(
             f"{smiles.expiry[row].item():.4g} at log-moneyness {place:.3g} (calendar arbitrage); `ssvi` and "
             "`local_vol` exclude it"
         )
-    result = SmileCalibration(
+    return SmileCalibration(
         model=model,
         **numbers,
         sse=1e4 * np.nansum(residuals**2, axis=-1),
@@ -192,7 +213,6 @@ def _result(
         warnings=tuple(tuple(lines) for lines in warnings),
         surfaces=surfaces,
     )
-    return _of_one(result) if len(surfaces) == 1 else result
 
 
 def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, Any], list[list[str]]]:

@@ -132,7 +132,13 @@ class SsviSurface:
     max_steps: ClassVar[int] = 200
 
     def fit_surfaces(
-        self, surfaces: Sequence[Surface], *, n_starts: int | None = None, max_steps: int | None = None, seed: int = 0
+        self,
+        surfaces: Sequence[Surface],
+        *,
+        n_starts: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        single: bool | None = None,
     ) -> SsviCalibration:
         """Calibrate to each surface. Nothing is random: `seed` is not read.
 
@@ -141,6 +147,7 @@ class SsviSurface:
             n_starts: the most promising so many starts of each surface.
             max_steps: of each start.
             seed: for the signature that all models share.
+            single: leave out the axis of surfaces; None does so for one surface.
 
         Raises:
             ConfigError: a count that is not above 0.
@@ -156,7 +163,8 @@ class SsviSurface:
         smiles = smiles_of(quotes)
         rows = _rows(quotes, smiles)
         fit = _fit(rows, _starts(rows, smiles, n_starts or self.n_starts), max_steps or self.max_steps)
-        return _result(self, rows, smiles, fit, tuple(surfaces))
+        result = _result(self, rows, smiles, fit, tuple(surfaces))
+        return _of_one(result) if (len(surfaces) == 1 if single is None else single) else result
 
 
 def _vols_and_jacobian(x: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
@@ -268,7 +276,7 @@ class SsviCalibration:
     surfaces: tuple[Surface, ...]
     method: str = "exact"
 
-    def vols(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
+    def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
         """Vols of one surface at any strikes and an expiry up to its last; theta is linear in time, from 0 at time 0.
 
         Args:
@@ -335,7 +343,7 @@ def _result(
     residuals = torch.where(quoted, fit.errors, torch.nan).numpy()
     squares = torch.zeros(smiles.shape, dtype=torch.float64).scatter_add(1, rows.slot, fit.errors**2)
     counts = torch.zeros(smiles.shape, dtype=torch.float64).scatter_add(1, rows.slot, quoted.double())
-    result = SsviCalibration(
+    return SsviCalibration(
         model=model,
         expiries=smiles.table(smiles.expiry),
         params={name: value.numpy() for name, value in zip(SHAPE, (rho, eta, gamma), strict=True)},
@@ -355,7 +363,6 @@ def _result(
         warnings=_warnings(fit, held, rows),
         surfaces=surfaces,
     )
-    return _of_one(result) if len(surfaces) == 1 else result
 
 
 def _of_one(result: SsviCalibration) -> SsviCalibration:

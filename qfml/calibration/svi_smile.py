@@ -127,10 +127,16 @@ class SviSmile:
         return fit
 
     def fit_surfaces(
-        self, surfaces: Sequence[Surface], *, n_starts: int | None = None, max_steps: int | None = None, seed: int = 0
+        self,
+        surfaces: Sequence[Surface],
+        *,
+        n_starts: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        single: bool | None = None,
     ) -> SmileCalibration:
-        """Calibrate to each expiry of each surface. Nothing is random: `seed` is not read."""
-        return calibrate_smiles(self, surfaces, n_starts=n_starts, max_steps=max_steps)
+        """Calibrate to each expiry of each surface, see `calibrate_smiles`. Nothing is random: `seed` is not read."""
+        return calibrate_smiles(self, surfaces, n_starts=n_starts, max_steps=max_steps, single=single)
 
     def _kept_positive(
         self, x: Tensor, smiles: Smiles, n_starts: int, margin: float, penalty: float, max_steps: int

@@ -221,7 +221,6 @@ class CalibrationTask:
 def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
     """The result in plain types: a list entry for each surface; by expiry a list in it."""
     n = len(named)
-    by_expiry = not isinstance(found, Calibration)
     surfaces = []
     for i, (name, surface) in enumerate(named.items()):
         status = found.status[i]
@@ -249,11 +248,12 @@ def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
         "surfaces": surfaces,
         "parameters": _parameters(found),
         "params": {name: [_values(values, i) for i in range(n)] for name, values in found.params.items()},
-        "std_error": {name: [_values(values, i) for i in range(n)] for name, values in found.std_error.items()},
+        "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in found.params},
     }
-    if by_expiry:
+    per_expiry = any(np.ndim(values) == 2 for values in found.params.values())
+    if per_expiry:
         fit["expiries"] = [_values(found.expiries, i) for i in range(n)]
-    elif np.isfinite(found.correlation[0]).all():
+    elif isinstance(found, Calibration) and np.isfinite(found.correlation[0]).all():
         fit["correlation"] = found.correlation[0].tolist()
     return fit
 

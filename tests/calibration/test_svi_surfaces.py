@@ -83,11 +83,11 @@ def test_the_dax_fit_has_no_arbitrage_anywhere_and_is_scipys() -> None:
     times = np.linspace(0.01, result.expiries[-1], 60)
     before = torch.zeros_like(k)
     for years in times:
-        vols = torch.from_numpy(result.vols(k, years))
+        vols = torch.from_numpy(result.smile(k, years))
         variance = vols**2 * years
         assert bool((variance > before).all())
         before = variance
-        theta = number(float(result.vols(0.0, years)) ** 2 * years)
+        theta = number(float(result.smile(0.0, years)) ** 2 * years)
         assert durrleman(k, theta, *shape).min().item() > 0.0
     places, column = torch.from_numpy(surface.log_moneyness), np.searchsorted(result.expiries, surface.expiry)
 
@@ -118,4 +118,4 @@ def test_falling_quotes_and_too_few_of_them_are_said() -> None:
     assert any("not identified: 2 quotes for 4 parameters" in warning for warning in result.warnings)
     assert np.isinf(result.std_error["rho"])
     with pytest.raises(DataError, match=r"`expiry` must lie in \(0, 0.5\]"):
-        result.vols(0.0, 0.6)
+        result.smile(0.0, 0.6)
