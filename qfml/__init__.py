@@ -1,6 +1,7 @@
 """qfml: from time-stamped market data and stochastic models to trained, validated, shippable networks."""
 
 from qfml.backtest import WalkForwardResult, walk_forward
+from qfml.calibration import calibrate
 from qfml.engine import (
     EMA,
     LBFGS,
@@ -87,6 +88,7 @@ __all__ = [
     "Twin",
     "WalkForwardResult",
     "WeightedBCE",
+    "calibrate",
     "predict",
     "resume",
     "run",

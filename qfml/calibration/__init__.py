@@ -4,9 +4,13 @@ from qfml.calibration.bates import BatesCalibration
 from qfml.calibration.calibrate import calibrate
 from qfml.calibration.heston import HestonCalibration
 from qfml.calibration.history import SurfaceHistory
+from qfml.calibration.inverse import InverseMap, InverseTraining
+from qfml.calibration.layout import Layout
 from qfml.calibration.least_squares import STATUS, Solution, least_squares
 from qfml.calibration.local_vol import LocalVolSurface
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Parameter, Quotes
+from qfml.calibration.neural import SurrogateModel
+from qfml.calibration.posterior import half_spreads, posterior, residual_std
 from qfml.calibration.result import Calibration
 from qfml.calibration.sabr_cube import SabrCube, calibrate_cube
 from qfml.calibration.sabr_smile import SabrSmile
@@ -14,6 +18,8 @@ from qfml.calibration.ssvi import SsviSurface
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.calibration.svi_smile import SviSmile
 from qfml.calibration.swaption_cube import SwaptionCube
+from qfml.calibration.synthetic import SyntheticHeston
+from qfml.calibration.walk_forward import walk_forward_calibration
 
 for _model in (HestonCalibration, BatesCalibration, SabrSmile, SviSmile, SsviSurface, LocalVolSurface):
     CALIBRATION_MODELS[_model.kind] = _model
@@ -25,6 +31,9 @@ __all__ = [
     "Calibration",
     "CalibrationModel",
     "HestonCalibration",
+    "InverseMap",
+    "InverseTraining",
+    "Layout",
     "LocalVolSurface",
     "Parameter",
     "Quotes",
@@ -34,10 +43,16 @@ __all__ = [
     "SsviSurface",
     "Surface",
     "SurfaceHistory",
+    "SurrogateModel",
     "SviSmile",
     "SwaptionCube",
+    "SyntheticHeston",
     "as_quotes",
     "calibrate",
     "calibrate_cube",
+    "half_spreads",
     "least_squares",
+    "posterior",
+    "residual_std",
+    "walk_forward_calibration",
 ]
