@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 import onnx.numpy_helper
 import torch
+from onnxscript import opset18
 from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -98,6 +99,7 @@ def trace(
             dynamic_shapes=(rows, *fixed) if differentiated else (rows, fixed),
             input_names=[input_name, *names],
             output_names=list(output_names),
+            custom_translation_table={torch.ops.aten.log_sigmoid.default: _log_sigmoid},
             verbose=False,
         )
     assert program is not None
@@ -124,6 +126,12 @@ def with_gradient(function: Function) -> Function:
         return value, pull(torch.ones_like(value))[0], *rest  # a row's value depends on that row alone
 
     return value_and_gradient
+
+
+def _log_sigmoid(x: Any) -> Any:
+    """The exporter's own is the logarithm of the logistic function, which is -inf where that underflows."""
+    op: Any = opset18
+    return op.Neg(op.Softplus(op.Neg(x)))
 
 
 def _unmistakable(example: Tensor, tensors: Sequence[Tensor]) -> Tensor:
