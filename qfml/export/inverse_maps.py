@@ -68,7 +68,8 @@ class _Graph:
         z = inverse.network.forward(parameters, stacked).mean(0).double()
         z = z[:, None] if len(inverse.box.names) == 1 else z
         z = torch.minimum(torch.maximum(z, tensors["edges"][0]), tensors["edges"][1])
-        share = 0.5 * (1.0 + torch.erf(z * 0.5**0.5))
+        # onnxruntime has no error function of float64
+        share = 0.5 + 0.5 * torch.erf((z * 0.5**0.5).float()).double()
         place = tensors["low"] + (tensors["high"] - tensors["low"]) * share
         found = torch.where(tensors["log"], place.exp(), place)
         known = ((x > 0) & torch.isfinite(x)).all(1)

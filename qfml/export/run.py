@@ -66,13 +66,14 @@ def _exported(folder: Path, out: Path, member: Any) -> list[Export]:
     if task == "surrogate":
         place = folder if saved else folder / "surrogate"
         return export_surrogate(Surrogate.load(place), out, config_hash=config_hash)
-    if task == "calibration" and settings.get("inverse") is None:
+    own = folder / "inverse"  # a map that the run has trained
+    if task == "calibration" and settings.get("inverse") is None and not own.exists():
         raise UserError(
             f"the calibration in {folder} holds no network: what it found is in its metrics.json; a surrogate or an "
             "inverse map is exported from its own folder"
         )
     if task in ("calibration", "inverse_map"):
-        place = folder if saved else Path(settings["inverse"])
+        place = folder if saved else own if own.exists() else Path(settings["inverse"])
         return [export_inverse_map(InverseMap.load(place), out / "model.onnx", config_hash=config_hash)]
     raise UserError(f"a run of the task {task!r} holds no network to export")
 

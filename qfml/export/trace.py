@@ -29,6 +29,7 @@ __all__ = ["Template", "trace", "with_gradient"]
 Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
 # ONNX's own layer norm gives the statistics, which the derivatives read, in float32 whatever its inputs
 _WRITTEN_OUT = [torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default]
+_PREFIX = "own."  # of a tensor's name in the graph, which the exporter gives to no result of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Template:
         """The model with `tensors` as its initializers; the template is left as it was."""
         model = copy.deepcopy(self.proto)
         graph = model.graph
-        own = {name: tensors[name].detach().contiguous() for name in self.tensors}
+        own = {_PREFIX + name: tensors[name].detach().contiguous() for name in self.tensors}
         traced = {value.name: value for value in graph.input if value.name in own}
         for name, value in traced.items():
             shape = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
@@ -97,7 +98,7 @@ def trace(
             (example, *values),
             dynamo=True,
             dynamic_shapes=(rows, *fixed) if differentiated else (rows, fixed),
-            input_names=[input_name, *names],
+            input_names=[input_name, *(_PREFIX + name for name in names)],
             output_names=list(output_names),
             custom_translation_table={torch.ops.aten.log_sigmoid.default: _log_sigmoid},
             verbose=False,
