@@ -83,6 +83,21 @@ def calibrate(
 
 
 @app.command()
+def labels(
+    config: Annotated[Path, typer.Argument(help="The YAML file of a surrogate.")],
+    part: Annotated[
+        str, typer.Option(help="Which part of them, such as 2/4, where machines share the folder.")
+    ] = "1/1",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b.c=value.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the labels that CONFIG's surrogate learns from, or one machine's part of them."""
+    from qfml.task.surrogate import make_part
+
+    out.print(str(make_part(config, part, overrides or (), say=_say(quiet))), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     run: Run,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the files go; into RUN if left out.")] = None,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from qfml import config
 from qfml.calibration.layout import Layout
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
+from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Standardise
 from qfml.engine import Cosine, Member, Muon, Trainer
@@ -125,7 +126,7 @@ class InverseTraining:
     """
 
     n_surfaces: int = 100_000
-    network: Any = MLP(hidden=(128, 128, 128), activation="silu")  # noqa: RUF009  (frozen)
+    network: Annotated[Network, OneOf(NETWORKS)] = MLP(hidden=(128, 128, 128), activation="silu")  # noqa: RUF009
     n_seeds: int = 2
     max_epochs: int = 20
     batch_size: int = 256

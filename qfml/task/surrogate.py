@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from qfml.errors import ConfigError
 from qfml.surrogate import LabelSettings, LabelTable, Problem, Surrogate, SurrogateTraining
 from qfml.surrogate.fitting import fit_surrogate
 from qfml.surrogate.judgement import JudgementSettings, judge
-from qfml.surrogate.labels import labels_folder, make_labels, read_labels
+from qfml.surrogate.labels import join_labels, labels_folder, make_labels, read_labels
 from qfml.surrogate.refinement import refined_points
 from qfml.task.base import Say, as_settings, check_device
 
@@ -77,6 +77,11 @@ class SurrogateTask:
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"`workers` must be 1 or more, got {self.workers}")
         self.labels.checked(self.problem)
+        if self.training.twin is not None and not self.labels.gradients:
+            raise ConfigError(
+                f"`training.twin: {self.training.twin:g}` learns from derivatives: set `labels.gradients: true`, or "
+                "leave it out"
+            )
 
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Make labels, train, judge, and write everything but the report into `folder`."""
@@ -89,7 +94,7 @@ class SurrogateTask:
         for number in range(rounds):
             start = time.perf_counter()
             more = self._labels(number, surrogate, table, say)
-            table = more if table is None else joined(table, more)
+            table = more if table is None else join_labels([table, more])
             seconds["labels"] += time.perf_counter() - start
             start = time.perf_counter()
             surrogate = self._trained(folder, number, table, callbacks)
@@ -202,23 +207,33 @@ class SurrogateTask:
         }
 
 
-def joined(first: LabelTable, second: LabelTable) -> LabelTable:
-    """Two tables of labels as one; laws of the second are others than those of the first."""
+def make_part(path: str | Path, part: str, overrides: Iterable[str] = (), *, say: Say = print) -> Path:
+    """Make one part of the labels of a config, such as "2/4": every fourth shard from the second on.
 
-    def both(name: str) -> Any:
-        one, two = getattr(first, name), getattr(second, name)
-        return None if one is None or two is None else torch.cat([one, two])
+    Args:
+        path: the config of a surrogate.
+        part: number and count of the parts.
+        overrides: assignments such as "labels.n_points=1000".
+        say: told what happens.
 
-    weight = None
-    if first.weight is not None or second.weight is not None:
-        weight = torch.cat([torch.ones(len(t)) if t.weight is None else t.weight for t in (first, second)])
-    law = torch.cat([first.law, second.law + 1 + int(first.law.max())])
-    columns = {name: both(name) for name in ("inputs", "value", "std_error", "gradient", "gradient_std_error")}
-    left_out = dict(first.left_out)
-    for reason, count in second.left_out.items():
-        left_out[reason] = left_out.get(reason, 0) + count
-    told = config.config_hash({"labels": [first.hash, second.hash]})
-    return replace(first, **columns, law=law, weight=weight, left_out=left_out, hash=told)
+    Returns:
+        The folder of the labels, which all parts share.
+
+    Raises:
+        UserError: another task, or a part that is none.
+    """
+    settings = config.override(config.read_yaml(path), overrides)
+    if settings.get("task") != SurrogateTask.task:
+        raise ConfigError(f"labels are made for `task: surrogate`, got {settings.get('task')!r}")
+    task = config.build(SurrogateTask, {key: value for key, value in settings.items() if key != "task"})
+    number, slash, count = part.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ConfigError(f"`part` must be a number and how many there are, such as 2/4, got {part!r}")
+    own = range(int(number) - 1, task.labels.n_shards, int(count))
+    start = time.perf_counter()
+    make_labels(task.problem, task.labels, shards=own, workers=task.workers)
+    say(f"{len(own)} of {task.labels.n_shards} shards are there after {time.perf_counter() - start:.1f} s")
+    return labels_folder(task.problem, task.labels)
 
 
 def _validation(surrogate: Surrogate) -> str:

@@ -1,14 +1,6 @@
-"""docs/training.md: its examples run, its tables name what there is, its search is one that `qfml tune` takes.
+"""docs/training.md: its tables name what there is, its search is one that `qfml tune` takes."""
 
-python tests/engine/test_docs_training.py     # runs the examples as a user would, without the checks of conftest
-"""
-
-import doctest
-import os
 import re
-import subprocess
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -34,25 +26,6 @@ TABLES = {
     "trackers": TRACKERS,
     "networks": NETWORKS,
 }
-
-
-def run_the_page():
-    """Run all examples in one namespace; what they print otherwise than the page says is printed."""
-    module = types.ModuleType("docs_training")  # dataclasses look their module up
-    sys.modules[module.__name__] = module
-    page = doctest.DocTestParser().get_doctest(TEXT, vars(module), PAGE.name, str(PAGE), 0)
-    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    print(doctest.DocTestRunner(verbose=False, optionflags=flags).run(page))
-
-
-def test_the_examples_of_the_page_print_what_it_says(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error::UserWarning", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
-    n_examples = len(doctest.DocTestParser().get_examples(TEXT))
-    assert n_examples > 120
-    assert done.stdout == f"TestResults(failed=0, attempted={n_examples})\n", done.stdout + done.stderr
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -82,26 +55,5 @@ def test_the_search_shown_is_one_that_the_command_takes(tmp_path):
     assert search.plan.halving.rungs(search.first.trainer.max_epochs) == [5, 15, 45]
 
 
-def test_links_lead_to_files_and_headings():
-    headings = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in TEXT.splitlines()
-        if line.startswith("#")
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        file, _, heading = target.partition("#")
-        assert (PAGE.parent / file).exists() if file else heading in headings, target
-
-
-def test_lines_are_short():
-    lines = TEXT.splitlines()
-    allowed = ("|", "qfml.errors.")
-    assert [line for line in lines if len(line) > 120 and not line.startswith(allowed)] == []
-
-
 def section(name):
     return TEXT.split(f"\n## {name}\n")[1].split("\n## ")[0]
-
-
-if __name__ == "__main__":
-    run_the_page()

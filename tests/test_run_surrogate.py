@@ -1,0 +1,182 @@
+"""`task: surrogate` from the command line: labels, training, judgement, page, resume and export of a small one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from command_line import qfml
+
+import pricers as pr
+from qfml.surrogate import Surrogate
+
+ROOT = Path(__file__).parents[1]
+SHORT = {  # the settings that the head of each config shows for a minute, and smaller still
+    "surrogate_heston": ["labels.n_points=200", "training.trainer.max_epochs=3"],
+    "surrogate_rough_bergomi": ["labels.n_points=16", "labels.engine.n_paths=256", "judgement.engine.n_paths=256"],
+    "surrogate_asian_barrier": ["labels.n_points=64", "labels.engine.n_paths=32", "judgement.engine.n_paths=64"],
+    "surrogate_bermudan": ["labels.n_points=4", "labels.strikes_per_law=4"],
+}
+JUDGED = ["judgement.n_points=120", "judgement.n_calibration=120", "judgement.n_greeks=0", "judgement.speed_paths=0"]
+
+SMALL = {
+    "task": "surrogate",
+    "name": "small",
+    "problem": {
+        "model": {"kind": "heston", "kappa": 2.0, "theta": 0.05, "sigma": 0.4},
+        "instrument": {"kind": "european", "option": "call"},
+        "box": {
+            "v0": {"low": 0.03, "high": 0.1, "scale": "log"},
+            "rho": {"low": -0.8, "high": 0.0},
+            "expiry": {"low": "90D", "high": 1.5},
+            "delta": {"low": 0.1, "high": 0.9},
+        },
+        "target": "implied_vol",
+    },
+    "labels": {"n_points": 300, "seed": 1, "folder": "labels", "shard_size": 64},
+    "training": {
+        "network": {"kind": "mlp", "hidden": [16, 16], "activation": "silu"},
+        "trainer": {
+            "max_epochs": 30,
+            "batch_size": 128,
+            "optimizer": {"kind": "muon", "lr": 0.01, "weight_decay": 0.0},
+            "checkpoint_seconds": 0.0,
+        },
+        "n_seeds": 2,
+    },
+    "judgement": {"n_points": 400, "n_calibration": 400, "n_greeks": 50, "speed_paths": 256, "speed_steps": 8},
+    "workers": 1,
+}
+
+
+def write(place, **changes):
+    (place / "config.yaml").write_text(yaml.safe_dump(SMALL | changes))
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A finished run."""
+    place = tmp_path_factory.mktemp("small")
+    write(place)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=place)
+    assert done.code == 0, done.err
+    return place
+
+
+def test_the_surrogate_prices_as_the_engine_does_inside_its_stated_bound(small):
+    surrogate = Surrogate.load(small / "run" / "surrogate")
+    rng = np.random.default_rng(7)
+    v0, rho = rng.uniform(0.035, 0.09, 200), rng.uniform(-0.7, -0.1, 200)
+    expiry, moneyness = rng.uniform(0.4, 1.4, 200), rng.uniform(-0.1, 0.1, 200)
+    rows = torch.from_numpy(np.stack([v0, rho, expiry, moneyness], 1))
+    model = pr.Heston(v0=v0, kappa=2.0, theta=0.05, sigma=0.4, rho=rho)
+    call = pr.European(strike=np.exp(moneyness), expiry=expiry)
+    price = pr.price(call, model, pr.Market(spot=1.0)).value
+    vol = pr.implied_vol(price, 1.0, call.strike, call.expiry)
+    error = (surrogate.predict(rows).value - vol).abs()
+    assert metrics(small / "run")["judgement"]["vol_bps"]["rmse"] < 30
+    assert float((error <= surrogate.bound.value).double().mean()) >= 0.95  # the level is 0.99
+
+
+def test_metrics_and_page_hold_what_was_found(small):
+    found = metrics(small / "run")
+    judged = found["judgement"]
+    assert found["labels"]["n_labels"] == 2400
+    assert set(judged["greeks"]) == {"v0", "rho", "expiry", "log_moneyness"}
+    assert judged["speed"]["surrogate"]["n_batch"] == 100_000
+    assert 0.97 <= judged["conformal"]["coverage"] <= 1.0
+    page = (small / "run" / "report.html").read_text()
+    for text in ("Off by", "Over pairs of coordinates", "Negative density", "Faster than simulation", "held-out laws"):
+        assert text in page
+    assert page.count("error along ") == 4
+    assert page.count("error over ") == 6
+
+
+def test_a_second_run_reads_the_labels_of_the_first_and_ends_with_the_same_bits(small):
+    before = {path: path.stat().st_mtime_ns for path in (small / "labels").glob("**/*.parquet")}
+    assert len(before) == 5
+    done = qfml("run", "config.yaml", "--out", "again", cwd=small)
+    assert done.code == 0, done.err
+    assert {path: path.stat().st_mtime_ns for path in (small / "labels").glob("**/*.parquet")} == before
+    assert metrics(small / "again")["hash"] == metrics(small / "run")["hash"]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "import qfml.task.surrogate as t\nt.fit_surrogate = lambda *a, **k: os.kill(os.getpid(), 9)",
+        "import qfml.engine.block as b\nstep, seen = b.Block.step, []\n"
+        "def count(self):\n    seen.append(1)\n    if len(seen) > 300:\n        os.kill(os.getpid(), 9)\n"
+        "    return step(self)\nb.Block.step = count",
+        "import qfml.task.surrogate as t\nt.judge = lambda *a, **k: os.kill(os.getpid(), 9)",
+    ],
+    ids=["before training", "while training", "before judgement"],
+)
+def test_a_killed_run_resumes_to_the_same_bits(moment, small, tmp_path):
+    write(tmp_path)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path, before=f"import os\n{moment}")
+    assert done.code == -9
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert metrics(tmp_path / "run")["hash"] == metrics(small / "run")["hash"]
+
+
+def test_labels_where_the_error_is_are_added(tmp_path):
+    write(tmp_path, refinement={"n_points": 100})
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    assert found["labels"]["n_labels"] == 3200
+    assert found["labels"]["n_laws"] == 400
+    assert "further labels where the error is" in done.err
+
+
+@pytest.mark.slow
+def test_the_run_is_exported_with_its_greeks(small):
+    from qfml.export import load_exported
+
+    done = qfml("export", "run", cwd=small)
+    assert done.code == 0, done.err
+    model = load_exported(small / "run" / "model_greeks.onnx")
+    rows = np.array([[0.05, -0.5, 1.0, 0.05]])
+    surrogate = Surrogate.load(small / "run" / "surrogate")
+    value, gradient = surrogate.value_and_gradient(torch.from_numpy(rows))
+    found = model.predict(rows)
+    np.testing.assert_allclose(found["value"], value.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found["gradient"], gradient.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"problem": SMALL["problem"] | {"box": {"v0": {"low": 0.1, "high": 0.03}}}}, "v0"),
+        ({"problem": SMALL["problem"] | {"model": {"kind": "hestn"}}}, "heston"),
+        (
+            {"labels": {"n_points": 300, "seed": 1, "engine": {"kind": "monte_carlo", "n_paths": 64, "n_steps": 4}}},
+            "delta",
+        ),
+        ({"training": SMALL["training"] | {"twin": 1.0}}, "gradients"),
+        ({"labels": SMALL["labels"] | {"n_pointz": 3}}, "n_points"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, told, tmp_path):
+    write(tmp_path, **changes)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
+    assert (done.code, told in done.err) == (2, True), done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_every_config_runs_small(name, tmp_path):
+    overrides = [*SHORT[name], *JUDGED, "training.trainer.max_epochs=3", "labels.folder=labels", "workers=1"]
+    words = [word for setting in overrides for word in ("--set", setting)]
+    done = qfml("run", ROOT / "configs" / f"{name}.yaml", *words, "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert metrics(tmp_path / "run")["judgement"]["points"]["n_points"] >= 100
