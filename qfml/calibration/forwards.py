@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from pricers import Market, ZeroCurve
 from qfml.errors import DataError
 
 __all__ = ["ParityFit", "forward_and_discount", "parity_forward", "rate_or_curve"]
 
-BIWEIGHT = 4.685  # standard deviations beyond which a pair is left out: 95 % efficient for normal noise
-MAD_TO_STD = 1.4826  # of a normal law
+FALSE_ALARM = 0.01  # how often a test may call one of the good pairs an outlier
+LEAST_FREEDOM = 2  # of the noise once a pair is left out: with fewer nobody can tell which pair is wrong
 ROUNDING = 1e-12  # of the strike: pairs that agree to it are exact
 PLAUSIBLE_DISCOUNT = 0.3, 1.5
-MAX_STEPS, LEAST_MOVE = 50, 1e-13
 
 
 def rate_or_curve(name: str, value: Any) -> float | ZeroCurve:
@@ -95,12 +95,16 @@ def forward_and_discount(
 class ParityFit:
     """Forward and discount factor implied by put-call parity at one expiry.
 
+    The standard errors are honest about few pairs only with Student's law: 95 of 100 intervals of `quantile` standard
+    errors hold the truth, where `quantile` is that of `degrees_of_freedom` (12.7 for one, 2.2 for eleven).
+
     Args:
         forward: to the expiry.
         discount: discount factor to the expiry.
         forward_std_error: NaN where there are as many unknowns as pairs.
         discount_std_error: likewise; 0 where the discount factor was given.
         outlier: pairs that were left out, shape `(n_pairs,)`.
+        degrees_of_freedom: pairs that were used beyond the unknowns, from which the noise is known.
     """
 
     forward: float
@@ -108,6 +112,7 @@ class ParityFit:
     forward_std_error: float
     discount_std_error: float
     outlier: np.ndarray
+    degrees_of_freedom: int
 
     def __str__(self) -> str:
         n_used = int((~self.outlier).sum())
@@ -126,9 +131,12 @@ def parity_forward(
 ) -> ParityFit:
     r"""Forward, and discount factor unless it is given, from European calls and puts of the same strikes.
 
-    Fits $C - P = D\,(F - K)$ by least squares with Tukey's biweight, from the median of the slopes between all pairs of
-    strikes (Theil and Sen), weighted by how well each is known, so that a few stale prices do not move it. Standard
-    errors are those of the weighted regression, with the noise as the pairs show it.
+    Fits $C - P = D\,(F - K)$ by weighted least squares to the pairs that belong together. The others are found by their
+    distance from the median of the slopes between all pairs of strikes (Theil and Sen), which a few stale prices do not
+    move: from the nearest of the suspects outwards each is predicted from the pairs nearer than it, and an error that
+    Student's law allows in fewer than `FALSE_ALARM` of the cases makes it and all beyond it outliers. At most a third
+    can be, and none of three or four with the discount factor unknown: there nobody can tell which is wrong.
+    Standard errors are those of the regression, with the noise as the pairs that are used show it.
 
     Args:
         strike: two different strikes or more, shape `(n_pairs,)`.
@@ -142,8 +150,9 @@ def parity_forward(
         DataError: fewer than two different strikes, or prices that imply no possible forward or discount factor.
 
     References:
-        Stoll (1969), The relationship between put and call option prices. Huber and Ronchetti (2009), Robust
-        Statistics, section 7.8.
+        Stoll (1969), The relationship between put and call option prices. Rosner (1983), Percentage points for a
+        generalized ESD many-outlier procedure. Sen (1968), Estimates of the regression coefficient based on Kendall's
+        tau.
 
     >>> strike = np.array([90.0, 100.0, 110.0])
     >>> fit = parity_forward(strike, 0.97 * (102.0 - strike) + 7.0, np.full(3, 7.0))
@@ -172,7 +181,10 @@ def parity_forward(
         start = np.array([_median(difference + discount * moneyness, 1.0 / scale)])
         design = np.ones((strike.shape[0], 1))
         target = difference + discount * moneyness
-    solution, covariance, outlier = _biweight(design / scale[:, None], target / scale, start, ROUNDING * middle)
+    design, target = design / scale[:, None], target / scale
+    outlier = _outliers(design, target, start, ROUNDING * middle)
+    solution, noise, spread = _regression(design[~outlier], target[~outlier])
+    covariance = noise * spread
     level, slope = float(solution[0]), float(solution[1]) if discount is None else -discount
     forward, slope_error = middle - level / slope, 0.0
     gradient = np.array([-1.0 / slope, level / slope**2])[: solution.shape[0]]
@@ -186,7 +198,8 @@ def parity_forward(
             "the unit of the prices? "
             "Give `rates`, or the forward"
         )
-    return ParityFit(forward, -slope, float(np.sqrt(gradient @ covariance @ gradient)), slope_error, outlier)
+    forward_error = float(np.sqrt(gradient @ covariance @ gradient))
+    return ParityFit(forward, -slope, forward_error, slope_error, outlier, int((~outlier).sum()) - solution.shape[0])
 
 
 def _median(values: np.ndarray, weight: np.ndarray) -> float:
@@ -197,28 +210,29 @@ def _median(values: np.ndarray, weight: np.ndarray) -> float:
     return float(0.5 * (values[order[low]] + values[order[high]]))
 
 
-def _biweight(
-    design: np.ndarray, target: np.ndarray, start: np.ndarray, rounding: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares with Tukey's biweight: solution, its covariance and the rows without weight."""
+def _regression(design: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Least squares: the solution, the variance of the noise (NaN without freedom) and the inverse of X'X."""
+    solution, *_ = np.linalg.lstsq(design, target, rcond=None)
+    freedom = design.shape[0] - design.shape[1]
+    noise = float(np.square(target - design @ solution).sum() / freedom) if freedom > 0 else np.nan
+    return solution, noise, np.linalg.pinv(design.T @ design)
+
+
+def _outliers(design: np.ndarray, target: np.ndarray, start: np.ndarray, rounding: float) -> np.ndarray:
+    """The rows that do not belong to the others, judged by Student's law of what the others predict."""
     n_rows, n_unknowns = design.shape
-    solution = start
-    spread = max(MAD_TO_STD * float(np.median(np.abs(target - design @ solution))), rounding)
-    spread *= np.sqrt(n_rows / max(n_rows - n_unknowns, 1))  # the start passes through some of them
-    weight = np.ones(n_rows)
-    for _ in range(MAX_STEPS):
-        share = (target - design @ solution) / (BIWEIGHT * spread)
-        weight = np.where(np.abs(share) < 1.0, (1.0 - share**2) ** 2, 0.0)
-        root = np.sqrt(weight)
-        if np.count_nonzero(weight) < n_unknowns:
+    order = np.argsort(np.abs(target - design @ start), kind="stable")
+    outlier = np.zeros(n_rows, bool)
+    most = min(n_rows // 3, n_rows - n_unknowns - LEAST_FREEDOM)
+    for n_near in range(n_rows - most, n_rows):
+        near, suspect = order[:n_near], order[n_near]
+        if np.linalg.matrix_rank(design[near]) < n_unknowns:
+            continue  # strikes too alike to predict from
+        solution, noise, spread = _regression(design[near], target[near])
+        error = abs(float(target[suspect] - design[suspect] @ solution))
+        deviation = max(np.sqrt(noise), rounding) * np.sqrt(1.0 + design[suspect] @ spread @ design[suspect])
+        # any of the n_near + 1 rows could have been the farthest
+        if error > deviation * stdtrit(n_near - n_unknowns, 1.0 - 0.5 * FALSE_ALARM / (n_near + 1)):
+            outlier[order[n_near:]] = True
             break
-        moved, *_ = np.linalg.lstsq(design * root[:, None], target * root, rcond=None)
-        done = np.abs(moved - solution).max() <= LEAST_MOVE * np.abs(moved).max()
-        solution = moved
-        if done:
-            break
-    residual = target - design @ solution
-    freedom = weight.sum() - n_unknowns
-    noise = float((weight * residual**2).sum() / freedom) if freedom > 0.0 else np.nan
-    covariance = noise * np.linalg.pinv((design * weight[:, None]).T @ design)
-    return solution, covariance, weight == 0.0
+    return outlier

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from pricers.black import black_price
 from qfml.calibration.forwards import parity_forward, rate_or_curve
@@ -47,12 +48,70 @@ def test_the_standard_errors_are_those_of_repeated_noise():
         errors.append((fit.forward - 101.3, fit.discount - 0.96))
         stated.append((fit.forward_std_error, fit.discount_std_error))
     errors, stated = np.array(errors), np.array(stated)
-    # least squares would have these standard errors; the biweight is 95 % efficient for many pairs
+    # those of least squares
     noise = np.sqrt(2.0) * 0.05
     ideal = noise / np.array([0.96 * np.sqrt(13.0), np.sqrt(np.square(STRIKES - STRIKES.mean()).sum())])
     np.testing.assert_allclose(errors.std(axis=0), ideal, rtol=0.2)
     np.testing.assert_allclose(np.sqrt(np.square(stated).mean(axis=0)), errors.std(axis=0), rtol=0.2)
     assert (np.abs(errors.mean(axis=0)) < 4.0 * errors.std(axis=0) / 20.0).all()
+
+
+def shares_covered(n_pairs, discount, n_draws, rng):
+    """How often 95 % intervals, by Student's law, of forward and discount factor hold the truth."""
+    strikes = np.linspace(70.0, 130.0, n_pairs)
+    hits = np.zeros(2)
+    for _ in range(n_draws):
+        call = 0.96 * (101.3 - strikes) + 0.07 * rng.standard_normal(n_pairs)
+        fit = parity_forward(strikes, call, np.zeros(n_pairs), discount=discount)
+        quantile = stats.t.ppf(0.975, fit.degrees_of_freedom)
+        hits += (
+            abs(fit.forward - 101.3) <= quantile * fit.forward_std_error,
+            (abs(fit.discount - 0.96) <= quantile * fit.discount_std_error),
+        )
+    return hits / n_draws
+
+
+@pytest.mark.parametrize(("n_pairs", "discount"), [(3, None), (4, None), (5, None), (6, None), (13, None), (5, 0.96)])
+def test_intervals_of_the_stated_errors_hold_the_truth_as_often_as_they_say(n_pairs, discount):
+    n_draws = 300
+    found = shares_covered(n_pairs, discount, n_draws, np.random.default_rng(n_pairs))
+    # the one percent that the tests for outliers may call false costs one percent of coverage at most
+    least = stats.binom.ppf(1e-3, n_draws, 0.94) / n_draws
+    most = stats.binom.ppf(1.0 - 1e-3, n_draws, 0.95) / n_draws
+    assert (found >= least).all(), (found, least)
+    assert found[0] <= most, (found, most)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_pairs", [4, 6, 8, 13, 30])
+def test_intervals_hold_the_truth_within_a_percent_and_a_half(n_pairs):
+    found = shares_covered(n_pairs, None, 4000, np.random.default_rng(100 + n_pairs))
+    assert (np.abs(found - 0.95) < 0.015 + 4.0 * np.sqrt(0.95 * 0.05 / 4000)).all(), found
+
+
+def test_pairs_without_a_fault_are_kept():
+    rng = np.random.default_rng(17)
+    n_left_out = dict.fromkeys((3, 4, 6, 13), 0)
+    for n_pairs in n_left_out:
+        strikes = np.linspace(70.0, 130.0, n_pairs)
+        for _ in range(100):
+            call = 0.96 * (101.3 - strikes) + 0.07 * rng.standard_normal(n_pairs)
+            n_left_out[n_pairs] += int(parity_forward(strikes, call, np.zeros(n_pairs)).outlier.any())
+    assert n_left_out[3] == n_left_out[4] == 0
+    # 1 % for each test, of which there are up to 4 for 13 pairs; drawn at random, at most 4 % plus 3 deviations
+    assert n_left_out[6] <= 8
+    assert n_left_out[13] <= 10
+
+
+def test_several_stale_prices_are_left_out_together():
+    rng = np.random.default_rng(23)
+    call, put = chain()
+    call = call + 0.02 * rng.standard_normal(13)
+    call[[2, 9, 11]] += np.array([1.0, 1.5, 1.1])
+    fit = parity_forward(STRIKES, call, put)
+    assert fit.outlier.nonzero()[0].tolist() == [2, 9, 11]
+    assert fit.degrees_of_freedom == 8
+    assert abs(fit.forward - 101.3) < stats.t.ppf(0.999, 8) * fit.forward_std_error
 
 
 @pytest.mark.parametrize("discount", [None, 0.96])
