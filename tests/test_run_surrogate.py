@@ -52,7 +52,7 @@ SMALL = {
 
 
 def write(place, **changes):
-    (place / "config.yaml").write_text(yaml.safe_dump(SMALL | changes))
+    (place / "config.yaml").write_text(yaml.safe_dump(SMALL | changes, sort_keys=False))
 
 
 def metrics(folder):
@@ -122,6 +122,26 @@ def test_a_killed_run_resumes_to_the_same_bits(moment, small, tmp_path):
     write(tmp_path)
     done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path, before=f"import os\n{moment}")
     assert done.code == -9
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert metrics(tmp_path / "run")["hash"] == metrics(small / "run")["hash"]
+
+
+def test_a_config_that_was_changed_after_training_is_not_mixed_with_what_it_did_not_train(small, tmp_path):
+    before = "import os\nimport qfml.task.surrogate as t\nt.judge = lambda *a, **k: os.kill(os.getpid(), 9)"
+    write(tmp_path, labels=SMALL["labels"] | {"folder": str(small / "labels")})
+    assert qfml("run", "config.yaml", "--out", "run", cwd=tmp_path, before=before).code == -9
+    config = tmp_path / "run" / "config.yaml"
+    as_begun = config.read_text()
+    changed = yaml.safe_load(as_begun)
+    changed["training"]["network"]["hidden"] = [8, 8]
+    config.write_text(yaml.safe_dump(changed))
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert (done.code, "`training`" in done.err, "restore the config" in done.err) == (2, True, True), done.err
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    changed = yaml.safe_load(as_begun)
+    changed["judgement"]["n_points"] = 500  # of no training: the whole run is of the new config
+    config.write_text(yaml.safe_dump(changed))
     done = qfml("resume", "run", cwd=tmp_path)
     assert done.code == 0, done.err
     assert metrics(tmp_path / "run")["hash"] == metrics(small / "run")["hash"]

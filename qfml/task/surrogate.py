@@ -28,6 +28,7 @@ from qfml.surrogate.refinement import refined_points
 from qfml.task.base import Say, as_settings, check_device
 
 MODEL = "surrogate"  # folder of the trained surrogate in that of the run
+ROUNDS = "rounds"  # folder of what each round has trained, with the hash of what it was trained by
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class SurrogateTask:
         """Make labels, train, judge, and write everything but the report into `folder`."""
         begin = time.perf_counter()
         check_device(self.training.trainer.device)
+        self._claim(folder / ROUNDS)
         seconds = {"labels": 0.0, "training": 0.0}
         surrogate: Surrogate | None = None
         table: LabelTable | None = None
@@ -129,10 +131,26 @@ class SurrogateTask:
             "provenance": made,
             "seconds": seconds | {"total": time.perf_counter() - begin},
         }
-        text = json.dumps(_plain(metrics), indent=1, allow_nan=False)
-        new = folder / "metrics.json.new"
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, folder / "metrics.json")
+        _replace_text(folder / "metrics.json", json.dumps(_plain(metrics), indent=1, allow_nan=False))
+
+    def _claim(self, rounds: Path) -> None:
+        """Note what the rounds are trained by; ConfigError if an earlier attempt has trained by something else."""
+        settings = {name: value for name, value in config.to_dict(self).items() if name in ("training", "refinement")}
+        own = config.config_hash(settings | {"labels": self.labels.hash(self.problem)})
+        path = rounds / "trained_by.json"
+        if path.is_file():
+            noted = path.read_text(encoding="utf-8")
+        elif any(rounds.glob("surrogate-*")):
+            noted = "nothing"
+        else:
+            rounds.mkdir(parents=True, exist_ok=True)
+            _replace_text(path, json.dumps(own))
+            return
+        if noted != json.dumps(own):
+            raise ConfigError(
+                f"`problem`, `labels`, `training` or `refinement` in {rounds.parent / 'config.yaml'} was changed since "
+                f"the networks in {rounds} were begun: restore the config, or start a new run with it"
+            )
 
     def _title(self) -> str:
         """What is learned, in words."""
@@ -174,7 +192,7 @@ class SurrogateTask:
 
     def _trained(self, folder: Path, number: int, table: LabelTable, callbacks: Sequence[Callback]) -> Surrogate:
         """The surrogate of one round; a round that was trained before a kill is read."""
-        done = folder / "rounds" / f"surrogate-{number}"
+        done = folder / ROUNDS / f"surrogate-{number}"
         if done.exists():
             return Surrogate.load(done)
         place = folder / "checkpoints" / f"round-{number}"
@@ -247,6 +265,13 @@ def _validation(surrogate: Surrogate) -> str:
 def _training(surrogate: Surrogate) -> dict[str, Any]:
     report = {name: value for name, value in surrogate.report.items() if name != "history"}
     return report | {"network": config.to_dict(surrogate.network), "n_networks": len(surrogate.fits)}
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def _plain(value: Any) -> Any:
