@@ -18,7 +18,7 @@ import typer
 import qfml
 from qfml import tuning
 from qfml.errors import Interrupted, UserError
-from qfml.summary import cell, out, printable, show_run, show_search
+from qfml.summary import cell, out, printable, say_report, show_run, show_search
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 err = rich.console.Console(stderr=True)
@@ -94,7 +94,9 @@ def labels(
     """Make the labels that CONFIG's surrogate learns from, or one machine's part of them."""
     from qfml.task.surrogate import make_part
 
-    out.print(str(make_part(config, part, overrides or (), say=_say(quiet))), highlight=False, soft_wrap=True)
+    out.print(
+        str(make_part(config, part, overrides or (), say=_say(quiet))), highlight=False, soft_wrap=True, markup=False
+    )
 
 
 @app.command()
@@ -108,7 +110,9 @@ def export(
     """Write the networks of a finished run as ONNX, after proof that they compute the same as here."""
     from qfml.export import export_run
 
-    export_run(run, out_dir, member, say=lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False))
+    export_run(
+        run, out_dir, member, say=lambda line: out.print(printable(line), highlight=False, soft_wrap=True, markup=False)
+    )
 
 
 @app.command()
@@ -126,7 +130,7 @@ def report(run: Run) -> None:
     from qfml.report import write_report, write_tuning_report
 
     write = write_tuning_report if tuning.is_search(run) else write_report
-    out.print(f"report: {write(run)}", highlight=False, soft_wrap=True)
+    say_report(write(run))
 
 
 @app.command()
@@ -147,7 +151,7 @@ def predict(
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda line: None) if quiet else (lambda line: err.print(line, highlight=False, markup=False))
+    return (lambda line: None) if quiet else (lambda line: err.print(printable(line), highlight=False, markup=False))
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:

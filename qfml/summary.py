@@ -13,7 +13,7 @@ import rich.text
 from qfml.run import read_metrics
 from qfml.tune.space import short_names
 
-__all__ = ["SUMMARIES", "cell", "printable", "show_run", "show_search"]
+__all__ = ["SUMMARIES", "cell", "printable", "say_report", "show_run", "show_search"]
 
 out = rich.console.Console()
 
@@ -22,7 +22,12 @@ def show_run(folder: Path) -> None:
     """The table of a finished run, by its task, and where its report is."""
     found = read_metrics(folder)
     SUMMARIES[found["task"]](found)
-    out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    say_report(folder / "report.html")
+
+
+def say_report(path: Path) -> None:
+    """Where a report is, on one line that can be copied."""
+    out.print(f"report: {printable(str(path))}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _walk_forward(found: dict[str, Any]) -> None:
@@ -93,7 +98,7 @@ def _calibration(found: dict[str, Any]) -> None:
             markup=False,
         )
         for text in surface["warnings"]:
-            out.print(f"! {text}", style="yellow", highlight=False, markup=False)
+            out.print(f"! {printable(text)}", style="yellow", highlight=False, markup=False)
     if len(surfaces) > MOST_SURFACES:
         errors = sorted(s["rmse_bps"] for s in surfaces if s["rmse_bps"] is not None)
         out.print(
@@ -106,7 +111,7 @@ def _calibration(found: dict[str, Any]) -> None:
 
 def _fitted_parameters(fit: dict[str, Any], place: int, surface: dict[str, Any]) -> rich.table.Table:
     """One row a parameter, or one an expiry."""
-    table = rich.table.Table(title=f"{fit['model']}: {printable(surface['name'])}")
+    table = rich.table.Table(title=rich.text.Text(f"{fit['model']}: {printable(surface['name'])}"))
     names = list(fit["params"])
     if "expiries" not in fit:
         for head in ("parameter", "value", "std error"):
@@ -155,7 +160,7 @@ def show_search(folder: Path) -> None:
     )
     out.print(f"its backtest: {found['backtest']['verdict']}", highlight=False)
     for report in (folder / "report.html", folder / "winner" / "report.html"):
-        out.print(f"report: {report}", highlight=False, soft_wrap=True)
+        say_report(report)
 
 
 def cell(value: object, form: str = ".6g") -> rich.text.Text:

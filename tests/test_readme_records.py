@@ -84,6 +84,44 @@ def test_the_bars_are_kept_by_the_records():
     assert share["with checkpoints"]["min_seconds"] < 1.05 * share["without"]["min_seconds"]
 
 
+def test_the_table_of_calibration_is_its_record():
+    found = record("calibration")
+    rows, n = found["contenders"], found["surfaces"]
+    shown = re.findall(r"^\| (.+?) \| ([\d.]+) ms.*? \| ([\d.]+) bps \|$", README, re.MULTILINE)
+    names = {"exact, from a given start": "exact", "QuantLib, one core, from the given start": "QuantLib, one core"}
+    assert len(shown) == 4
+    for name, milliseconds, excess in shown:
+        own = [row for told, row in rows.items() if re.sub(r", \d threads?$", "", told) == names.get(name, name)]
+        row = min(own, key=lambda row: row["min_seconds"])
+        told = 1e3 * row["min_seconds"] / n
+        assert milliseconds == (f"{told:.0f}" if told > 100 else f"{told:.2f}" if told < 1 else f"{told:.1f}")
+        assert excess == f"{row['max_excess_bps']:.3f}"
+
+
+def test_the_surrogate_is_as_its_record_has_it():
+    found, text = record("surrogate"), " ".join(README.split())
+    batch = fastest(found["contenders"], "surrogate", "min_seconds")["min_seconds"]
+    for sentence in (
+        f"takes {found['minutes']:.1f} minutes from nothing, {found['n_labels']:,} labels included",
+        f"off by {found['vol_bps']['rmse']:.2f} bps of vol (root mean square)",
+        f"99 % of them within {found['vol_bps']['q99']:.2f}",
+        f"100,000 vols take {1e3 * batch:.0f} ms",
+        f"{found['simulation']['times_surrogate']:,.0f} times as long",
+    ):
+        assert sentence in text
+
+
+def test_the_bars_of_calibration_and_of_the_surrogate_are_kept():
+    rows = record("calibration")["contenders"]
+    assert fastest(rows, "exact", "min_seconds")["times_quantlib"] >= 30
+    assert fastest(rows, "inverse map and 3 steps", "min_seconds")["times_quantlib"] >= 300
+    found = record("surrogate")
+    assert found["vol_bps"]["rmse"] < 3
+    assert found["vol_bps"]["q99"] < 10
+    assert found["minutes"] <= 20
+    assert found["simulation"]["times_surrogate"] >= 1000
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks" / "records").glob("*.json")))
 def test_every_record_has_its_benchmark(name):
     assert (ROOT / "benchmarks" / f"bench_{name}.py").is_file()

@@ -121,10 +121,11 @@ def test_ctrl_c_in_a_resumed_run_can_be_resumed_again(place, cut):
     assert_same_as_whole(place, cut)
 
 
-@pytest.mark.parametrize("moment", ["WalkForwardTask._audit", "write_report"])
+@pytest.mark.parametrize("moment", ["audit", "write_report"])
 def test_ctrl_c_before_and_after_training_says_how_to_go_on_too(tmp_path, moment):
     place = workplace(tmp_path)
-    press = f"{RUN}\nrun.{moment} = lambda *rest: os.kill(os.getpid(), signal.SIGINT)"
+    place_of = {"audit": "sys.modules['qfml.task'].WalkForwardTask._audit", "write_report": "run.write_report"}
+    press = f"{RUN}\n{place_of[moment]} = lambda *rest: os.kill(os.getpid(), signal.SIGINT)"
     stopped = qfml("run", "config.yaml", "--out", "cut", cwd=place, before=press)
     assert stopped.code == 130
     assert "Traceback" not in stopped.err
@@ -148,7 +149,7 @@ def test_kill_9_and_resume_gives_the_same_bits(place, cut):
 
 def test_kill_9_before_the_first_checkpoint_starts_anew(tmp_path):
     place = workplace(tmp_path)
-    die = f"{RUN}\nrun.WalkForwardTask._audit = lambda *rest: {DIE_HERE}"
+    die = f"{RUN}\ntask = sys.modules['qfml.task']\ntask.WalkForwardTask._audit = lambda *rest: {DIE_HERE}"
     assert qfml("run", "config.yaml", "--out", "cut", cwd=place, before=die).code == -signal.SIGKILL
     assert not (place / "cut" / "checkpoints").exists()
     assert qfml("resume", "cut", cwd=place).code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,8 @@ class SurrogateTraining:
         combine: "best" predicts by the seed of least validation loss; "mean" by the mean over the seeds, which is more
             exact and takes as many times as long.
         validation_share: share of the laws (rows that differ by their strike at most) that decide which epoch was best.
-        twin: what one derivative counts beside the value (see `Twin`); None learns from values alone.
+        twin: what one derivative counts beside the value (see `Twin`); None learns from values alone. The best epoch is
+            then that of the least squared error of the values, unless the trainer has another `monitor`.
         noise_floor: a label of standard error e is weighted by 1 / (e^2 + floor^2), in the unit of the target; None
             takes the root mean square error of the labels.
         seed: names the networks' seeds and the draw of the validation laws.
@@ -228,9 +229,8 @@ def train_networks(
     loss: Loss = MSE() if settings.twin is None else Twin.of(ds, train, settings.twin)
     members = [Member(network, train, val, seed=settings.seed + i) for i in range(settings.n_seeds)]
     prepared = time.perf_counter()
-    fits = settings.trainer.fit_many(
-        members, loss, ds, callbacks=callbacks, checkpoint_dir=checkpoint_dir, resume=resume
-    )
+    trainer = settings.trainer if settings.twin is None else judged_by_values(settings.trainer)
+    fits = trainer.fit_many(members, loss, ds, callbacks=callbacks, checkpoint_dir=checkpoint_dir, resume=resume)
     trained = time.perf_counter()
     rows = torch.from_numpy(val)
     share = torch.ones(len(val)).double() if table.weight is None else table.weight[rows]
@@ -250,6 +250,16 @@ def train_networks(
         "history": [list(fits[i].history) for i in order],
     }
     return Trained(target, tuple(fits[i] for i in order), report)
+
+
+def judged_by_values(trainer: Trainer) -> Trainer:
+    """The trainer, its best epoch chosen by the squared error of the values and not by the whole twin loss.
+
+    Derivatives along few paths have heavy tails: some held-out rows would decide by their noise.
+    """
+    if trainer.monitor != "val_loss":
+        return trainer
+    return replace(trainer, monitor="val_mse", metrics=tuple(dict.fromkeys((*trainer.metrics, "mse"))))
 
 
 def _errors(
