@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Surface:
         date: of the quotes.
         name: of the underlying.
         remarks: what reading the quotes has found.
+        strike_unit: of the strikes given, see `from_grid`.
 
     Raises:
         DataError: a rule is broken; the message names the quote.
@@ -96,13 +97,16 @@ class Surface:
         date: Any = None,
         name: str = "",
         remarks: Sequence[str] = (),
+        strike_unit: str | None = None,
     ) -> None:
         columns = {"strike": strike, "expiry": expiry, "vol": vol, "forward": forward, "bid": bid, "ask": ask}
         columns |= {"weight": weight, "discount": discount}
-        refusal = Refusal()
-        table = clean(quote_table({key: value for key, value in columns.items() if value is not None}), refusal)
+        refusal, spot = Refusal(), positive_spot(spot)
+        table = quote_table({key: value for key, value in columns.items() if value is not None})
+        table = replace(table, strike=strikes_in_prices(table.strike, table.forward, spot, strike_unit))
+        table = clean(table, refusal)
         remarks = (*remarks, *refusal.notes.get(0, ()))
-        _fill(self, table, spot=positive_spot(spot), date=moment(date), name=name, remarks=remarks)
+        _fill(self, table, spot=spot, date=moment(date), name=name, remarks=remarks)
 
     @classmethod
     def from_grid(

@@ -38,6 +38,7 @@ LEAST_MEDIAN = 0.01  # 1 %: below it decimals were taken for percent
 MOST_DISCOUNT = 10.0  # far beyond any negative rate: a discount factor in percent
 COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount", "row", "surface")
 NEAR = 0.5, 2.0  # where the middle strike of a surface lies, as a share of the spot
+BEYOND = 1.1  # a level farther than this from every strike, where 100 or 1 lies among them, is in another unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,14 +172,15 @@ def clean(table: QuoteTable, refusal: Refusal, max_vol: Any = MOST_VOL) -> Quote
     """Apply every rule to quotes whose units are settled: vols in decimals, strikes in units of the forward.
 
     The vol of a quote that has none is the mean of its bid and ask vols; quotes that then have none are missing, and
-    are dropped. A bid vol of 0 is no bid.
+    are dropped. A bid or ask vol of 0 is none.
 
     Raises:
         DataError: a rule is broken and `refusal` raises; duplicate quotes that contradict each other, always.
     """
     if isinstance(max_vol, bool) or not isinstance(max_vol, int | float) or not max_vol > 0.0:
         raise ConfigError(f"`max_vol` must be a number above 0, got {max_vol!r}")
-    table = replace(table, bid=np.where(table.bid == 0.0, np.nan, table.bid))
+    bid, ask = (np.where(side == 0.0, np.nan, side) for side in (table.bid, table.ask))
+    table = replace(table, bid=bid, ask=ask)
     no_vol = np.isnan(table.vol)
     one_sided = no_vol & (np.isnan(table.bid) != np.isnan(table.ask))
     missing = no_vol & np.isnan(table.bid) & np.isnan(table.ask)
@@ -384,18 +386,20 @@ def _refuse_unlike_strikes(strike: np.ndarray, level: np.ndarray, level_name: st
         level_name: "spot" or "forward".
 
     Raises:
-        DataError: the middle strike is far from the spot but close to 100 or to 1.
+        DataError: 100 or 1 lies among the strikes and the level far from all of them, or the middle strike is far
+            from the level but close to 100 or to 1.
     """
     known = (strike > 0.0) & (level > 0.0) & np.isfinite(strike) & np.isfinite(level)
     if not known.any():
         return
-    middle, ratio = float(np.median(strike[known])), float(np.median(strike[known] / level[known]))
-    if NEAR[0] <= ratio <= NEAR[1]:
-        return
+    strike, level = strike[known], level[known]
+    low, middle, high = float(strike.min()), float(np.median(strike)), float(strike.max())
+    at, ratio = float(np.median(level)), float(np.median(strike / level))
+    far = not NEAR[0] <= ratio <= NEAR[1]
+    beyond = not low / BEYOND <= at <= high * BEYOND
     for unit, share, meaning in (("percent_of_spot", 100.0, "percent of the spot"), ("moneyness", 1.0, "strike/spot")):
-        if NEAR[0] <= middle / share <= NEAR[1]:
+        if (far and NEAR[0] <= middle / share <= NEAR[1]) or (beyond and low <= share <= high):
             raise DataError(
-                f"the strikes look like {meaning} (the middle one is {middle:g}, {level_name} "
-                f'{float(np.median(level[known])):g}); pass strike_unit="{unit}", or strike_unit="price" if they are '
-                "prices"
+                f"the strikes look like {meaning} (the middle one is {middle:g}, {level_name} {at:g}); pass "
+                f'strike_unit="{unit}", or strike_unit="price" if they are prices'
             )

@@ -172,6 +172,36 @@ def test_strikes_in_percent_of_spot_are_asked_about():
         Surface.from_grid(STRIKES, EXPIRIES, VOLS, forwards=[100.0] * 3, strike_unit="moneyness")
 
 
+@pytest.mark.parametrize(("share", "unit"), [(100.0, "percent_of_spot"), (1.0, "moneyness")])
+def test_strikes_in_percent_are_asked_about_in_columns_and_where_the_spot_lies_beyond_them(share, unit):
+    strikes = share * np.array([0.8, 0.9, 1.0, 1.1, 1.2])
+    with pytest.raises(DataError, match=rf'the strikes look like .*forward 4468\); pass strike_unit="{unit}"'):
+        Surface(strike=strikes, expiry=0.5, vol=VOLS[0], forward=4468.0)
+    surface = Surface(strike=strikes, expiry=0.5, vol=VOLS[0], forward=4500.0, spot=4468.0, strike_unit=unit)
+    np.testing.assert_allclose(surface.strike, 4468.0 * strikes / share, rtol=1e-14)
+    for spot in (0.6 * share, 1.5 * share):  # near enough to be a spot, but no strike is
+        with pytest.raises(DataError, match=rf'the strikes look like .*pass strike_unit="{unit}"'):
+            Surface.from_grid(strikes, EXPIRIES, VOLS, spot=spot)
+        assert Surface.from_grid(strikes, EXPIRIES, VOLS, spot=spot, strike_unit="price").strike[0] == strikes[0]
+
+
+def test_strikes_on_one_side_of_the_spot_are_prices():
+    for strikes, spot in (([90.0, 95.0, 100.0], 105.0), ([110.0, 120.0, 130.0], 100.0), ([50.0, 60.0, 70.0], 100.0)):
+        assert len(Surface.from_grid(strikes, [0.5], [[0.25, 0.22, 0.2]], spot=spot)) == 3
+        assert len(Surface(strike=strikes, expiry=0.5, vol=0.2, forward=spot)) == 3
+
+
+def test_an_ask_of_zero_is_no_ask():
+    ask = VOLS + 0.01
+    ask[0, 0] = 0.0
+    surface = grid(None, bid=VOLS - 0.01, ask=ask)
+    assert len(surface) == 14
+    assert any("a bid without an ask" in note for note in surface.notes)
+    both = Surface(strike=[90.0, 100.0], expiry=0.5, vol=0.2, forward=100.0, bid=[0.19, 0.19], ask=[0.0, 0.21])
+    assert np.isnan(both.ask[0])
+    assert both.ask[1] == 0.21
+
+
 def test_a_crossed_market_is_refused_by_name():
     ask = VOLS + 0.01
     ask[2, 4] = 0.1
