@@ -3,8 +3,9 @@
 A saved result is a folder of three files:
 
 - `errors.parquet`, a row for each calibrated day, horizon and method: `date`, `horizon` (surfaces ahead; 0 is the
-  calibrated one), `judged_date`, `method` ("model", "sticky_moneyness", "previous_parameters"), `n_quotes`, `n_judged`
-  (quotes to which the method gave a vol), `rmse_bps`, `bias_bps` (mean of method less quote), `max_bps`,
+  calibrated one), `judged_date`, `method` ("model", "sticky_moneyness", "previous_parameters"), `n_quotes`, `n_vols`
+  (quotes to which the method gave a vol), `n_judged` (quotes to which all methods of that day and horizon gave one, on
+  which they are judged), `rmse_bps`, `bias_bps` (mean of method less quote), `max_bps`,
   `inside_bid_ask` (share; null where no quote has bid and ask).
 - `parameters.parquet`, a row for each calibrated day and parameter: `date`, `parameter`, `value`, `std_error` (null
   where there is none), and of the day `rmse_bps`, `converged`, `n_steps`, `status`, `warnings`, `seconds`.
@@ -29,6 +30,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from qfml.calibration.exact import exact_vols
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.layout import vols_at
 from qfml.calibration.model import CalibrationModel
@@ -139,6 +141,7 @@ _ERRORS: dict[str, Any] = {
     "judged_date": pl.Datetime("us"),
     "method": pl.String,
     "n_quotes": pl.Int64,
+    "n_vols": pl.Int64,
     "n_judged": pl.Int64,
     "rmse_bps": pl.Float64,
     "bias_bps": pl.Float64,
@@ -250,31 +253,33 @@ def _judged(day: _Day, before: _Day | None, history: SurfaceHistory, horizon: in
     if before is not None and before.x is not None:
         answers["previous_parameters"] = lambda: _model_vols(before, quotes)
     facts = (_date(day.surface), horizon, _date(later))
-    return [(*facts, method, *_errors(later, answer()[0].numpy())) for method, answer in answers.items()]
+    vols = {method: answer()[0].numpy() for method, answer in answers.items()}
+    # each on its own quotes would favour the method that has no vol where quotes are hard to meet
+    common = np.logical_and.reduce([np.isfinite(own) for own in vols.values()])
+    return [(*facts, method, *_errors(later, own, common)) for method, own in vols.items()]
 
 
 def _model_vols(day: _Day, quotes: Any) -> Tensor:
+    """By the exact engine where the model has one, as the errors of the calibration itself."""
     assert day.model is not None
     with torch.no_grad():
-        return day.model.vols(torch.as_tensor(day.x, dtype=torch.float64)[None], quotes)
+        return exact_vols(day.model, torch.as_tensor(day.x, dtype=torch.float64)[None], quotes, floor=True)
 
 
-def _errors(surface: Surface, vols: np.ndarray) -> tuple[Any, ...]:
-    """n_quotes, n_judged, rmse, bias, largest and the share inside bid and ask, of quotes with a weight."""
+def _errors(surface: Surface, vols: np.ndarray, common: np.ndarray) -> tuple[Any, ...]:
+    """n_quotes, n_vols, n_judged, rmse, bias, largest and the share inside bid and ask, of quotes with a weight."""
     counted = surface.weight > 0
-    error = BPS * (vols - surface.vol)[counted]
-    known = np.isfinite(error)
-    own = error[known]
+    judged = counted & common & np.isfinite(surface.vol)
+    own = BPS * (vols - surface.vol)[judged]
     inside = None
     if surface.bid is not None and surface.ask is not None:
-        two_sided = counted & np.isfinite(surface.bid) & np.isfinite(surface.ask)
+        two_sided = judged & np.isfinite(surface.bid) & np.isfinite(surface.ask)
         if two_sided.any():
-            within = (vols >= surface.bid) & (vols <= surface.ask)  # no vol is not within
-            inside = float(within[two_sided].mean())
+            inside = float(((vols >= surface.bid) & (vols <= surface.ask))[two_sided].mean())
+    counts = int(counted.sum()), int((counted & np.isfinite(vols)).sum()), len(own)
     if not len(own):
-        return int(counted.sum()), 0, None, None, None, inside
-    rmse, bias, largest = float(np.sqrt(np.mean(own**2))), float(own.mean()), float(np.abs(own).max())
-    return int(counted.sum()), len(own), rmse, bias, largest, inside
+        return *counts, None, None, None, inside
+    return *counts, float(np.sqrt(np.mean(own**2))), float(own.mean()), float(np.abs(own).max()), inside
 
 
 def _metrics(

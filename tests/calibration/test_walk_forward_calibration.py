@@ -9,8 +9,10 @@ import pytest
 import torch
 from formula_smile import NEVER, FormulaSmile, history_of, surface_of
 
+from qfml.calibration.heston import HestonCalibration
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.layout import vols_at
+from qfml.calibration.model import Quotes
 from qfml.calibration.surface import as_quotes
 from qfml.calibration.walk_forward import WalkForwardCalibration, walk_forward_calibration
 from qfml.errors import ConfigError, DataError
@@ -84,6 +86,31 @@ def test_day_that_fails_is_recorded_and_leaves_the_others_alone() -> None:
     assert judged["n_judged"].to_list() == [0]
     assert judged["rmse_bps"].to_list() == [None]
     assert judged["n_quotes"].to_list() == [7]
+
+
+def test_all_methods_are_judged_on_the_quotes_that_all_have_a_vol_for() -> None:
+    surfaces = list(history_of(path(3)))
+    surfaces[1] = surface_of(path(3)[1], 1, expiries=(0.1, 0.5, NEVER))  # the model has no vols at the last
+    found = run(SurfaceHistory(surfaces), horizons=(1,))
+    rows = found.errors.filter((pl.col("horizon") == 1) & (pl.col("date").dt.day() == 1))
+    assert dict(rows.select("method", "n_vols").iter_rows()) == {"model": 14, "sticky_moneyness": 21}
+    assert rows["n_judged"].to_list() == [14, 14]
+    assert rows["n_quotes"].to_list() == [21, 21]
+
+
+class EngineOnly(HestonCalibration):
+    """Heston's model whose fast, unchecked vols are not to be asked for."""
+
+    def vols(self, x: torch.Tensor, quotes: Quotes) -> torch.Tensor:
+        raise AssertionError("unchecked vols")
+
+
+def test_the_judge_is_the_exact_engine() -> None:
+    found = walk_forward_calibration(
+        history_of(path(2)), EngineOnly(), horizons=(1,), n_starts=4, n_polished=1, max_steps=15
+    )
+    fitted = found.errors.filter((pl.col("horizon") == 0) & (pl.col("method") == "model"))["rmse_bps"].to_list()
+    assert fitted == pytest.approx(found.parameters["rmse_bps"].to_list()[::5], rel=1e-9)
 
 
 def test_every_second_day_is_calibrated_and_saved(tmp_path: Any) -> None:
