@@ -58,7 +58,10 @@ def tune(
 def calibrate(
     surface: Annotated[Path, typer.Argument(help="Quotes: a CSV or Parquet file; with a column `date`, of many days.")],
     model: Annotated[
-        str, typer.Option(help="heston, bates, sabr, svi, ssvi, local_vol, or what a surrogate stands for.")
+        str,
+        typer.Option(
+            help="heston, bates, sabr, svi, ssvi, local_vol; by the method neural what a surrogate stands for."
+        ),
     ] = "heston",
     method: Annotated[str | None, typer.Option(help="exact, neural, inverse or polished; chosen if left out.")] = None,
     surrogate: Annotated[Path | None, typer.Option(help="Folder of a trained surrogate.")] = None,

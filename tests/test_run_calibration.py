@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from command_line import qfml
 from references_dax import BATES_SSE_DAYS, BATES_SSE_WEEKS, HESTON_OPTIMUM, HESTON_SSE_DAYS, HESTON_SSE_WEEKS
+from rough_surrogate import rough_surface, rough_surrogate
 
 import pricers as pr
 from qfml.calibration import Surface
@@ -171,3 +172,82 @@ walk_forward: {horizons: [1, 2]}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Out of sample" in page
     assert "Sticky moneyness" in page
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory):
+    """The folder of a surrogate, and three days: one expiry of the first and the whole second day have no weight."""
+    place = tmp_path_factory.mktemp("rough")
+    rough_surrogate().save(place / "surrogate")
+    days = []
+    for number, parameters in enumerate([(0.1, 0.04, -0.7), (0.2, 0.05, -0.6), (0.3, 0.06, -0.5)]):
+        surface = rough_surface(*parameters, spread=0.002)
+        columns = {name: getattr(surface, name) for name in ("strike", "expiry", "vol", "bid", "ask", "forward")}
+        unweighted = (pl.col("expiry") == 0.5) if number == 0 else pl.lit(number == 1)
+        weight = pl.when(unweighted).then(0.0).otherwise(1.0).alias("weight")
+        days.append(pl.DataFrame(columns).with_columns(weight, date=pl.lit(f"2024-01-0{number + 2}")))
+    pl.concat([days[0].filter(pl.col("expiry") < 1.5), *days[1:]]).write_csv(place / "days.csv")
+    pl.concat([day.drop("bid", "ask") for day in days]).write_csv(place / "mids.csv")
+    return place
+
+
+ROUGH = ("--model", "rough_bergomi", "--surrogate", "surrogate")
+DRAWS = "{n_chains: 2, n_draws: 12, n_warmup: 10, noise: half_spread}"
+
+
+def test_what_only_a_surrogate_knows_is_calibrated_and_drawn_through_it(rough):
+    done = qfml(
+        "calibrate", "days.csv", *ROUGH, "--method", "neural", "--set", f"posterior={DRAWS}", "--out", "run", cwd=rough
+    )
+    assert done.code == 0, done.err
+    found = metrics(rough / "run")
+    assert (found["fit"]["model"], found["fit"]["method"]) == ("rough_bergomi", "neural")
+    assert found["fit"]["params"]["rho"][0] == pytest.approx(-0.7, abs=0.15)
+    assert [day["converged"] for day in found["fit"]["surfaces"]] == [True, False, True]
+    assert found["posterior"]["through"] == "surrogate"
+    assert found["posterior"]["noise_bps"] == pytest.approx(20.0)  # of the first day, which has fewer quotes
+    draws = pl.read_parquet(rough / "run" / "posterior.parquet")
+    assert draws.columns == ["chain", "hurst", "xi", "rho"]
+    curves = pl.read_parquet(rough / "run" / "curves.parquet")
+    drawn = curves.group_by("surface").agg(pl.col("expiry").unique().sort()).sort("surface")
+    assert drawn["surface"].to_list() == ["2024-01-02", "2024-01-04"]
+    assert drawn["expiry"].to_list() == [[0.2, 1.0], [0.2, 0.5, 1.0, 1.8]]
+    assert "through the surrogate" in (rough / "run" / "report.html").read_text()
+
+
+def test_a_posterior_that_cannot_be_drawn_leaves_the_fit(rough):
+    done = qfml(
+        *("calibrate", "mids.csv", *ROUGH, "--method", "neural", "--set", f"posterior={DRAWS}", "--out", "failed"),
+        cwd=rough,
+    )
+    assert done.code == 0, done.err
+    found = metrics(rough / "failed")
+    assert "bid and ask" in found["posterior"]["failed"]
+    assert found["fit"]["params"]["xi"][0] == pytest.approx(0.04, rel=0.1)
+    assert "There are no draws" in (rough / "failed" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("model", ["sabr", "ssvi"])
+def test_ragged_days_and_days_without_weights_are_told_apart(model, rough):
+    done = qfml("calibrate", "days.csv", "--model", model, "--out", model, cwd=rough)
+    assert done.code == 0, done.err
+    days = metrics(rough / model)["fit"]["surfaces"]
+    assert [day["converged"] for day in days] == [True, False, True], days
+    assert days[1]["rmse_bps"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (ROUGH, "method neural"),
+        (("--model", "rough_bergomi", "--method", "neural"), "through a surrogate only"),
+        ((*ROUGH, "--method", "neural", "--set", "inverse_training={}"), "needs exact vols"),
+        (("--model", "sabr", "--set", "walk_forward={}"), "`walk_forward` is for models with parameters of a whole"),
+        (("--model", "svi", "--set", "inverse_training={}"), "`inverse_training` is for models"),
+        (("--model", "local_vol", "--set", "posterior={}"), "`posterior` is for models"),
+        (("--set", "posterior={n_draws: 2}"), "`n_draws` must be at least 8, got 2"),
+    ],
+)
+def test_sections_that_a_model_cannot_follow_are_refused(arguments, told, rough):
+    done = qfml("calibrate", "days.csv", *arguments, "--out", "refused", cwd=rough)
+    assert (done.code, told in done.err) == (2, True), done.err

@@ -126,9 +126,13 @@ class SurrogateModel:
         return draw_starts(self.parameters, quotes.n_surfaces, n, generator)
 
     def pricer(self, x: Tensor) -> Any:
-        """The model of `pricers` that the surrogate stands for, of the batch (S,)."""
-        one = torch.ones(len(x), 1, dtype=torch.float64)
-        _, model, _ = self.surrogate.problem.triple(self.inputs(x, Quotes(*(one,) * 7))[:, 0])
+        """The model of `pricers` that the surrogate stands for: of one surface (P,), or of a batch (S, P)."""
+        batch = x.reshape(-1, x.shape[-1])
+        one = torch.ones(len(batch), 1, dtype=torch.float64)
+        columns = self.surrogate.problem.columns(self.inputs(batch, Quotes(*(one,) * 7))[:, 0])
+        _, model, _ = self.surrogate.problem.assembled(
+            {name: column.reshape(x.shape[:-1]) for name, column in columns.items()}
+        )
         return model
 
     def outside(self, x: Float64[Tensor, "S P"], quotes: Quotes) -> Tensor:

@@ -79,7 +79,12 @@ class Calibration:
         return self.model.pricer(x[0] if self.single else x)
 
     def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
-        """Model vols (m,) of one surface at log-moneyness (m,) and one expiry (years); NaN where there are none."""
+        """Model vols (m,) of one surface at log-moneyness (m,) and one expiry (years); NaN where there are none.
+
+        All are NaN where the fit of the surface failed.
+        """
+        if not np.isfinite(self.x[surface]).all():
+            return np.full(np.size(log_moneyness), np.nan)
         places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(1, -1)
         one = torch.ones_like(places)
         level = self.quotes.vol[surface][self.quotes.used[surface]].mean()

@@ -24,6 +24,7 @@ SHAPE = ("rho", "eta", "gamma")
 START_RHO, START_SHARE, START_GAMMA = (-0.8, -0.4, 0.0, 0.4, 0.8), (0.15, 0.4, 0.8), (0.15, 0.4)
 LEAST_RISE = 1e-3  # of the at-the-money variance between the expiries of a start
 AT_BOUND = 1e-4
+NO_QUOTES = "failed: no quote has a weight above 0"
 
 
 def largest_eta(rho: Tensor) -> Tensor:
@@ -151,19 +152,21 @@ class SsviSurface:
 
         Raises:
             ConfigError: a count that is not above 0.
-            DataError: a surface without quotes.
+            DataError: no surface has a quote. One of many without a quote has a status, and NaN for its numbers.
         """
         for name, count in (("n_starts", n_starts), ("max_steps", max_steps)):
             if count is not None and count < 1:
                 raise ConfigError(f"`{name}` must be 1 or more, got {count}")
         quotes = as_quotes(list(surfaces))
-        empty = (~quotes.used.any(-1)).nonzero()
-        if len(empty):
-            raise DataError(f"surface {int(empty[0, 0])} has no quote with a weight above 0; leave it out")
+        some = quotes.used.any(-1)
+        if not bool(some.any()):
+            raise DataError("no quote of the surfaces has a weight above 0; give at least one of them one")
+        quoted = tuple(surface for surface, known in zip(surfaces, some.tolist(), strict=True) if known)
+        quotes = quotes.at(some.nonzero().squeeze(-1))
         smiles = smiles_of(quotes)
         rows = _rows(quotes, smiles)
         fit = _fit(rows, _starts(rows, smiles, n_starts or self.n_starts), max_steps or self.max_steps)
-        result = _result(self, rows, smiles, fit, tuple(surfaces))
+        result = _among(_result(self, rows, smiles, fit, quoted), tuple(surfaces), some.numpy())
         return _of_one(result) if (len(surfaces) == 1 if single is None else single) else result
 
 
@@ -284,6 +287,9 @@ class SsviCalibration:
             expiry: years, above 0 and up to the last one.
             surface: which one.
 
+        Returns:
+            Vols of the shape of `log_moneyness`; NaN where the surface has no fit.
+
         Raises:
             DataError: an expiry outside.
         """
@@ -291,6 +297,8 @@ class SsviCalibration:
         expiries = self.expiries if one else self.expiries[surface]
         theta = self.theta if one else self.theta[surface]
         known = np.isfinite(expiries)
+        if not known.any():
+            return np.full(np.shape(log_moneyness), np.nan)
         if not 0.0 < expiry <= expiries[known][-1]:
             raise DataError(
                 f"`expiry` must lie in (0, {expiries[known][-1]:g}], where there are quotes, got {expiry:g}"
@@ -314,10 +322,11 @@ class SsviCalibration:
                 cell = f"{self.theta[row]:.6g} +- {self.std_error['theta'][row]:.2g}"
                 lines.append(f"{expiry:>8.4f}{cell:>22}{self.rmse_bps_by_expiry[row]:>10.2f}")
             return "\n".join([*lines, *(f"! {warning}" for warning in self.warnings)])
+        rmse = self.rmse_bps[np.isfinite(self.rmse_bps)]
         return (
             f"ssvi: {len(self.surfaces)} surfaces, {float(np.mean(self.converged)):.1%} converged\n"
-            f"rmse in bps of vol: median {np.median(self.rmse_bps):.2f}, 99 % below "
-            f"{np.quantile(self.rmse_bps, 0.99):.2f}, largest {self.rmse_bps.max():.2f}\n"
+            f"rmse in bps of vol: median {np.median(rmse):.2f}, 99 % below "
+            f"{np.quantile(rmse, 0.99):.2f}, largest {rmse.max():.2f}\n"
             f"surfaces with warnings: {sum(map(bool, self.warnings))}"
         )
 
@@ -361,6 +370,30 @@ def _result(
         status=tuple(STATUS[int(code)] for code in fit.status.tolist()),
         n_steps=fit.n_steps.numpy(),
         warnings=_warnings(fit, held, rows),
+        surfaces=surfaces,
+    )
+
+
+def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndarray) -> SsviCalibration:
+    """The result of those surfaces that have quotes, in its place among all of them: the others have NaN, or 0."""
+    if some.all():
+        return result
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        filler = np.nan if values.dtype.kind == "f" else 0
+        out = np.full((len(some), *values.shape[1:]), filler, dtype=values.dtype)
+        out[some] = values
+        return out
+
+    arrays = {name: spread(value) for name, value in vars(result).items() if isinstance(value, np.ndarray)}
+    tables = {name: {k: spread(v) for k, v in getattr(result, name).items()} for name in ("params", "std_error")}
+    status, warnings = iter(result.status), iter(result.warnings)
+    return replace(
+        result,
+        **arrays,
+        **tables,
+        status=tuple(next(status) if known else NO_QUOTES for known in some),
+        warnings=tuple(next(warnings) if known else () for known in some),
         surfaces=surfaces,
     )
 

@@ -396,6 +396,9 @@ def _with_interval(entry: Mapping[str, Any] | None) -> Html | str:
 
 def _posterior(run: _Run) -> Section:
     found = run.metrics["posterior"]
+    if reason := found.get("failed"):
+        told = warning(f"There are no draws for {run.surfaces[0]['name']}: {reason}")
+        return Section("posterior", "Posterior", "Hamiltonian Monte Carlo over the box.", told)
     rows = [
         [
             el("code", name),
@@ -411,7 +414,8 @@ def _posterior(run: _Run) -> Section:
     table = scrolling_table(heads, rows, caption="Posterior of the parameters")
     remarks = [warning(text) for text in found["warnings"]]
     told = note(
-        f"{run.surfaces[0]['name']}: {found['n_chains']} chains of {formats.count(found['n_draws'])} draws; accepted "
+        f"{run.surfaces[0]['name']}: {found['n_chains']} chains of {formats.count(found['n_draws'])} draws through the "
+        f"{found['through']}; accepted "
         f"{formats.percent(found['accept'])}; {formats.count(found['divergences'])} divergent. Standard deviation of "
         f"the error of a vol: {formats.bps(_rounded(found['noise_bps']))} in the mean."
     )

@@ -15,16 +15,18 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import polars as pl
 import torch
+from pydantic_core import core_schema
 
+import pricers as pr
 from qfml import config
 from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, as_quotes, calibrate
 from qfml.calibration.inverse import InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
-from qfml.calibration.posterior import half_spreads, posterior, residual_std
+from qfml.calibration.posterior import Posterior, half_spreads, posterior, residual_std
 from qfml.calibration.result import Calibration
 from qfml.calibration.sources import SURFACE_SOURCES, SurfaceSource
 from qfml.calibration.walk_forward import walk_forward_calibration
-from qfml.config import OneOf, Section
+from qfml.config import OneOf, Section, build, build_kind
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
@@ -37,8 +39,37 @@ MOST_CURVES = 400  # surfaces of which smiles are drawn
 
 
 @dataclass(frozen=True)
+class SurrogateOnly:
+    """A model without an exact calibration, such as rough Bergomi: its surrogate is calibrated in its place.
+
+    Args:
+        kind: of `pricers.MODELS`.
+    """
+
+    kind: str
+
+
+class _Fitted(OneOf):
+    """One of `CALIBRATION_MODELS`, or a model of `pricers` that only a surrogate can stand for."""
+
+    def __init__(self) -> None:
+        super().__init__(CALIBRATION_MODELS)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._built)
+
+    def _built(self, value: Any) -> Any:
+        kind = value.get("kind") if isinstance(value, Mapping) else value
+        if isinstance(kind, str) and kind in pr.MODELS and kind not in self.registry:
+            return build(SurrogateOnly, {"kind": kind} if isinstance(value, str) else value)
+        return value if isinstance(value, SurrogateOnly) else build_kind(self.registry, value)
+
+
+@dataclass(frozen=True)
 class PosteriorConfig:
-    """Draws from the posterior of the parameters by Hamiltonian Monte Carlo.
+    """Draws from the posterior of the first surface's parameters by Hamiltonian Monte Carlo.
+
+    Under the method "neural" they go through the surrogate and stay in its box, else through the exact model.
 
     Args:
         noise: the error of a vol: "residual", the standard deviation of the fit's residuals, or "half_spread", half of
@@ -56,6 +87,9 @@ class PosteriorConfig:
     def __post_init__(self) -> None:
         if self.noise not in ("residual", "half_spread"):
             raise ConfigError(f"`noise` must be residual or half_spread, got {self.noise!r}")
+        for name, least in (("n_chains", 1), ("n_draws", 8), ("n_warmup", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +113,8 @@ class CalibrationTask:
 
     Args:
         surface: where the quotes come from.
-        model: what is fitted to them, one of `CALIBRATION_MODELS`.
+        model: what is fitted to them: one of `CALIBRATION_MODELS`, or with the method "neural" any `kind` of
+            `pricers.MODELS` that the surrogate stands for.
         method: "exact", "neural", "inverse", or "polished" (one of these two, then exact); None takes "polished" where
             a network is given, else "exact".
         surrogate: folder of a surrogate, for "neural" and "polished".
@@ -89,14 +124,14 @@ class CalibrationTask:
         n_starts: starts that are looked at for each surface; None leaves it to the model.
         seed: of the starts, the posterior and the bootstrap.
         smoothness: weight of the squared changes of the parameters from surface to surface.
-        posterior: draw from it.
+        posterior: draw from that of the first surface.
         walk_forward: judge the parameters of each surface on later ones.
         name: names the run folder.
     """
 
     task: ClassVar[str] = "calibration"
     surface: Annotated[SurfaceSource, OneOf(SURFACE_SOURCES)]
-    model: Annotated[Any, OneOf(CALIBRATION_MODELS)]
+    model: Annotated[Any, _Fitted()]
     method: str | None = None
     surrogate: str | None = None
     inverse: str | None = None
@@ -111,6 +146,33 @@ class CalibrationTask:
     def __post_init__(self) -> None:
         if self.inverse is not None and self.inverse_training is not None:
             raise ConfigError("`inverse` names a map and `inverse_training` trains one: leave out one of the two")
+        if isinstance(self.model, SurrogateOnly):
+            self._check_surrogate_only()
+        by_expiry = hasattr(self.model, "fit_surfaces")
+        for name in ("inverse_training", "posterior", "walk_forward"):
+            if by_expiry and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"`{name}` is for models with parameters of a whole surface, such as heston and bates, and "
+                    f"{self.model.kind} has none: leave it out, or take another model"
+                )
+
+    def _check_surrogate_only(self) -> None:
+        kind, known = self.model.kind, ", ".join(sorted(CALIBRATION_MODELS))
+        if self.surrogate is None or self.method != "neural":
+            raise ConfigError(
+                f"`model: {kind}` is calibrated through a surrogate only: name its folder as `surrogate`, with the "
+                f"method neural; exactly are calibrated {known}"
+            )
+        if self.inverse_training is not None:
+            raise ConfigError(
+                f"`inverse_training` needs exact vols, and {kind} has only those of its surrogate: leave it out, or "
+                f"take one of {known}"
+            )
+
+    @property
+    def _model(self) -> Any:
+        """The model as `calibrate` takes it: by name where only the surrogate knows it."""
+        return self.model.kind if isinstance(self.model, SurrogateOnly) else self.model
 
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Read, calibrate, judge and write everything but the report; a calibration that was killed starts anew."""
@@ -131,18 +193,18 @@ class CalibrationTask:
         start = time.perf_counter()
         found = self._calibrated(surfaces, networks)
         seconds["calibration"] = time.perf_counter() - start
-        metrics: dict[str, Any] = {"fit": _fit(found, named)}
+        metrics: dict[str, Any] = {"fit": _fit(self, found, named)}
         metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
+        _replace(folder / "quotes.parquet", _quotes(found, named).write_parquet)
+        _replace(folder / "curves.parquet", _curves(found, named).write_parquet)
         if self.posterior is not None:
             start = time.perf_counter()
-            metrics["posterior"] = self._posterior(folder, found)
+            metrics["posterior"] = self._posterior(folder, found, networks)
             seconds["posterior"] = time.perf_counter() - start
         if self.walk_forward is not None:
             start = time.perf_counter()
             metrics["out_of_sample"] = self._ahead(folder, surfaces, networks)
             seconds["walk_forward"] = time.perf_counter() - start
-        _replace(folder / "quotes.parquet", _quotes(found, named).write_parquet)
-        _replace(folder / "curves.parquet", _curves(found, named).write_parquet)
         data_hash, config_hash = _data_hash(surfaces), config.config_hash(as_settings(self))
         made = provenance(
             seeds=[self.seed], data_hash=data_hash, config_hash=config_hash, threads=torch.get_num_threads()
@@ -183,49 +245,57 @@ class CalibrationTask:
 
     def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
         settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "smoothness": self.smoothness}
-        return calibrate(surfaces, self.model, self.method, **settings, **networks)
+        return calibrate(surfaces, self._model, self.method, **settings, **networks)
 
-    def _posterior(self, folder: Path, found: Any) -> dict[str, Any]:
-        """Draws for the first surface, into `posterior.parquet`, and their summary."""
+    def _posterior(self, folder: Path, found: Calibration, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws for the first surface, into `posterior.parquet`, and their summary; or why there are none."""
         settings = self.posterior
         assert settings is not None
-        if not isinstance(found, Calibration):
-            raise ConfigError(
-                f"`posterior` is drawn for models of a whole surface, and {self.model.kind} is fitted by expiry"
-            )
-        quotes, first = found.quotes.at([0]), torch.as_tensor(found.x[:1])
-        std = (
-            half_spreads(found.surfaces[:1])
-            if settings.noise == "half_spread"
-            else residual_std(found.model, quotes, first)
-        )
-        drawn = posterior(
-            found.model,
+        try:
+            drawn = self._drawn(settings, found, networks)
+        except (DataError, ConfigError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            return {"failed": str(error)}
+        flat = drawn.draws[0].flatten(0, 1).numpy()
+        chain = np.repeat(np.arange(settings.n_chains), settings.n_draws)
+        table = pl.DataFrame({"chain": chain} | {name: flat[:, i] for i, name in enumerate(drawn.names)})
+        _replace(folder / "posterior.parquet", table.write_parquet)
+        return drawn.to_dict()[0] | {
+            "through": "surrogate" if self.method == "neural" else "exact model",
+            "n_chains": settings.n_chains,
+            "n_draws": settings.n_draws,
+            "noise_bps": 1e4 * drawn.vol_std.mean().item(),
+        }
+
+    def _drawn(self, settings: PosteriorConfig, found: Calibration, networks: Mapping[str, Any]) -> Posterior:
+        model = found.model
+        if self.method == "neural":
+            from qfml.calibration.neural import SurrogateModel  # loaded where it is asked for
+
+            model = SurrogateModel(networks["surrogate"])
+        place = list(found.params)
+        x = torch.as_tensor(found.x[:1])[:, [place.index(one.name) for one in model.parameters]]
+        if not bool(x.isfinite().all()):
+            raise DataError(f"the first surface has no parameters: {found.status[0]}")
+        first = found.surfaces[0].where(found.surfaces[0].weight > 0.0)
+        quotes = as_quotes([first])  # without the padding of the batch
+        std = half_spreads(first) if settings.noise == "half_spread" else residual_std(model, quotes, x)
+        return posterior(
+            model,
             quotes,
-            first,
+            x,
             vol_std=std,
             n_chains=settings.n_chains,
             n_draws=settings.n_draws,
             n_warmup=settings.n_warmup,
             seed=self.seed,
         )
-        flat = drawn.draws[0].flatten(0, 1).numpy()
-        chain = np.repeat(np.arange(settings.n_chains), settings.n_draws)
-        table = pl.DataFrame({"chain": chain} | {name: flat[:, i] for i, name in enumerate(drawn.names)})
-        _replace(folder / "posterior.parquet", table.write_parquet)
-        noise = drawn.vol_std[0][quotes.used[0]].mean().item()
-        return drawn.to_dict()[0] | {
-            "n_chains": settings.n_chains,
-            "n_draws": settings.n_draws,
-            "noise_bps": 1e4 * noise,
-        }
 
     def _ahead(self, folder: Path, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.walk_forward
         assert settings is not None
         found = walk_forward_calibration(
             SurfaceHistory(surfaces),
-            self.model,
+            self._model,
             horizons=settings.horizons,
             every=settings.every,
             warm=settings.warm,
@@ -247,7 +317,7 @@ def _layout(surface: Surface, say: Say) -> Layout:
         return Layout.standard(float(expiries[0]), float(expiries[-1]), n_expiries=min(len(expiries), 8))
 
 
-def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
+def _fit(task: CalibrationTask, found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
     """The result in plain types: a list entry for each surface; by expiry a list in it."""
     n = len(named)
     surfaces = []
@@ -264,15 +334,15 @@ def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
                 else None,
                 "sse": float(np.asarray(found.sse)[i]),
                 "inside_bid_ask": float(np.asarray(found.inside_bid_ask)[i]),
-                "converged": bool(np.all(found.converged[i])),
+                "converged": _converged(found, i),
                 "status": status if isinstance(status, str) else "; ".join(dict.fromkeys(filter(None, status))),
                 "warnings": list(found.warnings[i]),
                 "notes": list(surface.notes),
             }
         )
     fit: dict[str, Any] = {
-        "model": found.model.kind,
-        "settings": config.to_dict(found.model),
+        "model": task.model.kind,
+        "settings": config.to_dict(task.model),
         "method": found.method,
         "surfaces": surfaces,
         "parameters": _parameters(found),
@@ -285,6 +355,15 @@ def _fit(found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
     elif isinstance(found, Calibration) and np.isfinite(found.correlation[0]).all():
         fit["correlation"] = found.correlation[0].tolist()
     return fit
+
+
+def _converged(found: Any, place: int) -> bool:
+    """Whether all fits of a surface ended at a minimum: of smiles, those that it has."""
+    one = np.asarray(found.converged[place])
+    if one.ndim == 0:
+        return bool(one)
+    exists = np.isfinite(found.expiries[place])
+    return bool(exists.any() and one[exists].all())
 
 
 def _parameters(found: Any) -> list[dict[str, Any]]:
@@ -304,11 +383,6 @@ def _values(values: Any, place: int) -> Any:
 def _rmse(residuals: np.ndarray) -> float | None:
     known = residuals[np.isfinite(residuals)]
     return 1e4 * float(np.sqrt(np.mean(known**2))) if len(known) else None
-
-
-def _largest(residuals: np.ndarray) -> float | None:
-    known = residuals[np.isfinite(residuals)]
-    return 1e4 * float(np.abs(known).max()) if len(known) else None
 
 
 def _quotes(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
@@ -335,25 +409,20 @@ def _quotes(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
 
 
 def _curves(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
-    """The fitted smiles between and beside the quotes."""
-    frames = []
+    """The fitted smiles between and beside the quotes; where no quote of an expiry has a weight there is none."""
+    columns: dict[str, list[Any]] = {"surface": [], "expiry": [], "log_moneyness": [], "model_vol": []}
     for i, (name, surface) in list(enumerate(named.items()))[-MOST_CURVES:]:
-        for expiry in surface.expiries:
-            k = surface.log_moneyness[surface.expiry == expiry]
+        used = surface.weight > 0.0
+        for expiry in np.unique(surface.expiry[used]):
+            k = surface.log_moneyness[used & (surface.expiry == expiry)]
             room = CURVE_ROOM * (k.max() - k.min()) or 0.1
             grid = np.linspace(k.min() - room, k.max() + room, CURVE_POINTS)
-            vols = found.smile(grid, float(expiry), surface=i)
-            frames.append(
-                pl.DataFrame(
-                    {
-                        "surface": [name] * len(grid),
-                        "expiry": np.full(len(grid), expiry),
-                        "log_moneyness": grid,
-                        "model_vol": vols,
-                    }
-                )
-            )
-    return pl.concat(frames)
+            columns["surface"] += [name] * len(grid)
+            columns["expiry"] += [float(expiry)] * len(grid)
+            columns["log_moneyness"] += grid.tolist()
+            columns["model_vol"] += found.smile(grid, float(expiry), surface=i).tolist()
+    types = {name: pl.String if name == "surface" else pl.Float64 for name in columns}
+    return pl.DataFrame(columns, schema=types)
 
 
 def _data_hash(surfaces: Sequence[Surface]) -> str:

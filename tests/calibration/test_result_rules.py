@@ -1,0 +1,60 @@
+"""What a result holds where a surface has no quotes, and which model it gives for one surface or a batch."""
+
+import numpy as np
+import pytest
+import torch
+from rough_surrogate import rough_surface, rough_surrogate
+
+from qfml.calibration import SsviSurface, Surface, calibrate
+from qfml.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def day():
+    return Surface.dax_2002("exact_days")
+
+
+def without_weight(surface, dropped=slice(None)):
+    weight = surface.weight.copy()
+    weight[dropped] = 0.0
+    return Surface(
+        strike=surface.strike, expiry=surface.expiry, vol=surface.vol, forward=surface.forward, weight=weight
+    )
+
+
+def test_ssvi_leaves_a_surface_without_quotes_alone(day):
+    short = day.where(day.expiry < 0.5)
+    fits = SsviSurface().fit_surfaces([short, without_weight(day), day])
+    alone = [SsviSurface().fit_surfaces([surface]) for surface in (short, day)]
+    for place, own in zip((0, 2), alone):
+        assert fits.rmse_bps[place] == pytest.approx(own.rmse_bps, rel=1e-6)
+        assert fits.status[place] == own.status
+        assert fits.warnings[place] == own.warnings
+        np.testing.assert_allclose(fits.smile([-0.1, 0.1], 0.3, surface=place), own.smile([-0.1, 0.1], 0.3), rtol=1e-6)
+    assert fits.status[1] == "failed: no quote has a weight above 0"
+    assert not fits.converged[1]
+    assert np.isnan(fits.params["rho"][1])
+    assert np.isnan(fits.theta[1]).all()
+    assert np.isnan(fits.residuals[1]).all()
+    assert np.isnan(fits.smile([0.0, 0.1], 0.5, surface=1)).all()
+    assert "nan" not in str(fits)
+    with pytest.raises(DataError, match="no quote of the surfaces has a weight"):
+        SsviSurface().fit_surfaces([without_weight(day)])
+
+
+def test_a_failed_surface_has_a_smile_of_nans(day):
+    fits = calibrate([day, without_weight(day)])
+    assert np.isfinite(fits.smile([-0.1, 0.0, 0.1], 0.5, surface=0)).all()
+    assert np.isnan(fits.smile([-0.1, 0.0, 0.1], 0.5, surface=1)).all()
+
+
+def test_the_model_of_one_surface_and_of_a_batch_through_a_surrogate():
+    days = [rough_surface(0.1, 0.04, -0.7), rough_surface(0.3, 0.06, -0.4)]
+    batch = calibrate(days, "rough_bergomi", "neural", surrogate=rough_surrogate())
+    model = batch.pricer()
+    torch.testing.assert_close(model.rho, torch.as_tensor(batch.params["rho"]))
+    one = calibrate(days[1], "rough_bergomi", "neural", surrogate=rough_surrogate())
+    single = one.pricer()
+    assert single.hurst.shape == ()
+    assert {name: getattr(single, name).item() for name in one.params} == pytest.approx(one.params)
+    assert single.rho.item() == pytest.approx(batch.params["rho"][1], rel=1e-4)
