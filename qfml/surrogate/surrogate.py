@@ -212,8 +212,13 @@ class Surrogate:
             instrument: of the problem's kind, with its fixed terms.
             model: likewise.
             market: see `price`.
-            wrt: names of fields (`spot`, `v0`, `strike`, ...), and pairs of names such as ("spot", "spot").
+            wrt: names of fields (`spot`, `v0`, `strike`, ...), and pairs of names such as ("spot", "spot"). They must
+                vary in the box; the spot may also be what prices scale with, and a vol by the strike over the forward
+                gives derivatives in the market's rates too.
             errors: as in `predict`.
+
+        Raises:
+            DataError: as `price`; a field that did not vary.
         """
         triple = (instrument, model, market)
         rows, shape = rows_of(self.problem, *triple)
@@ -222,7 +227,7 @@ class Surrogate:
         def price(moved: Any) -> Tensor:
             return price_of(self.problem, self.values(rows_of(self.problem, *moved)[0]), moved, shape)
 
-        found = greeks_of(price, triple, shape, wrt)
+        found = greeks_of(self.problem, price, triple, shape, wrt)
         return {name: value.masked_fill(~inside, math.nan) for name, value in found.items()}
 
     def rows(self, inputs: Any) -> Tensor:
