@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 BLOCK = 4096  # paths of one generator in `turbocharged_price`, simulated at once: the weights are made anew for each
+MOST_DEVIATIONS = 4.0  # standard errors of a control's mean that it may be away from what is known
+USUAL_SHARE = 2.0  # of the control in the price; below it any sample will do
 LEAST_VARIANCE = 1e-12  # of the log price to expiry; below it a Black price has no usable derivative
 
 
@@ -238,7 +240,9 @@ def turbocharged_price(
     control variate is the Black price with the same forward and variance $\rho^2 (Q - \int V dt)$: an option on $m^1$
     at the time its quadratic variation reaches $\rho^2 Q$, where it is lognormal. $Q$ is the largest $\int V dt$ among
     the paths, as in the paper. That, and the regression on the same paths, bias the price by order 1 / `n_paths`.
-    Paths come in antithetic pairs.
+    Where the mean of the control is more than 4 of its standard errors from the known one and the regression's
+    coefficient 2 or more, as in wings that none of its paths reaches, the price is the mean without it. Paths come in
+    antithetic pairs.
 
     Args:
         model: the model; batches broadcast.
@@ -328,9 +332,15 @@ def mixed_samples(rho: Tensor, log_forward: Tensor, variance: Tensor, log_moneyn
     control = _otm_price(log_forward.unsqueeze(-3), log_strike, (squared * (most - variance)).unsqueeze(-3)).mean(-1)
     expected = _otm_price(torch.zeros_like(log_strike), log_strike, (squared * most).unsqueeze(-3)).mean(-1)
     n_pairs = payoff.shape[-1]
-    centred = (control - (_sum(control) / n_pairs).unsqueeze(-1)).detach()
+    mean = _sum(control.detach()) / n_pairs
+    centred = control.detach() - mean.unsqueeze(-1)
     spread = _sum(centred.square())
     share = _sum(centred * payoff.detach()) / torch.where(spread > 0.0, spread, 1.0)
+    # far in the wings the control may pay on paths too rare to be among these: its scatter is far too small then, the
+    # share far too large, and their product with the known mean would swamp the price; where the share is that of two
+    # options alike, a sample far from the mean is what the control is for
+    told = (mean - expected.squeeze(-1)).abs() * n_pairs <= MOST_DEVIATIONS * spread.sqrt()
+    share = torch.where(told | (share.abs() < USUAL_SHARE), share, 0.0)
     return payoff - share.unsqueeze(-1) * (control - expected)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -238,6 +239,24 @@ def test_price_without_volatility_of_variance_is_black():
             vol, error = implied_with_error(strike, value, std_error, expiry)
             assert error < 2e-3
             assert abs(vol - 0.3) <= 4 * error
+
+
+def test_wings_that_no_path_of_the_control_reaches():
+    """Little vol of variance times correlation: the control pays on paths too rare to be in the sample."""
+    model = RoughBergomi(0.0917, double([0.7705, 0.3]), 0.135, double([-0.248, -0.1]))
+    strikes = double([-0.1538, -0.1, 0.0, 0.1, 0.1538])
+    price = turbocharged_price(model, strikes, [0.0669], n_paths=2**12, n_steps=20, seed=3)
+    # given the variance the asset is lognormal, and scipy prices each path without a control
+    grid = torch.linspace(0.0, 0.0669, 21, dtype=torch.float64)
+    log_forward, variance = _conditional_paths(model, grid, torch.tensor([19]), 2**14, seed=4)
+    free = (1.0 - model.rho.square()[:, None, None]) * variance[0]
+    forward, deviation = log_forward[0].exp().flatten(1).numpy(), free.sqrt().flatten(1).numpy()
+    for column, strike in enumerate(strikes.exp().tolist()):
+        sign = -1.0 if strike < 1.0 else 1.0
+        upper = np.log(forward / strike) / deviation + deviation / 2
+        paid = sign * (forward * norm.cdf(sign * upper) - strike * norm.cdf(sign * (upper - deviation)))
+        error = np.hypot(price.std_error[:, 0, column].numpy(), paid.std(-1) / 2**7)
+        assert (np.abs(price.value[:, 0, column].numpy() - paid.mean(-1)) < 4.5 * error).all()
 
 
 def test_price_repeats_with_its_seed_and_differentiates():
