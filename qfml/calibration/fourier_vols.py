@@ -41,11 +41,14 @@ Complex = tuple[Tensor, Tensor]
 
 NODES = (16, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 MOST_STRIKES = 24  # of a row; an expiry with more quotes has several
-TAIL = 16.5  # logarithm of what the range of integration may leave out, per unit of total vol
+TAIL = 16.5  # minus the logarithm of what the range of integration may leave out, per unit of total vol
+FAINT_TAIL = 5.5  # more of it for strikes far out, whose prices are small, and for each unit of `finer`
+MOST_TAIL = 28.0  # further out is nothing that 16 digits could tell
+_NEAR = 2.5  # half the square of the standard deviations up to which a strike is not far out
 PROBES = 1.45 ** torch.arange(26, dtype=torch.float64)  # where the decay is looked at, over the total vol
 _FIRST_NODES, _FIRST_RANGE, _FIRST_VARIANCE = 32, 16.0, 0.04  # nodes and range over the total vol of a first look
 _LEAST_REACH = 2.0  # strikes at the money need as many nodes as those so many standard deviations away
-LEAST_PRICE = 1e-11  # out of the money, per unit of forward: below, no quadrature knows the vol
+LEAST_PRICE = 1e-11  # out of the money, per unit of forward: below, no quadrature of 16 digits knows the vol
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,10 @@ class Grid:
         finer: float = 1.0,
         most: int = NODES[-1],
     ) -> Grid:
-        """Nodes for the parameters `x` (S, P), `finer` times as many as these seem to need, `most` at most."""
+        """Nodes for the parameters `x` (S, P), `finer` times as many as these seem to need, `most` at most.
+
+        More than 1 makes the range longer too: a price that is small beside what the end cuts off needs that.
+        """
         rows_x = x[slices.surface]
         variance = law.variance(slices.expiry, rows_x)
         end, nodes = _range_and_nodes(law, rows_x, slices, variance, finer)
@@ -317,7 +323,11 @@ def _range_and_nodes(
     slower = torch.maximum(real, -0.5 * (variance.unsqueeze(-1) * probes * probes))
     # the integral is multiplied by exp(k / 2)
     amplified = 0.5 * slices.log_strike.amax(dim=-1, keepdim=True).clamp(min=0.0)
-    excess = slower - torch.log(PROBES) + (TAIL + amplified)
+    # prices far out are small, and what is left out must be smaller
+    distance = slices.log_strike.abs().amax(dim=-1, keepdim=True) / deviation
+    faint = (0.5 * distance.square() - _NEAR).clamp(min=0.0, max=FAINT_TAIL)
+    tail = (TAIL + faint + FAINT_TAIL * (finer - 1.0)).clamp(max=MOST_TAIL)
+    excess = slower - torch.log(PROBES) + (tail + amplified)
     index = torch.arange(1, len(PROBES) + 1) * (excess > 0.0)
     above = index.amax(dim=-1, keepdim=True).clamp(1, len(PROBES) - 1)
     u0, u1 = probes.gather(-1, above - 1), probes.gather(-1, above)
@@ -332,6 +342,8 @@ def _range_and_nodes(
     needed = 9.0 + 0.36 * turned
     if law.more_nodes is not None:
         needed = needed + law.more_nodes(end.squeeze(-1), rows_x)
+    # as far as there are nodes for: over a longer range they would miss turns, which is worse than a tail cut off
+    end = end * (NODES[-1] / needed).clamp(max=1.0).unsqueeze(-1)
     needed = finer * needed
     sizes = torch.tensor(NODES)
     return end.squeeze(-1), sizes[torch.bucketize(needed, sizes.to(needed)).clamp(max=len(NODES) - 1)]

@@ -5,12 +5,14 @@ import torch
 from calibration.calibration_box import bare_quotes, log_uniform_expiries, parameters, spread, surfaces
 
 import pricers as pr
+from pricers.analytic.fourier_law import model_law
 from pricers.characteristic import heston_log_characteristic, jump_log_characteristic
 from pricers.characteristic_gradient import (
     heston_on_the_line,
     heston_on_the_line_with_gradient,
     jumps_on_the_line_with_gradient,
 )
+from pricers.fourier import cos_european
 from qfml.calibration import CALIBRATION_MODELS, BatesCalibration, HestonCalibration
 from qfml.calibration.exact import exact_vols
 from qfml.calibration.fourier_vols import Grid, Slices
@@ -145,6 +147,23 @@ def test_a_grid_of_some_surfaces_gives_what_the_whole_gives():
     index = torch.tensor([1, 4, 5, 11])
     for whole, part in zip(grid.vols_and_jacobian(x), grid.at(index).vols_and_jacobian(x[index]), strict=True):
         torch.testing.assert_close(whole[index], part, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.kind)
+def test_prices_far_out_are_not_noise(model):
+    """Strikes up to eight deviations out, whose prices go down to none: nodes must know them too."""
+    x = parameters(21, 40, jumps=model.kind == "bates")
+    expiry = torch.tensor([7 / 365, 30 / 365, 0.5, 3.0], dtype=torch.float64).repeat_interleave(13).expand(40, -1)
+    deviation = (0.8 * torch.maximum(x[:, :1], x[:, 2:3]) * expiry).sqrt()
+    quotes = bare_quotes(torch.linspace(-8.0, 8.0, 13, dtype=torch.float64).repeat(4) * deviation, expiry.contiguous())
+    slices = Slices.of(quotes)
+    law = model_law(model.pricer(x[slices.surface]), slices.expiry)
+    exact = slices.to_quotes(cos_european(law, slices.log_strike)[0])
+    for finer in (1.0, 2.0, 5.0):
+        error = (Grid.planned(model.law, x, slices, quotes, finer).prices(x) - exact).abs()
+        # one law decays so slowly that the most nodes there are end before 1e-11
+        assert error.max() < 1e-10, finer
+        assert (error > 1e-11).double().mean() < 0.01, finer
 
 
 def test_prices_that_are_too_small_have_no_vol():
