@@ -14,7 +14,7 @@ from qfml.calibration.fourier_vols import LEAST_PRICE, black_out_of_the_money
 from qfml.calibration.least_squares import NOT_FINITE, STATUS
 from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
 from qfml.calibration.result import Calibration, calibration
-from qfml.calibration.smoothing import smoothed
+from qfml.calibration.smoothing import NOT_SMOOTHED, NOT_SMOOTHED_STATUS, smoothed
 from qfml.calibration.surface import as_quotes
 from qfml.calibration.uncertainty import uncertainty
 from qfml.errors import ConfigError, DataError
@@ -202,8 +202,7 @@ def _result(
 ) -> Calibration:
     empty = quotes.used.sum(-1) == 0
     status = [
-        NO_QUOTES if none else STATUS.get(code, INVERSE_STATUS)
-        for none, code in zip(empty.tolist(), found.status.tolist(), strict=True)
+        NO_QUOTES if none else _STATUS[code] for none, code in zip(empty.tolist(), found.status.tolist(), strict=True)
     ]
     known = uncertainty(found.x, found.vols - quotes.vol, found.jacobian, quotes.weight, model.parameters)
     differs = (found.kernel_error > GOOD) & ~empty & (found.status != NOT_FINITE)
@@ -242,6 +241,7 @@ def _faint(vols: Tensor, quotes: Quotes) -> Tensor:
 
 
 INVERSE_STATUS = "read off by the network from quotes to parameters, not searched"
+_STATUS = {0: INVERSE_STATUS, NOT_SMOOTHED: NOT_SMOOTHED_STATUS} | STATUS
 
 
 def _surfaces(surface: Any) -> tuple[tuple[Any, ...], Quotes, bool]:

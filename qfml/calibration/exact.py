@@ -18,9 +18,10 @@ from qfml.calibration.fourier_vols import LEAST_PRICE, Characteristic, Grid, Sli
 from qfml.calibration.least_squares import CONVERGED, NOT_FINITE, least_squares
 from qfml.calibration.model import CalibrationModel, Quotes
 
-__all__ = ["Fit", "FourierModel", "exact_vols", "fit", "screened"]
+__all__ = ["Fit", "FourierModel", "exact_vols", "fit", "floored_vols_and_jacobian", "screened"]
 
 BLOCK = 64  # problems that are solved side by side: their nodes stay in the cache
+SMALL_BLOCK, MOST_SMALL_BLOCKS = 16, 4  # fewer problems make blocks of their own, for several cores
 FIRST_STEPS = 8  # on the nodes of the start, which is far away
 FIRST_TOLERANCE = 1e-3
 SECOND_TOLERANCE = 1e-5  # enough to tell the best of several starts
@@ -130,6 +131,13 @@ def exact_vols(model: CalibrationModel, x: Tensor, quotes: Quotes, floor: bool =
     moneyness = torch.where(slices.present, quotes.log_moneyness, 0.0)
     low, high = torch.exp(moneyness.clamp(max=0.0)), torch.exp(moneyness.clamp(min=0.0))
     return black_total_vol(price, low, high, True) / quotes.expiry.sqrt()
+
+
+def floored_vols_and_jacobian(model: CalibrationModel, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
+    """Vols (S, N) and derivatives (S, N, P) as a search sees them: of the least price where a price tells no vol."""
+    if not isinstance(model, FourierModel):
+        return model.vols_and_jacobian(x, quotes)
+    return Grid.planned(model.law, x, Slices.of(quotes), quotes).vols_and_jacobian(x, floor=True)
 
 
 class _Residuals:
@@ -259,7 +267,8 @@ def _at(found: Fit, rows: Tensor) -> Fit:
 
 def _in_blocks(work: Callable[[Tensor], Any], n: int) -> Any:
     """`work` on blocks of the numbers up to `n`, side by side, and its results in one piece."""
-    n_blocks = max(-(-n // BLOCK), min(torch.get_num_threads(), n // 8), 1)
+    # the last digits depend on the blocks: these must not depend on the machine
+    n_blocks = max(-(-n // BLOCK), min(MOST_SMALL_BLOCKS, n // SMALL_BLOCK), 1)
     blocks = torch.arange(n).tensor_split(n_blocks)
 
     def quiet(rows: Tensor) -> Any:

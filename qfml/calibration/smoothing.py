@@ -6,6 +6,7 @@ solved in time proportional to the number of days.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,13 +14,20 @@ import torch
 from scipy.linalg import LinAlgError, solveh_banded
 from torch import Tensor
 
-from qfml.calibration.exact import Fit, exact_vols
-from qfml.calibration.least_squares import COST, MAX_STEPS, NOT_FINITE
+from qfml.calibration.exact import Fit, exact_vols, floored_vols_and_jacobian
+from qfml.calibration.least_squares import COST, MAX_STEPS, NO_DESCENT, NOT_FINITE
 from qfml.calibration.model import CalibrationModel, Parameter, Quotes
 
-__all__ = ["smoothed", "unit_scale"]
+__all__ = ["NOT_SMOOTHED", "NOT_SMOOTHED_STATUS", "smoothed", "unit_scale"]
 
 MOST_DAMPING = 1e12
+STEEP_DAMPING = 1.0  # of the diagonal: from here on a step is short because it has failed
+NOISE = 1e-6  # relative error of the objective, as nodes of the quadrature change: a smaller gain cannot be seen
+NOT_SMOOTHED = -1  # a code besides those of the least squares
+NOT_SMOOTHED_STATUS = (
+    "not smoothed: the objective of all days together is not finite where it starts; the parameters are those of the "
+    "day on its own"
+)
 
 
 def smoothed(
@@ -48,24 +56,28 @@ def smoothed(
     y = problem.filled(found)
     value, normal, gradient = problem.at(y)
     if not np.isfinite(value):
-        return found
+        return replace(found, status=torch.full_like(found.status, NOT_SMOOTHED))
     damping, n_steps, status = 1e-3, 0, MAX_STEPS
     while n_steps < max_steps:
         n_steps += 1
         step = problem.step(normal, gradient, damping)
-        trial = problem.bounded(y, step)
-        new_value, new_normal, new_gradient = problem.at(trial)
-        gained = value - new_value
-        if np.isfinite(new_value) and gained >= 0.0:
+        gained = -np.inf
+        if step is not None:
+            trial = problem.bounded(y, step)
+            new_value, new_normal, new_gradient = problem.at(trial)
+            gained = value - new_value if np.isfinite(new_value) else -np.inf
+        if gained >= 0.0:
             y, value, normal, gradient = trial, new_value, new_normal, new_gradient
-            damping = max(damping / 5.0, 1e-12)
-            if gained <= tolerance * value:
+            # a step that is short because longer ones have failed tells no minimum
+            if gained <= tolerance * value and damping < STEEP_DAMPING:
                 status = COST
                 break
+            damping = max(damping / 5.0, 1e-12)
         else:
             damping *= 4.0
             if damping > MOST_DAMPING:
-                status = COST if abs(gained) <= 1e-3 * value else MAX_STEPS
+                promised = problem.promised(normal, gradient)
+                status = COST if promised <= NOISE * value else NO_DESCENT
                 break
     return problem.result(y, found, status, n_steps)
 
@@ -111,7 +123,7 @@ class _Days:
         x = self.natural(y)
         _, slope = unit_scale(self.parameters, x)
         with torch.no_grad():
-            vols, jacobian = self.model.vols_and_jacobian(x, self.quotes)
+            vols, jacobian = floored_vols_and_jacobian(self.model, x, self.quotes)
         used, root = self.quotes.used, self.quotes.root_weight
         residuals = torch.where(used, root * (vols - self.quotes.vol), 0.0)
         weighted = torch.where(used.unsqueeze(-1), root.unsqueeze(-1) * jacobian * slope.unsqueeze(-2), 0.0)
@@ -122,8 +134,8 @@ class _Days:
         value = residuals.square().sum() + self.smoothness * change.square().sum()
         return value.item(), weighted.mT @ weighted, gradient
 
-    def step(self, normal: Tensor, gradient: Tensor, damping: float) -> Tensor:
-        """The damped Gauss-Newton step by a banded Cholesky factorisation."""
+    def step(self, normal: Tensor, gradient: Tensor, damping: float) -> Tensor | None:
+        """The damped Gauss-Newton step by a banded Cholesky factorisation; None where there is no such factor."""
         n_days, n_parameters = gradient.shape
         n = n_days * n_parameters
         band = np.zeros((n_parameters + 1, n))  # row d: the d-th diagonal above the main one, upper form turned below
@@ -140,8 +152,13 @@ class _Days:
         try:
             solved = solveh_banded(band, -gradient.flatten().numpy(), lower=True)
         except LinAlgError:
-            return torch.zeros_like(gradient)
+            return None
         return torch.from_numpy(cast("np.ndarray", solved)).reshape(n_days, n_parameters)
+
+    def promised(self, normal: Tensor, gradient: Tensor) -> float:
+        """By how much the objective would fall with a full Gauss-Newton step, were the vols linear."""
+        step = self.step(normal, gradient, 1e-9)
+        return np.inf if step is None else -(gradient * step).sum().item()
 
     def bounded(self, y: Tensor, step: Tensor) -> Tensor:
         """The step, cut for each parameter where it would cross a bound: to a share of the way there."""
@@ -152,7 +169,7 @@ class _Days:
     def result(self, y: Tensor, found: Fit, status: int, n_steps: int) -> Fit:
         x = self.natural(y)
         with torch.no_grad():
-            kernel, jacobian = self.model.vols_and_jacobian(x, self.quotes)
+            kernel, jacobian = floored_vols_and_jacobian(self.model, x, self.quotes)
             vols = exact_vols(self.model, x, self.quotes, floor=True)
         used = self.quotes.used
         cost = torch.where(used, self.quotes.weight * (vols - self.quotes.vol).square(), 0.0).sum(-1)

@@ -5,9 +5,10 @@ import pytest
 import references_dax as dax
 import torch
 from calibration.calibration_box import bare_quotes, parameters, surfaces
+from formula_smile import FormulaSmile, history_of
 from scipy import optimize
 
-from qfml.calibration import BatesCalibration, HestonCalibration, Surface, calibrate
+from qfml.calibration import BatesCalibration, HestonCalibration, Surface, calibrate, exact, smoothing
 from qfml.calibration.exact import exact_vols
 from qfml.calibration.model import Quotes
 from qfml.calibration.smoothing import unit_scale
@@ -241,6 +242,47 @@ def test_much_smoothness_gives_all_days_the_same_parameters():
     found = calibrate(day_path(), smoothness=1e3)
     assert np.ptp(found.x, axis=0).max() < 1e-4
     assert found.converged.all()
+
+
+def test_a_quote_without_a_price_does_not_keep_a_history_from_being_smoothed():
+    columns = {name: column.clone() for name, column in vars(day_path()).items()}
+    columns["log_moneyness"][1, 0] = 2.5  # forty deviations away
+    columns["weight"][1, 0] = 1e-6
+    found = calibrate(Quotes(**columns), smoothness=1e3)
+    assert np.ptp(found.x, axis=0).max() < 1e-4
+    assert found.converged.all()
+
+
+class Ascending(FormulaSmile):
+    """A model whose derivatives have the wrong sign: no step goes down."""
+
+    def vols_and_jacobian(self, x, quotes):
+        vols, jacobian = super().vols_and_jacobian(x, quotes)
+        return vols, -jacobian
+
+
+def test_smoothing_that_finds_no_way_down_is_not_said_to_have_converged(monkeypatch):
+    history = history_of([[0.2, -0.2, 0.3, 1.0], [0.3, -0.2, 0.3, 1.0]], noise=0.01)
+    found = calibrate(history, Ascending(), start=[0.4, -0.1, 0.1, 1.0], smoothness=1e-6)
+    assert not found.converged.any()
+    assert all(said.startswith("not converged: no step lowers the cost") for said in found.status)
+
+    def singular(*_, **__):
+        raise smoothing.LinAlgError
+
+    monkeypatch.setattr(smoothing, "solveh_banded", singular)
+    assert not calibrate(history, FormulaSmile(), smoothness=1.0).converged.any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
+    history = history_of([[0.2 + 0.01 * day, -0.2, 0.3, 1.0] for day in range(33)], noise=0.01)
+    found = []
+    for n in (1, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
+        sizes = []
+        exact._in_blocks(lambda rows, sizes=sizes: (sizes.append(len(rows)), (rows,))[1], 40)
+        found.append((sorted(sizes), calibrate(history, FormulaSmile(), n_starts=8).x.tolist()))
+    assert found[0] == found[1]
 
 
 def test_going_through_the_days_ends_where_the_search_of_all_days_does():
