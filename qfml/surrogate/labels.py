@@ -339,12 +339,15 @@ def read_labels(folder: Path | str) -> LabelTable:
     shards = [read_shard(path) for path in paths]
     first = shards[0].about
     for path, shard in zip(paths, shards, strict=True):
-        if shard.about["hash"] != first["hash"] or path != shard_path(place, shard.about["shard"]):
+        alike = all(shard.about[key] == first[key] for key in ("hash", "inputs"))
+        if not alike or path != shard_path(place, shard.about["shard"]):
             raise DataError(
                 f"{path} holds shard {shard.about['shard']} of the labels {shard.about['hash']}, beside those of "
-                f"{first['hash']}: move it away"
+                f"{first['hash']} with the inputs {', '.join(first['inputs'])}: move it away"
             )
     problem = build(Problem, first["problem"])
+    if list(problem.inputs) != first["inputs"]:
+        raise DataError(f"{place}: the box is that of {', '.join(problem.inputs)}, not of {', '.join(first['inputs'])}")
     labels = build(LabelSettings, first["labels"])
     if len(shards) != labels.n_shards:
         there = {shard.about["shard"] for shard in shards}
@@ -377,7 +380,7 @@ def join_labels(tables: Sequence[LabelTable]) -> LabelTable:
         raise DataError("`tables` must hold at least one table of labels, got none")
     first = tables[0]
     for table in tables[1:]:
-        if table.problem != first.problem:
+        if table.problem != first.problem or table.names != first.names:  # equal boxes may differ in their order
             raise DataError(
                 f"the labels {first.hash} and {table.hash} are of two problems: they have no common network"
             )

@@ -235,4 +235,5 @@ class LabelSettings:
         """
         settings: dict[str, Any] = to_dict(self) | {"strikes_per_law": self.strikes(problem)}
         settings.pop("folder")
-        return config_hash({"format": FORMAT, "problem": to_dict(problem), "labels": settings, "points": points})
+        found = {"format": FORMAT, "problem": to_dict(problem), "labels": settings, "points": points}
+        return config_hash(found | {"inputs": list(problem.inputs)})  # a hash of a mapping does not see its order

@@ -65,7 +65,7 @@ def write_shard(shard: Shard, path: Path) -> None:
         if table is not None:
             columns |= {prefix + name: table[:, i] for i, name in enumerate(names)}
     columns |= {LAW: shard.law, WEIGHT: shard.weight}
-    about = json.dumps({**shard.about, "n_rows": len(shard)}, sort_keys=True)
+    about = json.dumps({**shard.about, "n_rows": len(shard)})  # in its own order: that of the box is that of the inputs
     table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
     table = table.replace_schema_metadata({KEY: about.encode()})
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")

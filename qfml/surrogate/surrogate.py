@@ -424,6 +424,7 @@ class Surrogate:
         """What the hash stands for, beside the parameters."""
         return {
             "problem": config.to_dict(self.problem),
+            "inputs": list(self.problem.inputs),  # a hash of the box does not see its order
             "target": {"kind": self.target.kind, "scale": self.target.scale},
             "network": config.to_dict(self.network),
             "labels": self.report.get("labels"),

@@ -69,6 +69,26 @@ def test_hash_knows_every_setting(change):
     assert replace(LABELS, **change).hash(PROBLEM) != LABELS.hash(PROBLEM)
 
 
+def test_the_order_of_the_box_is_kept_and_known(tmp_path, whole):
+    """Three orders of one box are three problems with columns of their own, none of them alphabetical by chance."""
+    boxes = [list(PROBLEM.box.items())[start:] + list(PROBLEM.box.items())[:start] for start in range(3)]
+    problems = [replace(PROBLEM, box=dict(box)) for box in boxes]
+    assert len({LABELS.hash(problem) for problem in problems}) == 3
+    tables = []
+    for problem in problems:
+        made = make_labels(problem, LABELS, tmp_path)
+        tables.append(read_labels(made[0].parent))
+        assert tables[-1].names == tables[-1].problem.inputs == problem.inputs
+        torch.testing.assert_close(tables[-1].value, tables[-1].problem.exact(tables[-1].inputs), rtol=1e-14, atol=0.0)
+    with pytest.raises(DataError, match="are of two problems"):
+        join_labels(tables[:2])
+    # a shard that says another order, under the same hash
+    shard = read_shard(made[3])
+    write_shard(replace(shard, about=shard.about | {"inputs": list(PROBLEM.inputs)}), made[3])
+    with pytest.raises(DataError, match=r"part-00003.parquet .*with the inputs log_moneyness, vol, expiry: move it"):
+        read_labels(made[0].parent)
+
+
 def test_hash_knows_the_problem_but_not_the_folder():
     for change in (
         {"target": "time_value"},
