@@ -143,7 +143,7 @@ def read_quotes(frame: pl.DataFrame, how: Reading) -> QuotesRead:
         table = check_strikes(table, refusal)
     if how.strike_unit is None and "spot" in table.rest:
         strikes_in_prices(table.strike, table.strike, table.rest["spot"], None)  # before parity trips over them
-    table = _with_terms(table, how, refusal)
+    table = _with_terms(_uncrossed(table, refusal), how, refusal)
     if how.strike_unit in (None, "log_moneyness"):
         strike = strikes_in_prices(table.strike, table.forward, table.rest.get("spot"), how.strike_unit)
         table = replace(table, strike=strike)
@@ -292,6 +292,20 @@ def _table(rows: Rows, labels: tuple[str, ...]) -> QuoteTable:
 # ---- forwards and prices --------------------------------------------------------------------------------------------
 
 
+def _uncrossed(table: QuoteTable, refusal: Refusal) -> QuoteTable:
+    """Prices that may enter a forward: an ask of 0 is none, and a bid above its ask is refused, in the money too."""
+    rest = table.rest
+    if "ask_price" in rest:
+        rest = dict(rest) | {"ask_price": np.where(rest["ask_price"] == 0.0, np.nan, rest["ask_price"])}
+        table = replace(table, rest=rest)
+    if not {"bid_price", "ask_price"} <= set(rest):
+        return table
+    sides = {name: rest[name] for name in ("bid_price", "ask_price")}
+    rule = "`bid_price` must not be above `ask_price` (the market is crossed)"
+    way_out = "correct them, or leave their cells empty"
+    return refusal.rule(table, sides["bid_price"] > sides["ask_price"], rule, way_out, **sides)
+
+
 def _with_terms(table: QuoteTable, how: Reading, refusal: Refusal) -> QuoteTable:
     """Forwards and discount factors of every row: given, of spot, rates and dividends, or by put-call parity."""
     rest = table.rest
@@ -352,12 +366,13 @@ def _parity_terms(table: QuoteTable, discount: np.ndarray | None, refusal: Refus
     forwards, discounts = np.full(len(table), np.nan), np.full(len(table), np.nan)
     for group in np.split(order, np.flatnonzero(ends) + 1):
         calls, puts = _pairs(table, group, price)
+        widths, without = (None, 0) if width is None else _widths(np.stack([width[calls], width[puts]]))
         try:
             fit = parity_forward(
                 table.strike[calls],
                 price[calls],
                 price[puts],
-                None if width is None else np.hypot(width[calls], width[puts]),
+                None if widths is None else np.hypot(*widths),
                 None if discount is None else float(discount[group[0]]),
             )
         except DataError as error:
@@ -371,19 +386,29 @@ def _parity_terms(table: QuoteTable, discount: np.ndarray | None, refusal: Refus
         if fit.outlier.any():
             left_out = ", ".join(f"{strike:.6g}" for strike in table.strike[calls][fit.outlier])
             text += f", without the outliers at strikes {left_out}"
+        if without:
+            text += f"; {without} of {2 * len(calls)} markets have no width and were given one of the others'"
         refusal.note(int(table.surface[group[0]]), text)
     table = replace(table, forward=forwards, discount=discounts)
     return refusal.drop(table, np.isnan(forwards), "put-call parity implies no forward at their expiry")
 
 
 def _mid_prices(rest: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """The price of every row, the mean of bid and ask where there is none, and the width of its market."""
+    """The price of every row, the mean of bid and ask where there is none, and the width of its market, if any."""
     if not {"bid_price", "ask_price"} <= set(rest):
         return (rest["price"] if "price" in rest else np.full(rest["is_call"].shape, np.nan)), None
     middle = 0.5 * (rest["bid_price"] + rest["ask_price"])
-    width = rest["ask_price"] - rest["bid_price"]
     price = np.where(np.isnan(rest["price"]), middle, rest["price"]) if "price" in rest else middle
-    return price, width if bool((width[~np.isnan(price)] > 0.0).all()) else None
+    return price, rest["ask_price"] - rest["bid_price"]
+
+
+def _widths(width: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """Widths above 0, and how many were not: a locked market counts as the narrowest, an unknown one as the middle."""
+    known = width > 0.0
+    if not known.any():
+        return None, 0
+    stand_in = np.where(width == 0.0, width[known].min(), np.median(width[known]))
+    return np.where(known, width, stand_in), int((~known).sum())
 
 
 def _pairs(table: QuoteTable, group: np.ndarray, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

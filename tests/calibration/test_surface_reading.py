@@ -84,6 +84,56 @@ def test_one_stale_price_is_named_and_moves_nothing():
     assert any("from 6 pairs, without the outliers at strikes 100" in note for note in surface.remarks)
 
 
+def markets(changed=None):
+    """Bids and asks around the chain; `changed` maps (strike, days, option) to another (bid, ask)."""
+    table = chain().drop("vol").with_columns(bid_price=0.98 * pl.col("price"), ask_price=1.02 * pl.col("price"))
+    for (strike, days, option), (bid, ask) in (changed or {}).items():
+        here = (pl.col("strike") == strike) & (pl.col("days") == days) & (pl.col("option") == option)
+        table = table.with_columns(
+            bid_price=pl.when(here).then(bid).otherwise("bid_price"),
+            ask_price=pl.when(here).then(ask).otherwise("ask_price"),
+        )
+    return table.drop("price")
+
+
+def test_a_crossed_price_in_the_money_is_refused_before_it_enters_a_forward():
+    crossed = markets({(90.0, 91, "call"): (14.0, 11.0)})
+    message = (
+        r"`bid_price` must not be above `ask_price` \(the market is crossed\): row 16 \(call, strike 90"
+    )
+    for how in ({}, {"rates": RATE}, {"spot": SPOT, "rates": RATE, "dividends": DIVIDEND}):
+        with pytest.raises(DataError, match=message):
+            Surface.from_frame(crossed, **how)
+    dropped = Surface.from_frame(crossed, errors="drop")
+    assert any("1 of 42 quotes dropped: `bid_price` must not be above" in note for note in dropped.remarks)
+    assert any("by put-call parity from 6 pairs" in note for note in dropped.remarks)
+    np.testing.assert_allclose(dropped.forward, SPOT * np.exp((RATE - DIVIDEND) * dropped.expiry), rtol=1e-9)
+
+
+def test_a_locked_market_leaves_the_widths_of_the_others_their_weight():
+    # wide and wrong at both ends: the widths say so
+    wide = {}
+    for strike, option, shift in ((80.0, "call", 1.0), (90.0, "put", 0.8), (110.0, "call", 0.9), (120.0, "put", 1.0)):
+        price = chain().filter(strike=strike, days=91, option=option)["price"].item()
+        wide[strike, 91, option] = (price + shift - 2.0, price + shift + 2.0)
+    price = chain().filter(strike=100.0, days=91, option="call")["price"].item()
+    locked = wide | {(100.0, 91, "call"): (price, price)}
+    forwards = []
+    for changed in (wide, locked):
+        surface = Surface.from_frame(markets(changed), rates=RATE, errors="drop")
+        forwards.append(surface.forward[surface.expiry == 91 / 365.0][0])
+    true = SPOT * np.exp((RATE - DIVIDEND) * 91 / 365.0)
+    assert abs(forwards[0] - true) < 0.01
+    assert abs(forwards[1] - true) < 0.01
+    assert any("; 1 of 14 markets have no width and were given one of the others'" in note for note in surface.remarks)
+
+
+def test_an_ask_price_of_zero_is_no_ask():
+    surface = Surface.from_frame(markets({(110.0, 91, "put"): (9.5, 0.0)}))
+    assert any("from 6 pairs" in note for note in surface.remarks)
+    np.testing.assert_allclose(surface.forward, SPOT * np.exp((RATE - DIVIDEND) * surface.expiry), rtol=1e-9)
+
+
 def test_calls_and_puts_may_stand_side_by_side(tmp_path):
     wide = chain().drop("vol").pivot("option", index=["strike", "days"], values="price")
     wide.write_csv(tmp_path / "wide.csv")
