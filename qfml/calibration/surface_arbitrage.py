@@ -28,7 +28,8 @@ class Finding:
         strike: of the quotes; of a calendar spread the strikes with the same log-moneyness; of several forwards
             the lowest and the highest.
         vol_bps: the arbitrage is gone once each of its quotes has moved by this much vol, to first order.
-        price: what it pays at mid vols, in the unit of the forward, at the expiry; of a calendar spread 0.
+        price: what it pays, in the unit of the forward, at the expiry: at mid vols, or at bid and ask where it was
+            found by these alone; of a calendar spread 0.
         executable: whether it pays at bid and ask too; None where there are none.
         interpolated: one of the vols is read between quotes.
         n_quotes: how many quotes it concerns, for those that count.
@@ -150,21 +151,23 @@ def _executable(smile: Smile) -> Iterator[Finding]:
     corners = _lower_hull(share[asked], ask[asked])
     for index in np.flatnonzero(~np.isnan(bid)).tolist():
         lower, higher = asked[asked < index], asked[asked > index]
-        trades = []
+        trades: list[tuple[str, tuple[int, ...], tuple[float, ...], float]] = []
         if lower.size:
             best = int(lower[np.argmin(ask[lower])])
-            trades.append(("vertical", (best, index), bid[index] - ask[best]))
+            trades.append(("vertical", (best, index), (1.0, 1.0), bid[index] - ask[best]))
         if higher.size:
             best = int(higher[np.argmin(ask[higher] + share[higher])])
-            trades.append(("vertical", (index, best), bid[index] + share[index] - ask[best] - share[best]))
+            pays = bid[index] + share[index] - ask[best] - share[best]
+            trades.append(("vertical", (index, best), (1.0, 1.0), pays))
         left = int(np.searchsorted(asked[corners], index)) - 1
         if 0 <= left < corners.size - 1 and asked[corners[left + 1]] > index:
             low, high = int(asked[corners[left]]), int(asked[corners[left + 1]])
             a = (share[high] - share[index]) / (share[high] - share[low])
-            trades.append(("butterfly", (low, index, high), bid[index] - a * ask[low] - (1.0 - a) * ask[high]))
-        for kind, places, pays in trades:
+            pays = bid[index] - a * ask[low] - (1.0 - a) * ask[high]
+            trades.append(("butterfly", (low, index, high), (a, 1.0, 1.0 - a), pays))
+        for kind, places, sizes, pays in trades:
             if pays > ROUNDING:
-                yield _finding(kind, smile, places, pays, vega[list(places)].sum(), pays)
+                yield _finding(kind, smile, places, pays, float(vega[list(places)] @ np.array(sizes)), pays)
 
 
 def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -186,14 +189,15 @@ def _calendars(earlier: Smile, later: Smile) -> Iterator[Finding]:
     k = k[np.append(True, np.diff(k) > SAME_PLACE)] if k.size else k
     first, quoted_first = _deviations(earlier, earlier.vol, k)
     second, quoted_second = _deviations(later, later.vol, k)
-    bid, _ = _deviations(earlier, earlier.bid, k)
-    ask, _ = _deviations(later, later.ask, k)
+    bid, bid_is_there = _deviations(earlier, earlier.bid, k)
+    ask, ask_is_there = _deviations(later, later.ask, k)
+    market = np.where(bid_is_there & ask_is_there, bid - ask, np.nan)  # nobody trades at a vol read between quotes
     roots = np.sqrt([earlier.expiry, later.expiry])
     with np.errstate(invalid="ignore"):
         fallen = np.flatnonzero(first**2 - second**2 > ROUNDING)
     for index in fallen:
         interpolated = not (quoted_first[index] and quoted_second[index])
-        pays = np.nan if interpolated else bid[index] - ask[index]
+        pays = market[index]
         yield Finding(
             "calendar",
             (earlier.expiry, later.expiry),

@@ -112,6 +112,40 @@ def test_a_planted_calendar_spread_is_named_with_its_size():
     assert [f.executable for f in arbitrages(bids) if f.kind == "calendar"] == [True]
 
 
+@pytest.mark.parametrize("side", ["bid", "ask"])
+def test_a_calendar_spread_is_executable_only_where_both_sides_are_quoted(side):
+    vols = np.full((2, 6), 0.2)
+    vols[0, 1:4] = 0.29  # a bid, or an ask, could be read between the outer two
+    sides = {"bid": vols - 0.001, "ask": vols + 0.001}
+    sides[side][0 if side == "bid" else 1, 2] = np.nan  # the bid of the earlier, the ask of the later
+    surface = Surface.from_grid(STRIKES, [0.5, 1.0], vols, forwards=[100.0] * 2, **sides)
+    found = {f.strike[0]: f for f in arbitrages(surface) if f.kind == "calendar"}
+    (worst,) = (finding for strike, finding in found.items() if strike == pytest.approx(95.0))
+    assert worst.executable is None
+    assert not worst.interpolated
+    assert [other.executable for strike, other in found.items() if strike == pytest.approx(100.0)] == [True]
+
+
+def test_an_executable_butterfly_is_gone_once_its_quotes_have_moved_by_its_size():
+    # over 85, 100 and 105, so uneven; fair at mid
+    vols = np.full(6, 0.22)
+    bid, ask = np.full(6, np.nan), np.full(6, np.nan)
+    ask[[1, 4]], bid[3] = vols[[1, 4]] - 0.03, vols[3] + 0.03
+    surface = one_smile(vols, bid=[bid], ask=[ask])
+    (found,) = [f for f in arbitrages(surface) if f.executable]
+    assert (found.kind, found.strike) == ("butterfly", (85.0, 100.0, 105.0))
+
+    def pays(bid, ask):
+        return calls(bid)[3] - 0.25 * calls(ask)[1] - 0.75 * calls(ask)[4]
+
+    bid, ask = np.nan_to_num(bid, nan=0.2), np.nan_to_num(ask, nan=0.2)
+    assert found.price == pytest.approx(pays(bid, ask), rel=1e-10)
+    # to first order, with Black's vegas at the mid vols of the finding
+    step = 1e-5
+    slope = (pays(vols, vols) - pays(vols - step, vols + step)) / step
+    assert 1e-4 * found.vol_bps == pytest.approx(found.price / slope, rel=1e-3)
+
+
 def test_calendar_spreads_are_judged_at_equal_log_moneyness():
     # flat in log-moneyness and rising in time: with forwards far apart equal strikes would seem to have arbitrage
     k = np.linspace(-0.2, 0.2, 7)
