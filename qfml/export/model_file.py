@@ -6,9 +6,11 @@ property as zeros. One file carries everything, and no other needs to travel wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -56,22 +58,28 @@ def sealed(model: Any, metadata: Mapping[str, Any]) -> bytes:
     return content[:place] + digest.encode() + content[place + len(_ZEROS) :]
 
 
-def written(contents: Sequence[tuple[Path, bytes]]) -> None:
+def written(contents: Sequence[tuple[Path, bytes]], *, outdated: Sequence[Path] = ()) -> None:
     """Write files beside their places, prove each readable, and rename them all.
+
+    Args:
+        contents: place and bytes of each file.
+        outdated: files of an earlier export that would not belong to these; removed with the rest, or kept with it.
 
     Raises:
         UserError: the disk is full, a place cannot be written, or onnx finds fault with a model; nothing is replaced.
     """
     made: list[tuple[Path, Path]] = []
     try:
+        for path in (*(path for path, _ in contents), *outdated):
+            if path.is_dir() and not path.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         for path, content in contents:
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
             made.append((new, path))
             _write(new, content)
             _prove(new, content)
-        for new, path in made:
-            os.replace(new, path)
+        _replace_all(made, outdated)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or contents[0][0]}: {error.strerror or error}; make room, or name another "
@@ -81,6 +89,43 @@ def written(contents: Sequence[tuple[Path, bytes]]) -> None:
         for new, _ in made:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
+
+
+def _replace_all(made: Sequence[tuple[Path, Path]], outdated: Sequence[Path]) -> None:
+    """Rename each new file to its place and remove what is outdated; after an error all is as it was before."""
+    done: list[tuple[Path, Path | None]] = []  # a place, and what lay there
+    try:
+        for new, path in (*made, *((None, path) for path in outdated)):
+            old = _second_name(path)
+            done.append((path, old))
+            if new is not None:
+                os.replace(new, path)
+            else:
+                path.unlink(missing_ok=True)
+    except BaseException:
+        for path, old in reversed(done):
+            if old is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.replace(old, path)  # does nothing where both are still names of one file
+        raise
+    finally:
+        for _, old in done:
+            if old is not None:
+                with suppress(OSError):
+                    old.unlink(missing_ok=True)
+
+
+def _second_name(path: Path) -> Path | None:
+    """Another name of the file at `path`, or a copy where the file system has no second names; None without a file."""
+    if not os.path.lexists(path):
+        return None
+    name = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    try:
+        os.link(path, name, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(path, name, follow_symlinks=False)
+    return name
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -95,6 +95,16 @@ def _saved_kind(folder: Path) -> str | None:
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and metrics of a finished run."""
     path = folder / "metrics.json"
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"no run in {folder}: it holds no config.yaml; name the folder that `qfml run` has written")
+    settings = config.read_yaml(folder / "config.yaml")
+    if "tune" in settings:
+        winner = folder / "winner"
+        raise UserError(
+            f"{folder} is a search, not a run: name its winner, {winner}"
+            if (winner / "metrics.json").is_file()
+            else f"{folder} is a search that has no winner yet: continue it with `qfml resume {folder}`"
+        )
     if not path.is_file():
         raise UserError(
             f"no finished run in {folder}: it holds no metrics.json; continue it with `qfml resume {folder}`"
@@ -103,7 +113,18 @@ def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; run it again") from None
-    return config.read_yaml(folder / "config.yaml"), metrics
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("config_hash"), str | None):
+        raise UserError(f"{path} is damaged: it must be a mapping, with text as `config_hash`; run it again")
+    return settings, metrics
+
+
+def _feature_names(path: Path, metrics: Mapping[str, Any]) -> list[str]:
+    """What the networks of a walk-forward are given."""
+    data = metrics.get("data")
+    names = data.get("features") if isinstance(data, Mapping) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} lacks the names of the features, `data.features`: it is damaged; run it again")
+    return names
 
 
 def _walk_forward(
@@ -113,7 +134,7 @@ def _walk_forward(
     members = [{"fold": int(each["fold"]), "seed": int(each["seed"])} for each in extra["members"]]
     data = settings.get("data")
     seen: dict[str, Any] = {
-        "feature_names": metrics["data"]["features"],
+        "feature_names": _feature_names(folder / "metrics.json", metrics),
         "window": data.get("window") if isinstance(data, Mapping) else None,
         "config_hash": metrics.get("config_hash"),
     }

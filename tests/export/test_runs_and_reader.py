@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import qfml
 from qfml.data import Standardise, TimeDataset
 from qfml.errors import CheckpointError, DataError, UserError
 from qfml.export import export_run, load_exported, reader
+from qfml.export.model_file import written
 from qfml.splits import WalkForward
 
 
@@ -83,8 +85,10 @@ def test_unfinished_damaged_and_unknown_are_refused(saved, tmp_path):
     for odd in ("../../x", "0:0:0", "-1", "", None.__class__, 1.5, "\u0661"):
         with pytest.raises(UserError, match="`member`"):
             export_run(folder, member=odd)
-    with pytest.raises(UserError, match="no finished run"):
-        export_run(tmp_path)
+    for nothing in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"no run in .*config\.yaml") as refused:
+            export_run(nothing)
+        assert "resume" not in str(refused.value)  # which would answer the same
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "metrics.json").unlink()
@@ -100,6 +104,23 @@ def test_unfinished_damaged_and_unknown_are_refused(saved, tmp_path):
     (copy / "metrics.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         export_run(copy)
+    good = json.loads((folder / "metrics.json").read_text())
+    for bad in ([], 3, None, {}, good | {"data": None}, good | {"data": {"features": 5}}, good | {"config_hash": [1]}):
+        (copy / "metrics.json").write_text(json.dumps(bad))
+        shutil.copy2(folder / "model" / "tensors.safetensors", copy / "model" / "tensors.safetensors")
+        with pytest.raises(UserError, match=r"metrics\.json .*damaged.*run it again"):
+            export_run(copy)
+    search = tmp_path / "search"
+    shutil.copytree(folder, search / "winner")
+    (search / "config.yaml").write_text("task: walk_forward\ntune: {}\n")
+    for metrics in (False, True):  # unfinished, and finished
+        if metrics:
+            (search / "metrics.json").write_text("{}")
+        with pytest.raises(UserError, match=r"is a search.*name its winner, .*search/winner"):
+            export_run(search)
+    shutil.rmtree(search / "winner")
+    with pytest.raises(UserError, match=r"no winner yet.*qfml resume"):
+        export_run(search)
     calibration = tmp_path / "calibration"
     calibration.mkdir()
     (calibration / "metrics.json").write_text("{}")
@@ -148,6 +169,37 @@ def test_names_shapes_and_numbers_are_checked(exported):
         model.predict(columns, errors="ignore")
     with pytest.raises(DataError, match="no input"):
         model.predict(columns, units={"spot": "cash"})
+
+
+def test_files_are_replaced_all_or_none(exported, tmp_path, monkeypatch):
+    content = exported[0].read_bytes()
+    paths = [tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx")]
+    for path in paths[1:]:
+        path.write_bytes(b"older " + path.name.encode())
+    other = tmp_path / "other.onnx"
+    other.mkdir()
+
+    def found():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    before, rename, failed = found(), os.replace, []
+    with pytest.raises(UserError, match=r"cannot write .*other\.onnx: it is a folder"):
+        written([(paths[0], content), (other, content)])
+    assert found() == before
+
+    def fails_once(source, target):
+        if target == paths[1] and not failed:  # its older file lies aside, and a.onnx is there already
+            failed.append(target)
+            raise PermissionError(1, "not permitted", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(UserError, match=r"cannot write .*b\.onnx: not permitted"):
+        written([(paths[0], content), (paths[1], content)], outdated=[paths[2]])
+    assert found() == before
+    monkeypatch.undo()
+    written([(paths[0], content), (paths[1], content)], outdated=[paths[2]])
+    assert found() == {"a.onnx": content, "b.onnx": content}
 
 
 def test_the_reader_needs_numpy_and_onnxruntime_alone():
