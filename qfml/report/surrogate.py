@@ -207,13 +207,17 @@ def _regions(run: _Run) -> Section:
     names = regions["coordinates"]
     parts = [
         coordinate_panels(names, regions["ranges"], arrays["regions_by_coordinate"], BPS),
-        el("h3", "Over pairs of coordinates"),
-        pair_panels(names, arrays["pairs"], arrays["regions_by_pair"], BPS),
-        note(
-            f"Root mean square error in bins of equal width along each coordinate's scale; the darkest is "
-            f"{formats.significant(BPS * float(np.nanmax(arrays['regions_by_pair'][..., 0])), 3)} {run.unit}."
-        ),
     ]
+    if len(arrays["pairs"]):  # a box of one coordinate has none
+        darkest = BPS * float(np.nanmax(arrays["regions_by_pair"][..., 0]))
+        parts += [
+            el("h3", "Over pairs of coordinates"),
+            pair_panels(names, arrays["pairs"], arrays["regions_by_pair"], BPS),
+            note(
+                f"Root mean square error in bins of equal width along each coordinate's scale; the darkest is "
+                f"{formats.significant(darkest, 3)} {run.unit}."
+            ),
+        ]
     return Section("regions", "Regions", f"Where in the box the errors are, in {run.unit}.", join(parts))
 
 
