@@ -93,10 +93,10 @@ def pulled_back(
     own = coordinates.standardised
     columns = []
     for place, limits in enumerate(problem.box.values()):
-        if place == own:
+        if place == own and coordinates.standard_range.scale == "linear":
             half = 0.5 * (coordinates.standard_range.high - coordinates.standard_range.low)
             columns.append(slopes[:, place] / (half * reference_deviation(problem, inputs, reference)))
-        elif limits.scale == "log":
+        elif limits.scale == "log":  # of a standardised input too: its logarithm is the input's less the deviation's
             columns.append(slopes[:, place] / (0.5 * math.log(limits.high / limits.low) * inputs[:, place]))
         else:
             columns.append(slopes[:, place] * (2.0 / (limits.high - limits.low)))

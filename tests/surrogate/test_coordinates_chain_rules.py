@@ -30,6 +30,19 @@ FIXED = Problem(
     box={"v0": Range(0.02, 0.2), "sigma": Range(0.1, 0.8), "rho": Range(-0.9, 0.0), "log_moneyness": Range(-0.4, 0.3)},
     target="implied_vol",
 )
+WINGS = Problem(
+    model={"kind": "heston", "rho": -0.5, "sigma": 0.4},
+    instrument={"kind": "european"},
+    market={"spot": 1.0, "rate": 0.03},
+    box={
+        "v0": Range(0.02, 0.2),
+        "kappa": Range(0.5, 4.0),
+        "theta": Range(0.02, 0.2, "log"),
+        "expiry": Range(0.25, 2.0),
+        "standard_moneyness": Range(0.1, 3.0, "log"),
+    },
+    target="price",
+)
 PUTS = Problem(
     model={"kind": "heston"},
     instrument={"kind": "european", "option": "put"},
@@ -38,7 +51,7 @@ PUTS = Problem(
     | {"strike": Range(80.0, 120.0, "log")},
     target="price",
 )
-PROBLEMS = {"vols": VOLS, "rough": ROUGH, "fixed": FIXED, "puts": PUTS, "calls": CALLS}
+PROBLEMS = {"vols": VOLS, "rough": ROUGH, "fixed": FIXED, "puts": PUTS, "calls": CALLS, "wings": WINGS}
 
 
 def test_ranges_become_minus_one_to_one_along_their_scale():
@@ -69,6 +82,8 @@ def test_derivatives_of_labels_become_those_in_the_features_and_back(name):
     # a smooth function of the features, differentiated by autograd: in the features, and through them in the inputs
     problem = PROBLEMS[name]
     coordinates, rows = Coordinates(problem), rows_of(problem, 12)
+    if problem is WINGS:  # a logarithm needs strikes on one side
+        rows[:, -1] = rows[:, -1].abs()
 
     def function(features):
         weights = torch.arange(1.0, features.shape[1] + 1, dtype=features.dtype)
