@@ -10,6 +10,7 @@ import yaml
 from command_line import qfml
 
 import pricers as pr
+from qfml.errors import ConfigError
 from qfml.surrogate import Surrogate
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,19 @@ SMALL = {
     "judgement": {"n_points": 400, "n_calibration": 400, "n_greeks": 50, "speed_paths": 256, "speed_steps": 8},
     "workers": 1,
 }
+
+SIMULATED = {
+    "model": {"kind": "rough_bergomi", "eta": 1.5, "hurst": 0.1, "rho": -0.7},
+    "instrument": {"kind": "european"},
+    "box": {
+        "xi": {"low": 0.03, "high": 0.1},
+        "expiry": {"low": 0.5, "high": 1.0},
+        "standard_moneyness": {"low": -1.0, "high": 1.0},
+    },
+    "target": "implied_vol",
+}
+PATHS = {"kind": "monte_carlo", "n_paths": 64, "n_steps": 4}
+FEW_PATHS = {"n_points": 8, "seed": 1, "folder": "labels", "engine": PATHS}
 
 
 def write(place, **changes):
@@ -183,12 +197,29 @@ def test_the_run_is_exported_with_its_greeks(small):
         ),
         ({"training": SMALL["training"] | {"twin": 1.0}}, "gradients"),
         ({"labels": SMALL["labels"] | {"n_pointz": 3}}, "n_points"),
+        ({"judgement": SMALL["judgement"] | {"n_calibration": 98}}, "must be 99 or more"),
+        ({"problem": SIMULATED, "labels": FEW_PATHS}, "`judgement` cannot label fresh points: `engine: exact`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, told, tmp_path):
     write(tmp_path, **changes)
     done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
-    assert (done.code, told in done.err) == (2, True), done.err
+    assert (done.code, told in " ".join(done.err.split())) == (2, True), done.err
+    assert not (tmp_path / "labels").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_few_calibration_points_as_a_bound_needs_are_enough(tmp_path):
+    """The least that the config allows is what the judgement's own rule allows."""
+    from qfml.surrogate.conformal import conformal_bound
+    from qfml.task import read_task
+
+    for level, least in ((0.99, 99), (0.9, 9), (0.999, 999), (0.5, 1)):
+        read_task(SMALL | {"judgement": {"level": level, "n_calibration": least}})
+        assert conformal_bound(torch.arange(float(least)), level) == least - 1
+        if least > 1:
+            with pytest.raises(ConfigError, match=f"must be {least} or more"):
+                read_task(SMALL | {"judgement": {"level": level, "n_calibration": least - 1}})
 
 
 @pytest.mark.slow

@@ -78,11 +78,28 @@ class SurrogateTask:
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"`workers` must be 1 or more, got {self.workers}")
         self.labels.checked(self.problem)
+        self._check_judgement()
         if self.training.twin is not None and not self.labels.gradients:
             raise ConfigError(
                 f"`training.twin: {self.training.twin:g}` learns from derivatives: set `labels.gradients: true`, or "
                 "leave it out"
             )
+
+    def _check_judgement(self) -> None:
+        """Refuse what would fail only after hours of labels and training."""
+        own = self.judgement
+        least = math.ceil(own.level / (1 - own.level) - 1e-9)
+        if own.n_calibration < least:
+            raise ConfigError(
+                f"`judgement.n_calibration` must be {least:,} or more for a bound at `judgement.level: {own.level:g}`, "
+                f"got {own.n_calibration:,}: raise it, or take a lower level"
+            )
+        try:
+            LabelSettings(n_points=own.n_points, seed=own.seed, engine=own.engine, strikes_per_law=1).checked(
+                self.problem
+            )
+        except ConfigError as error:
+            raise ConfigError(f"`judgement` cannot label fresh points: {error}") from None
 
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Make labels, train, judge, and write everything but the report into `folder`."""
