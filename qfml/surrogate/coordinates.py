@@ -109,6 +109,19 @@ def reference_deviation(problem: Problem, inputs: Tensor, reference: Tensor | No
     return (problem.reference(columns) if reference is None else reference) * problem.expiry(columns).sqrt()
 
 
+def moneyness_range(problem: Problem, inputs: Tensor) -> tuple[float, float] | None:
+    """The least and greatest standardised log-moneyness of inputs (N, d) of a box with deltas; None of any other box.
+
+    Far out in the wings a network's own vol may give a strike a delta of the box that it does not have: where the
+    labels end says so.
+    """
+    own = Coordinates(problem).standardised
+    if own is None or problem.coordinates[own].argument != "delta":
+        return None
+    z = inputs[:, own] / reference_deviation(problem, inputs)
+    return float(z.min()), float(z.max())
+
+
 def row_jacobian(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """Jacobian (N, F, d) of a map (N, d) -> (N, F) that treats each row alone.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qfml.engine import Callback
+from qfml.surrogate.coordinates import moneyness_range
 from qfml.surrogate.labels import LabelTable
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.surrogate import Surrogate
@@ -44,4 +45,5 @@ def fit_surrogate(
         problem, table, settings, callbacks=callbacks, checkpoint_dir=checkpoint_dir, resume=resume
     )
     fits = trained.fits if settings.combine == "mean" else trained.fits[:1]
-    return Surrogate(problem, trained.target, fits, report=trained.report | {"labels": table.hash})
+    report = trained.report | {"labels": table.hash}
+    return Surrogate(problem, trained.target, fits, report=report, moneyness=moneyness_range(problem, table.inputs))

@@ -177,7 +177,7 @@ def _spot_ratio(problem: Problem, market: pr.Market) -> Tensor:
 
 def _check_fixed(problem: Problem, given: dict[str, Any], ratio: Tensor, rows: Tensor) -> None:
     """Refuse terms that the surrogate never saw."""
-    own = dict(zip(("instrument", "model", "market"), problem.triple(rows[:1]), strict=True))
+    own: dict[str, Any] = dict(zip(("instrument", "model", "market"), problem.triple(rows[:1]), strict=True))
     free = {(axis.owner, axis.argument) for axis in problem.coordinates}
     if problem.strike_coordinate is not None:
         free |= {("instrument", "strike")}

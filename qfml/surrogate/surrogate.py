@@ -26,15 +26,16 @@ from qfml.errors import CheckpointError, ConfigError, DataError, UserError
 from qfml.losses import LOSSES
 from qfml.networks import NETWORKS, Network
 from qfml.surrogate.bounded import Bounded
-from qfml.surrogate.coordinates import Coordinates
+from qfml.surrogate.coordinates import Coordinates, reference_deviation
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.quoting import Name, greeks_of, price_of, rows_of
 from qfml.surrogate.tangents import log_reference_slopes, outputs, outputs_and_slopes, pulled_back
 from qfml.surrogate.target import Target
 
-VERSION = 1  # of the file; a file of another one is refused
+VERSION = 2  # of the file; a file of another one is refused
 ROWS_AT_A_TIME = 4096  # activations of so many rows stay in the cache
 ON_ERROR = ("raise", "flag")
+MONEYNESS_SLACK = 1e-9  # of the range of standardised moneyness: by rounding
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Surrogate:
         fits: the networks whose mean predicts; one where the best seed does.
         bound: the error that fresh points keep.
         report: how it came to be: seconds, rows, errors, hash of the labels.
+        moneyness: of a box with deltas, the least and greatest log-moneyness of the labels over the reference vol and
+            the root of the expiry: rows beyond lie outside of the box, whatever delta the network's own vol gives them.
+            None if it is not known, or not needed.
 
     Example:
         >>> import qfml, qfml.surrogate as qs
@@ -112,6 +116,7 @@ class Surrogate:
     fits: tuple[Fit, ...]
     bound: ErrorBound | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    moneyness: tuple[float, float] | None = None
 
     @property
     def network(self) -> Network:
@@ -122,6 +127,7 @@ class Surrogate:
     def hash(self) -> str:
         """16 hex digits that change with problem, network, parameters or labels."""
         digest = hashlib.sha256(config.config_hash(self._description()).encode())
+        digest.update(repr(self.moneyness).encode())
         for fit in self.fits:
             digest.update(fit.parameters.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -238,8 +244,13 @@ class Surrogate:
                 raise DataError(f"inputs lack `{missing[0]}`; the surrogate takes {', '.join(names)}")
             if unknown := [name for name in inputs if name not in names]:
                 raise DataError(f"`{unknown[0]}` is no input of the surrogate, which takes {', '.join(names)}")
-            columns = torch.broadcast_tensors(*(torch.as_tensor(inputs[name], dtype=torch.float64) for name in names))
-            return torch.stack([column.reshape(-1) for column in columns], 1)
+            columns = {name: _numbers(name, inputs[name]) for name in names}
+            try:
+                spread = torch.broadcast_tensors(*columns.values())
+            except RuntimeError:
+                shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in columns.items())
+                raise DataError(f"inputs must be numbers and arrays of shapes that broadcast, got {shapes}") from None
+            return torch.stack([column.reshape(-1) for column in spread], 1)
         try:
             if isinstance(inputs, Tensor):
                 rows = inputs.detach().to("cpu", torch.float64)
@@ -269,12 +280,34 @@ class Surrogate:
                 own = self._fast(block.t().float().contiguous().t())  # each column lies in one piece
                 by_axis = self.problem.outside(block, own.double() if self._needs_vol else None)
                 value[start : start + len(block)] = own
-                outside[start : start + len(block)] = by_axis.any(1) | ~own.isfinite()
+                lost = by_axis.any(1) | ~own.isfinite() | self._beyond_labels(block)
+                outside[start : start + len(block)] = lost
 
         starts = range(0, len(rows), ROWS_AT_A_TIME)
         with side_by_side(rows.device, len(starts)) as run:
             list(run(one, starts))
         return value, outside
+
+    @property
+    def moneyness_limits(self) -> Tensor | None:
+        """The ends (2,) of `moneyness`, float64, with what rounding may move; None without."""
+        if self.moneyness is None:
+            return None
+        slack = MONEYNESS_SLACK * max(map(abs, self.moneyness))
+        return torch.tensor([self.moneyness[0] - slack, self.moneyness[1] + slack], dtype=torch.float64)
+
+    def _beyond_labels(self, rows: Tensor) -> Tensor:
+        """Which rows (N,) lie further from the money than any label did."""
+        limits = self.moneyness_limits
+        if limits is None:
+            return torch.zeros(len(rows), dtype=torch.bool)
+        z = rows[:, self._strike] / reference_deviation(self.problem, rows)
+        return ~((z >= limits[0]) & (z <= limits[1]))
+
+    @property
+    def _strike(self) -> int:
+        """The column of inputs that tells strikes of one law apart."""
+        return next(i for i, axis in enumerate(self.problem.coordinates) if axis.is_strike)
 
     @property
     def _needs_vol(self) -> bool:
@@ -325,6 +358,14 @@ class Surrogate:
         first = rows[row : row + 1]
         by_axis = self.problem.outside(first, value[row : row + 1].double() if self._needs_vol else None)[0]
         count = f"{int(outside.sum())} of {len(rows)} rows lie outside of the box; first row {row}"
+        if not bool(by_axis.any()) and bool(self._beyond_labels(first).any()):
+            assert self.moneyness is not None
+            z = float(first[0, self._strike] / reference_deviation(self.problem, first)[0])
+            raise DataError(
+                f"{count}: log_moneyness {float(first[0, self._strike]):g} is {z:.4g} reference deviations from the "
+                f"money, and the labels lay between {self.moneyness[0]:.4g} and {self.moneyness[1]:.4g}; price such "
+                "rows with `pricers`, train on a wider box, or pass errors='flag' to get NaN for them"
+            )
         if not bool(by_axis.any()):
             raise DataError(f"the surrogate gives no number on {count}: inputs {first[0].tolist()}")
         axis = int(by_axis.nonzero()[0])
@@ -361,6 +402,7 @@ class Surrogate:
             "members": [{name: getattr(fit, name) for name in names} for fit in self.fits],
             "bound": None if self.bound is None else asdict(self.bound),
             "report": self.report,
+            "moneyness": self.moneyness,
         }
         unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
         try:
@@ -418,7 +460,8 @@ class Surrogate:
         )
         bound = None if state["bound"] is None else ErrorBound(**state["bound"])
         target = Target(problem, state["target"]["kind"], state["target"]["scale"])
-        return cls(problem, target, fits, bound, state["report"])
+        moneyness = None if state["moneyness"] is None else tuple(state["moneyness"])
+        return cls(problem, target, fits, bound, state["report"], moneyness)
 
     def _description(self) -> dict[str, Any]:
         """What the hash stands for, beside the parameters."""
@@ -429,3 +472,13 @@ class Surrogate:
             "network": config.to_dict(self.network),
             "labels": self.report.get("labels"),
         }
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    """One input as a tensor in float64."""
+    try:
+        if isinstance(value, Tensor):
+            return value.detach().to("cpu", torch.float64)
+        return torch.from_numpy(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise DataError(f"input `{name}` must be numbers, got {value!r}") from None

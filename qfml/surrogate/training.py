@@ -131,6 +131,14 @@ def _shaped(problem: Problem, shape: Shape, network: Any) -> Network:
                     "feature is not convex in the input: give its range the scale linear"
                 )
         return ConvexMLP(convex=columns, hidden=network.hidden)
+    if coordinates.standardised is not None:  # its feature moves with the expiry and the parameters of the vol too
+        strike = problem.inputs[coordinates.standardised]
+        for name in (*shape.increasing, *shape.decreasing):
+            if name != strike:
+                raise ConfigError(
+                    f"`shape`: `{name}` moves the feature of `{strike}` too, which is standardised, so that a network "
+                    "monotone in the features is not monotone in the input: vary `log_moneyness` or `strike` in the box"
+                )
     rising, falling = columns_of(problem, shape.increasing), columns_of(problem, shape.decreasing)
     return MonotoneMLP(increasing=rising, decreasing=falling, hidden=network.hidden)
 

@@ -10,7 +10,7 @@ from surrogate_cases import CALLS, VOLS, quick, rows_of, table_of
 import pricers as pr
 import qfml
 from qfml.errors import CheckpointError, ConfigError, DataError, UserError
-from qfml.surrogate import ErrorBound, Shape, Surrogate, SurrogateTraining, fit_surrogate
+from qfml.surrogate import ErrorBound, Problem, Range, Shape, Surrogate, SurrogateTraining, fit_surrogate
 from qfml.surrogate.bounded import Bounded
 from qfml.surrogate.labels import split_by_law
 from qfml.surrogate.tangents import outputs, outputs_and_slopes
@@ -172,6 +172,26 @@ def test_rows_outside_are_refused_by_name_or_flagged(vols):
         vols.predict(nan)
 
 
+def test_a_strike_beyond_all_labels_is_outside_whatever_delta_the_network_gives_it(vols, tmp_path):
+    # sigma of the total vol so large that the network's own call delta comes back into the box far out of the money
+    law = {"v0": 0.05, "kappa": 1.0, "theta": 0.05, "sigma": 0.4, "rho": -0.5, "expiry": 1.0}
+    wild = replace(vols, fits=tuple(replace(fit, parameters=fit.parameters * 2.0) for fit in vols.fits))
+    rows = wild.rows(law | {"log_moneyness": torch.linspace(-12.0, 12.0, 241)})
+    z = rows[:, -1] / VOLS.reference_vol(rows)
+    with torch.no_grad():
+        by_delta = ~VOLS.outside(rows, wild.values(rows)).any(1)
+    assert bool((by_delta & (z.abs() > 1.51)).any()), "a strike is far out and its delta in the box"
+    wild.save(tmp_path / "s")
+    for surrogate in (wild, Surrogate.load(tmp_path / "s")):
+        low, high = surrogate.moneyness
+        assert -1.5 <= low < -1.49
+        assert 1.49 < high <= 1.5
+        torch.testing.assert_close(surrogate.inside(rows), by_delta & (z >= low) & (z <= high))
+    first = int((by_delta & (z.abs() > 1.51)).nonzero()[0])
+    with pytest.raises(DataError, match=r"reference deviations from the money, and the labels lay between -1.49"):
+        wild.predict(rows[first : first + 1])
+
+
 def test_an_edge_of_the_box_is_inside(calls):
     corners = [[0.1, 0.5, 0.8], [0.4, 2.0, 1.2], [0.4 + 1e-12, 2.0, 0.8]]
     assert calls.predict(corners).inside.all()
@@ -185,6 +205,12 @@ def test_an_edge_of_the_box_is_inside(calls):
         ([0.2, 1.0, 1.0], r"got \(3,\)"),
         ("x", r"inputs must be numbers of shape \(N, 3\)"),
         ({"vol": 0.2, "expiry": 1.0}, "inputs lack `strike`"),
+        (
+            {"vol": [0.2, 0.3], "expiry": [1.0, 1.0, 1.5], "strike": 1.0},
+            r"shapes that broadcast.*vol \(2,\), expiry \(3,",
+        ),
+        ({"vol": "high", "expiry": 1.0, "strike": 1.0}, "input `vol` must be numbers, got 'high'"),
+        ({"vol": [[0.2], [0.2, 0.3]], "expiry": 1.0, "strike": 1.0}, "input `vol` must be numbers"),
         ({"vol": 0.2, "expiry": 1.0, "strike": 1.0, "rho": 0.1}, "`rho` is no input of the surrogate"),
     ],
 )
@@ -295,6 +321,20 @@ def test_a_shape_in_the_strike_holds_for_any_weights(shape):
         assert bool((rising.diff() >= -1e-13).all())
 
 
+def test_monotonicity_is_promised_only_in_inputs_that_move_one_feature():
+    box = {"vol": Range(0.1, 0.4), "expiry": Range(0.5, 2.0), "standard_moneyness": Range(-2.0, 2.0)}
+    problem = Problem(model={"kind": "black_scholes"}, instrument={"kind": "european"}, box=box, target="price")
+    rows = rows_of(problem, 60)
+    table = table_of(problem, rows, problem.exact(rows))
+    for shape in (Shape(increasing=("vol",)), Shape(decreasing=("log_moneyness", "expiry"))):
+        with pytest.raises(ConfigError, match="moves the feature of `log_moneyness` too, which is standardised"):
+            fit_surrogate(problem, table, quick(1, shape=shape))
+    surrogate = fit_surrogate(problem, table, quick(1, (8,), shape=Shape(decreasing=("log_moneyness",))))
+    grid = torch.linspace(-0.3, 0.3, 31, dtype=torch.float64)
+    value = surrogate.values(surrogate.rows({"vol": 0.25, "expiry": 1.0, "log_moneyness": grid}))
+    assert bool((value.diff() <= 1e-13).all())
+
+
 def test_settings_that_do_not_fit_are_refused():
     rows = rows_of(VOLS, 20)
     table = table_of(VOLS, rows, VOLS.exact(rows))
@@ -360,7 +400,7 @@ def edit_state(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update(version=2), "is of version 2 of surrogate files, and this qfml reads 1"),
+        (lambda state: state.update(version=1), "is of version 1 of surrogate files, and this qfml reads 2"),
         (lambda state: state.update(hash="0" * 16), "says that its hash is 0000000000000000, and what it holds has"),
         (lambda state: state["problem"]["box"]["vol"].update(high=0.8), "says that its hash is"),
         (lambda state: state["target"].update(scale=0.5), "says that its hash is"),
@@ -368,6 +408,7 @@ def edit_state(folder, change):
         (lambda state: state["problem"].update(target="gamma"), "does not describe a surrogate: .*`target` must be"),
         (lambda state: state.update(format="other"), "holds no surrogate, but other"),
         (lambda state: state.pop("bound"), "does not describe a surrogate"),
+        (lambda state: state.update(moneyness=[-9.0, 9.0]), "says that its hash is"),
     ],
 )
 def test_a_file_that_was_changed_is_refused(calls, tmp_path, change, message):
