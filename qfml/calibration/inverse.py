@@ -7,6 +7,9 @@ that its parameters give: directions in which the vols hardly move cost it next 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,7 +293,13 @@ class InverseMap:
             "report": self.report,
         }
         tensors = {"parameters": self.parameters, "centre": self.centre, "scale": self.scale}
-        write_folder(folder, tensors, state)
+        unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # the folder is never half there
+        try:
+            write_folder(unfinished, tensors, state)
+            os.replace(unfinished, folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         return folder
 
     @classmethod

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.quote_columns import columns_of, frame_of
 from qfml.calibration.surface import Surface
+from qfml.calibration.surface_checks import moment
 from qfml.calibration.surface_reading import Reading
 from qfml.calibration.synthetic import SyntheticHeston
 from qfml.config import Section
@@ -64,7 +67,7 @@ class SurfaceFile:
         path: of the file.
         reading: what the columns do not say: spot, rates, units.
         start: the first date that is taken, ISO 8601; None takes all.
-        end: the last one.
+        end: the last one; a date without a time takes the whole day.
     """
 
     kind: ClassVar[str] = "file"
@@ -81,13 +84,31 @@ class SurfaceFile:
             surface = Surface.from_frame(frame, self.reading)
             return {surface.name or surface.date_text or "surface": surface}
         history = SurfaceHistory.from_frame(frame, self.reading)
-        kept = {s.date_text: s for s in history if self._takes(s.date_text)}
+        kept = {s.date_text: s for s in history if self._takes(s)}
         if not kept:
             raise DataError(f"{self.path} has no quotes from {self.start or 'its start'} to {self.end or 'its end'}")
         return kept
 
-    def _takes(self, date: str) -> bool:
-        return (self.start is None or date >= self.start) and (self.end is None or date[:10] <= self.end[:10])
+    def __post_init__(self) -> None:
+        start, end = (self._limit(name) for name in ("start", "end"))
+        if start is not None and end is not None and start > end:
+            raise ConfigError(f"`start` must not lie after `end`, got {self.start!r} and {self.end!r}")
+
+    def _limit(self, name: str) -> np.datetime64 | None:
+        try:
+            return moment(getattr(self, name))
+        except DataError:
+            raise ConfigError(
+                f"`{name}` must be ISO 8601 text such as 2002-07-05, got {getattr(self, name)!r}"
+            ) from None
+
+    def _takes(self, surface: Surface) -> bool:
+        start, end = self._limit("start"), self._limit("end")
+        if surface.date is None:
+            return start is None and end is None
+        whole_day = self.end is not None and len(self.end) <= len("2002-07-05")  # no time is given
+        last = surface.date.astype("datetime64[D]") if whole_day else surface.date
+        return bool((start is None or surface.date >= start) and (end is None or last <= end))
 
     def describe(self) -> str:
         return f"Quotes of {self.path}"

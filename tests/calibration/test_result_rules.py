@@ -1,12 +1,15 @@
 """What a result holds where a surface has no quotes, and which model it gives for one surface or a batch."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from rough_surrogate import rough_surface, rough_surrogate
 
-from qfml.calibration import SsviSurface, Surface, calibrate
-from qfml.errors import DataError
+from qfml.calibration import HestonCalibration, InverseMap, InverseTraining, Layout, SsviSurface, Surface, calibrate
+from qfml.calibration.sources import SurfaceFile
+from qfml.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,43 @@ def test_the_model_of_one_surface_and_of_a_batch_through_a_surrogate():
     assert single.hurst.shape == ()
     assert {name: getattr(single, name).item() for name in one.params} == pytest.approx(one.params)
     assert single.rho.item() == pytest.approx(batch.params["rho"][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"end": "20240102"}, [1, 2]),
+        ({"end": "2024-01-02"}, [1, 2]),
+        ({"start": "20240102", "end": "2024-01-03T09:00"}, [2]),
+        ({"start": "2024-W01-3"}, [3]),
+    ],
+)
+def test_limits_of_a_file_are_dates_not_text(limits, kept, tmp_path):
+    rows = [f"2024-01-0{day}T16:00,{strike},0.5,0.2,100" for day in (1, 2, 3) for strike in (90, 100, 110)]
+    path = tmp_path / "days.csv"
+    path.write_text("\n".join(["date,strike,expiry,vol,forward", *rows]))
+    found = SurfaceFile(str(path), **limits).read()
+    assert [int(name[8:10]) for name in found] == kept
+
+
+def test_limits_of_a_file_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="`end` must be ISO 8601"):
+        SurfaceFile("days.csv", end="2.1.2024")
+    with pytest.raises(ConfigError, match="`start` must not lie after `end`"):
+        SurfaceFile("days.csv", start="2024-02-01", end="20240101")
+
+
+def test_an_inverse_map_that_is_not_wholly_written_is_not_there(tmp_path, monkeypatch):
+    layout = Layout.standard(0.2, 1.0, n_expiries=2)
+    training = InverseTraining(n_surfaces=40, max_epochs=1, n_judged=5)
+    made = InverseMap.train(HestonCalibration(), layout, training)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopped)  # the last thing that is done
+        with pytest.raises(KeyboardInterrupt):
+            made.save(tmp_path / "map")
+    assert list(tmp_path.iterdir()) == []
+    InverseMap.load(made.save(tmp_path / "map"))
