@@ -123,11 +123,23 @@ def _ratios(problem: Problem, pool: np.ndarray, errors: np.ndarray, candidates: 
     neighbours = min(NEIGHBOURS, len(pool))
     _, index = KDTree(pool).query(table.reshape(-1, table.shape[-1]), k=neighbours, workers=-1)
     smoothed = errors[index].reshape(n_laws, n_strikes, neighbours).mean(axis=-1)
-    mean = smoothed.mean()
-    if mean == 0.0:  # no error anywhere: uniform
-        return np.ones_like(smoothed)
-    bounded = np.minimum(smoothed / mean, MOST_RATIO)
-    return UNIFORM + (1.0 - UNIFORM) * bounded / bounded.mean()
+    return UNIFORM + (1.0 - UNIFORM) * _bounded(smoothed, (MOST_RATIO - UNIFORM) / (1.0 - UNIFORM))
+
+
+def _bounded(errors: np.ndarray, most: float) -> np.ndarray:
+    r"""Errors times the factor $c$ with which $\min(c e, \text{most})$ has mean 1.
+
+    Where errors are 0 almost everywhere there is none: those above 0 get `most`, the others share what is left.
+    """
+    n, above = errors.size, errors > 0.0
+    if above.sum() * most <= n:
+        rest = (n - most * above.sum()) / (n - above.sum())
+        return np.where(above, most, rest)
+    falling = np.sort(errors, axis=None)[::-1] / errors.max()
+    tails = falling[::-1].cumsum()[::-1]  # of all from the k-th on, k of them being cut
+    missing = n - most * np.arange(n)
+    k = int(np.argmax(falling * missing <= most * tails))
+    return np.minimum(errors / errors.max() * (missing[k] / tails[k]), most)
 
 
 def _systematic(ratio: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:

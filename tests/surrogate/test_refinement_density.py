@@ -8,7 +8,7 @@ from qfml.errors import ConfigError, DataError
 from qfml.surrogate.labels import labels_folder, make_labels, read_labels
 from qfml.surrogate.points import GivenPoints, placed, sobol_points
 from qfml.surrogate.problem import Problem, Range
-from qfml.surrogate.refinement import MOST_RATIO, refined_points, unit_inputs
+from qfml.surrogate.refinement import MOST_RATIO, _bounded, refined_points, unit_inputs
 from qfml.surrogate.settings import LabelSettings
 
 PROBLEM = Problem(
@@ -55,6 +55,31 @@ def test_weights_give_means_over_the_whole_box(refined):
     assert plain > 0.33  # without them they do not
     assert refined.weight.min() >= 1.0 / MOST_RATIO
     assert refined.weight.max() <= 10.0
+
+
+@pytest.mark.parametrize("corner", [0.1, 0.02])
+def test_an_error_in_a_corner_keeps_both_bounds(corner):
+    inputs = pool()
+    shares = unit_inputs(PROBLEM, inputs)
+    errors = (shares < corner ** (1 / 3)).all(1).double() * 1e-3
+    points = refined_points(PROBLEM, errors, inputs, 512, seed=1, strikes_per_law=4)
+    assert 1.0 / MOST_RATIO - 1e-12 <= points.weight.min() < 0.2
+    assert points.weight.max() <= 10.0 + 1e-9
+    assert len(points.points.smiles.unique(dim=0)) == 512  # no law twice
+    # the mean over the box of 1 and of a share, each law and strike by the density it was drawn with
+    assert points.weight.mean().item() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("power", [0, 1, 8, 60])
+def test_the_cut_density_has_mean_one(power):
+    errors = np.random.default_rng(3).random((50, 20)) ** power * 1e-5
+    found = _bounded(errors, 8.0)
+    assert found.mean() == pytest.approx(1.0, rel=1e-12)
+    assert found.max() <= 8.0
+    free = found < 8.0
+    np.testing.assert_allclose(found[free] * errors[free][0], errors[free] * found[free][0], rtol=1e-9)
+    np.testing.assert_array_equal(_bounded(np.zeros(5), 8.0), np.ones(5))
+    np.testing.assert_allclose(_bounded(np.eye(10)[0], 8.0), [8.0] + [2 / 9] * 9)
 
 
 def test_delta_pool_is_placed_by_its_own_vols():
