@@ -21,7 +21,7 @@ from qfml.export.model_file import Export, sealed, written
 from qfml.export.parity import N_POINTS, parity
 from qfml.export.trace import trace, with_gradient
 from qfml.surrogate import Surrogate
-from qfml.surrogate.coordinates import Coordinates
+from qfml.surrogate.coordinates import Coordinates, reference_deviation
 from qfml.surrogate.problem import DELTA_SLACK, Problem
 
 __all__ = ["export_surrogate"]
@@ -88,6 +88,8 @@ class _Graph:
         for i, fit in enumerate(surrogate.fits):
             for name, value in fit.named_parameters().items():
                 self.tensors[f"network{i}.{name}"] = value.detach().cpu().float()[None]
+        if surrogate.moneyness_limits is not None:
+            self.tensors["box.moneyness"] = surrogate.moneyness_limits
         if surrogate.bound is not None:
             self.tensors["bound.value"] = torch.tensor([surrogate.bound.value], dtype=torch.float64)
 
@@ -113,6 +115,11 @@ class _Graph:
         value = values[0] if len(values) == 1 else torch.stack(values).mean(0)
         place = _places(self.problem, x, value)
         inside = ((place >= tensors["box.low"]) & (place <= tensors["box.high"])).all(1)
+        if "box.moneyness" in tensors:  # no further from the money than the labels
+            assert coordinates.standardised is not None
+            z = x[:, coordinates.standardised] / reference_deviation(self.problem, x, reference)
+            least, most = tensors["box.moneyness"].unbind(0)
+            inside = inside & (z >= least) & (z <= most)
         return value, inside & torch.isfinite(value)
 
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -162,6 +169,7 @@ class _Graph:
             "target": problem.target,
             "target_unit": problem.target_unit,
             "box": {name: [limits.low, limits.high] for name, limits in problem.box.items()},
+            "moneyness": surrogate.moneyness,
             "error_bound": None if bound is None else asdict(bound),
             "problem": config.to_dict(problem),
             "problem_hash": config.config_hash(problem),

@@ -1,5 +1,7 @@
 """A surrogate as ONNX gives its values, its derivatives and its box; and an inverse map its parameters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def made_up(problem, kind, network, scale=1.0, seeds=1):
 SILU = qfml.MLP(hidden=(8, 8), activation="silu")
 CASES = {
     "black_scholes mlp": lambda: made_up(black_scholes(), "linear", qfml.MLP((8,), "tanh"), 0.2),
-    "heston by delta": lambda: made_up(heston(), "log_vol", SILU, seeds=2),
+    "heston by delta": lambda: replace(made_up(heston(), "log_vol", SILU, seeds=2), moneyness=(-0.9, 1.1)),
     "heston by moneyness": lambda: made_up(heston("log_moneyness", (-0.5, 0.5)), "vol_ratio", Bounded(SILU, "exp")),
     "heston by standard moneyness": lambda: made_up(heston("standard_moneyness", (-3, 3)), "log_vol", SILU),
     "black_scholes residual": lambda: made_up(
