@@ -90,6 +90,10 @@ def calibrate(
     if not smoothness >= 0.0:
         raise ConfigError(f"`smoothness` must be 0 or more, got {smoothness}")
     settings = {"max_steps": _count("max_steps", max_steps, 100), "tolerance": tolerance}
+    if method == "inverse" and start is not None:
+        raise ConfigError(
+            "the method 'inverse' reads the parameters off the quotes and starts nowhere: leave out `start`"
+        )
     given = None if start is None else _given(start, made, quotes.n_surfaces)
     network = _Found(cast("CalibrationModel", made), given, None)
     if method != "exact":
@@ -171,15 +175,16 @@ def _through_networks(
                 )
             return _Found(through.model, None, through.fit, through.warnings)
         order = [names.index(parameter.name) for parameter in model.parameters]
-        x = neural.inside_bounds(through.fit.x[:, order], model.parameters)
+        x = through.fit.x[:, order]
         if method == "polished":
-            return _Found(model, x, None)
+            return _Found(model, neural.inside_bounds(x, model.parameters), None)
         return _Found(model, None, _judged(model, x, quotes, through.fit.status, through.fit.n_steps), through.warnings)
-    x = neural.neural_start(quotes, inverse, model) if start is None else start
     if method == "polished":
-        return _Found(model, x, None)
+        return _Found(model, neural.neural_start(quotes, inverse, model) if start is None else start, None)
+    x = neural.inverse_answer(quotes, inverse, model)
     zeros = torch.zeros(quotes.n_surfaces, dtype=torch.int64)
-    return _Found(model, None, _judged(model, x, quotes, zeros, zeros))
+    said = tuple(neural.inverse_warnings(x, inverse, model))
+    return _Found(model, None, _judged(model, x, quotes, zeros, zeros), said)
 
 
 def _judged(model: CalibrationModel, x: Tensor, quotes: Quotes, status: Tensor, n_steps: Tensor) -> Fit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,11 +21,21 @@ from qfml.engine.streams import stream
 from qfml.errors import ConfigError
 from qfml.surrogate.surrogate import Surrogate
 
-__all__ = ["NeuralFit", "SurrogateModel", "inside_bounds", "neural_calibration", "neural_start", "refined"]
+__all__ = [
+    "NeuralFit",
+    "SurrogateModel",
+    "inside_bounds",
+    "inverse_answer",
+    "inverse_warnings",
+    "neural_calibration",
+    "neural_start",
+    "refined",
+]
 
 N_STARTS, N_SCREENED = 4, 64  # starts that are followed, and those among which they are chosen
 _OF_THE_QUOTES = ("expiry", "log_moneyness")
 BLOCK = 64  # surfaces whose quadrature nodes stay in the cache
+MARGIN = 1e-3  # share of a parameter's range by which a start lies inside the bounds
 EDGE = 0.01  # share of a parameter's range within which a solution counts as at the edge
 
 
@@ -220,7 +231,16 @@ def neural_calibration(
 
 
 def neural_start(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -> Float64[Tensor, "S P"]:
-    """Parameters of `model` that an inverse map gives for surfaces, strictly inside the model's bounds.
+    """Parameters of `model` that an inverse map gives for surfaces, as starts: strictly inside the model's bounds.
+
+    Raises:
+        ConfigError: the map is of other parameters.
+    """
+    return inside_bounds(inverse_answer(quotes, inverse, model), model.parameters)
+
+
+def inverse_answer(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -> Float64[Tensor, "S P"]:
+    """Parameters of `model` that an inverse map gives for surfaces, as they are.
 
     Raises:
         ConfigError: the map is of other parameters.
@@ -237,7 +257,27 @@ def neural_start(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -
     some = quotes.used.any(1)
     if bool(some.any()):
         found[some] = inverse.start(quotes.at(some))
-    return inside_bounds(found[:, order], model.parameters)
+    return found[:, order]
+
+
+def inverse_warnings(x: Float64[Tensor, "S P"], inverse: InverseMap, model: CalibrationModel) -> list[tuple[str, ...]]:
+    """What is to be said of an inverse map's answers: which lie at the edge of the box that it was trained on."""
+    box, found = inverse.box, []
+    order = [box.names.index(one.name) for one in model.parameters]
+    ends = torch.tensor([[box.low[i] for i in order], [box.high[i] for i in order]], dtype=torch.float64)
+    log = torch.tensor([bool(box.log[i]) for i in order])
+    low, high = torch.where(log, ends.abs().log(), ends)
+    share = (torch.where(log, x.abs().log(), x) - low) / (high - low)
+    for row in share.tolist():
+        found.append(
+            tuple(
+                f"`{one.name}` is at the {'lower' if own < EDGE else 'upper'} edge of the inverse map's box, "
+                f"{ends[0 if own < EDGE else 1, i]:g}: the truth may lie outside; calibrate by method exact"
+                for i, (one, own) in enumerate(zip(model.parameters, row, strict=True))
+                if not EDGE <= own <= 1 - EDGE
+            )
+        )
+    return found
 
 
 def refined(model: FourierModel, quotes: Quotes, start: Float64[Tensor, "S P"], n_steps: int = 2) -> Fit:
@@ -286,7 +326,17 @@ def bounds(parameters: tuple[Parameter, ...]) -> tuple[Tensor, Tensor]:
 
 
 def inside_bounds(x: Float64[Tensor, "S P"], parameters: tuple[Parameter, ...]) -> Float64[Tensor, "S P"]:
-    """Starts moved, where they lie outside, to a thousandth of the range inside the bounds."""
-    low, high = bounds(parameters)
-    margin = torch.where((high - low).isfinite(), 1e-3 * (high - low), 0.0)
-    return torch.minimum(torch.maximum(x, low + margin), high - margin)
+    """Starts moved, where they lie outside, to a thousandth of the range inside the bounds, on the parameter's scale.
+
+    For starts only: an answer is not moved.
+    """
+    columns = []
+    for parameter, column in zip(parameters, x.unbind(-1), strict=True):
+        low, high = parameter.lower, parameter.upper
+        if parameter.scale == "log" and low > 0.0:
+            step = (high / low) ** MARGIN if math.isfinite(high) else 1.0 + MARGIN
+            columns.append(column.clamp(low * step, high / step))
+        else:
+            margin = MARGIN * (high - low) if math.isfinite(high - low) else 0.0
+            columns.append(column.clamp(low + margin, high - margin))
+    return torch.stack(columns, dim=-1)

@@ -108,7 +108,8 @@ def walk_forward_calibration(
         horizons: how many surfaces ahead the parameters are judged.
         every: surfaces from one calibration to the next.
         warm: each calibration starts from the parameters of the last one that converged; the parameters are searched
-            anew where that ends in no minimum, or in twice the error of the day before.
+            anew where that ends in no minimum, or in twice the error of the day before. Where a network is given, it
+            gives the starts of every day instead.
         method: of `calibrate`.
         seed: of its starts, and of the bootstrap.
         options: further arguments of `calibrate`.
@@ -118,6 +119,7 @@ def walk_forward_calibration(
         DataError: the history is too short for any judgement.
     """
     horizons = _checked(history, horizons, every)
+    warm = warm and all(options.get(network) is None for network in ("surrogate", "inverse"))
     days: list[_Day] = []
     for number in range(0, len(history), every):
         before = next((day for day in reversed(days) if day.usable), None)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formula_smile import EXPIRIES, STRIKES, FormulaSmile, quotes_at, surface_of
+from formula_smile import EXPIRIES, STRIKES, FormulaSmile, history_of, quotes_at, surface_of
 from scipy import stats
 
 from qfml.calibration import inverse as inverse_module
@@ -15,6 +15,7 @@ from qfml.calibration.inverse import Box, InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
 from qfml.calibration.model import CALIBRATION_MODELS, Quotes
 from qfml.calibration.surface import as_quotes
+from qfml.calibration.walk_forward import walk_forward_calibration
 from qfml.errors import CheckpointError, ConfigError
 from qfml.networks import MLP
 
@@ -165,6 +166,29 @@ def test_settings_that_make_no_sense_are_refused(trained: InverseMap) -> None:
         InverseTraining(n_surfaces=5)
     with pytest.raises(ConfigError, match="the model has"):
         calibrate(surface_of([0.25, -0.2, 0.3, 1.0]), "heston", inverse=trained)
+
+
+def test_answers_are_neither_moved_nor_silent_about_the_edge(
+    trained: InverseMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small level on a logarithmic scale, far below a thousandth of the linear range."""
+    surface = surface_of([0.25, -0.2, 0.3, 1.0])
+    own = torch.tensor([[0.0101, -0.2, 0.3, 1.0]], dtype=torch.float64)
+    monkeypatch.setattr(InverseMap, "start", lambda self, quotes: own)
+    found = calibrate(surface, FormulaSmile(), "inverse", inverse=trained)
+    assert found.x.tolist() == own.tolist()
+    assert any("`level` is at the lower edge of the inverse map's box, 0.1" in said for said in found.warnings[0])
+    assert not any("`bend` is at the" in said for said in found.warnings[0])
+    with pytest.raises(ConfigError, match="starts nowhere"):
+        calibrate(surface, FormulaSmile(), "inverse", inverse=trained, start=own[0].tolist())
+
+
+def test_every_day_of_a_walk_starts_from_the_map(trained: InverseMap) -> None:
+    history = history_of([[0.25 + 0.05 * day, -0.2, 0.3, 1.0] for day in range(3)])
+    found = walk_forward_calibration(history, FormulaSmile(), horizons=(1,), method="inverse", inverse=trained)
+    assert found.metrics["n_failed"] == 0
+    alone = [calibrate(day, FormulaSmile(), "inverse", inverse=trained).params["level"] for day in history]
+    assert found.path("level")["value"].to_list() == pytest.approx(alone, rel=1e-12)
 
 
 def test_surface_without_quotes_leaves_the_others_alone(trained: InverseMap) -> None:

@@ -131,6 +131,8 @@ def test_starts_are_moved_inside_the_bounds() -> None:
     moved = inside_bounds(x, model.parameters)[0].tolist()
     assert 0.02 < moved[0] < 0.021
     assert 0.199 < moved[1] < 0.2
+    small = torch.tensor([[0.1, 0.0102, -0.5]], dtype=torch.float64)  # a logarithmic range from 0.01 to 0.2
+    assert inside_bounds(small, model.parameters).tolist() == small.tolist()
     assert moved[2] == -0.5
     assert fit(model, surfaces(TRUTH[:1]), torch.tensor([[moved]], dtype=torch.float64)).converged.all()
 
