@@ -22,7 +22,9 @@ from torch import Tensor
 from qfml.surrogate.surrogate import ROWS_AT_A_TIME, Surrogate
 
 # payoffs that are convex and monotone in the strike, all other terms fixed
-CONVEX_IN_STRIKE = frozenset({"european", "american", "bermudan", "asian", "barrier", "basket", "lookback"})
+CONVEX_IN_STRIKE = frozenset(
+    {"european", "american", "bermudan", "asian", "asian_barrier", "barrier", "basket", "lookback"}
+)
 
 
 def durrleman(k: Tensor, vol: Tensor, slope: Tensor, curvature: Tensor, expiry: Tensor) -> Tensor:
