@@ -247,7 +247,7 @@ def labelled(
     inputs = torch.stack([column.expand(shape) for column in spots.columns.values()], dim=-1)
     law = spots.law.unsqueeze(-1).expand(shape)
     if labels.engine.simulated:
-        made = _simulated(problem, labels, inputs.reshape(-1, inputs.shape[-1]), about)
+        made = _simulated(problem, labels, inputs.reshape(-1, inputs.shape[-1]), law.reshape(-1), about)
     else:
         made = _exact(problem, labels, spots.columns, shape)
     value, std_error, gradient, gradient_std_error, faults, note = made
@@ -306,7 +306,7 @@ def _exact(problem: Problem, labels: LabelSettings, columns: dict[str, Tensor], 
     return value, torch.zeros_like(value), gradient, None, faults, found.note
 
 
-def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, about: dict[str, Any]) -> Any:
+def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, law: Tensor, about: dict[str, Any]) -> Any:
     from qfml.surrogate.simulated_labels import simulated_labels  # loaded where labels are simulated
 
     engine: Any = labels.engine
@@ -319,6 +319,7 @@ def _simulated(problem: Problem, labels: LabelSettings, inputs: Tensor, about: d
         address(labels.seed, "label noise", about.get("points", "")),
         labels.gradients,
         first_row=about["laws"][0] * per_law,
+        law=law,
     )
     return made.value, made.std_error, made.gradient, made.gradient_std_error, {}, "simulated"
 

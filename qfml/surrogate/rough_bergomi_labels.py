@@ -39,14 +39,20 @@ def refusal(instrument: pr.Instrument, model: pr.Model) -> str | None:
     return None
 
 
-def laws_of(model: pr.RoughBergomi, n_rows: int) -> list[tuple[int, int]]:
+def laws_of(model: pr.RoughBergomi, n_rows: int, law: Tensor | None = None) -> list[tuple[int, int]]:
     """First row of each law and the one after its last: neighbouring rows with one set of parameters.
+
+    Args:
+        model: a batch of parameters.
+        n_rows: number of rows.
+        law: number of each row's law, shape `(n_rows,)`: laws of one set of parameters are told apart by it alone.
 
     >>> laws_of(pr.RoughBergomi(xi=[0.04, 0.04, 0.05], eta=1.9, hurst=0.1, rho=-0.7), 3)
     [(0, 2), (2, 3)]
     """
-    varied = [value.expand(n_rows) for value in model.parameters().values()]
-    table = torch.stack(varied, dim=-1) if varied else torch.zeros(n_rows, 1)
+    varied = [value.expand(n_rows) for value in model.parameters().values() if value.ndim]
+    numbers = torch.zeros(n_rows, dtype=torch.float64) if law is None else law.double()
+    table = torch.stack([numbers, *(value.to(numbers) for value in varied)], dim=-1)
     starts = (table[1:] != table[:-1]).any(-1).nonzero().flatten() + 1
     return list(pairwise([0, *starts.tolist(), n_rows])) if n_rows else []
 

@@ -110,9 +110,13 @@ class FiniteDifferenceLabels:
 class MonteCarloLabels:
     """Simulation, with noise of its own for each row.
 
+    Prices of European, Asian (fixed strike, all fixings to come) and Asian barrier options under Heston or
+    Black-Scholes on one asset without cash dividends; implied vols of European options under rough Bergomi, without
+    gradients.
+
     Args:
-        n_paths: paths of each label, a power of two.
-        n_steps: time steps to the last date.
+        n_paths: paths of each label, a power of two, 16 or more.
+        n_steps: time steps to the last date; of implied vols an even number.
     """
 
     kind: ClassVar[str] = "monte_carlo"
@@ -215,6 +219,13 @@ class LabelSettings:
             raise ConfigError("`device: cuda` needs a GPU, and torch sees none: use cpu")
         engine = self.engine.engine()
         triple = problem.triple(problem.corners())
+        if isinstance(self.engine, MonteCarloLabels):
+            from qfml.surrogate.simulated_labels import not_simulated  # loaded where labels are simulated
+
+            drawn = self.engine
+            reason = not_simulated(problem.target, triple, drawn.n_paths, drawn.n_steps, self.gradients)
+            if reason is not None:
+                raise ConfigError(f"`engine: {drawn.kind}` does not label this problem: {reason}")
         if engine is None:
             try:
                 default_engine(*triple)

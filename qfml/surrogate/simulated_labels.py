@@ -17,7 +17,7 @@ from qfml.errors import DataError
 from qfml.surrogate import rough_bergomi_labels as rough_bergomi
 from qfml.surrogate.path_labels import FEWEST_PATHS, block_rows, label_block, refusal
 
-__all__ = ["SimulatedLabels", "simulated_labels"]
+__all__ = ["SimulatedLabels", "not_simulated", "simulated_labels"]
 
 MOST_PATHS = 2**22
 
@@ -66,14 +66,16 @@ def simulated_labels(
     seed: int,
     gradients: bool,
     first_row: int = 0,
+    law: Tensor | None = None,
 ) -> SimulatedLabels:
     """Price each row of inputs by a simulation of its own.
 
     Row `first_row + i` gets the same label whatever other rows are in the call, for its noise depends on the seed, the
     number of the row and `n_paths` alone. Blocks of rows run side by side on the cores that torch may use.
 
-    Implied vols under rough Bergomi are the exception: neighbouring rows of one law (one set of model parameters) share
-    one simulation, addressed by the first of them. A call must not begin within a law.
+    Implied vols under rough Bergomi are the exception: neighbouring rows of one law (one set of model parameters, and
+    one number in `law` if it is given) share one simulation, addressed by the first of them. A call must not begin
+    within a law.
 
     Args:
         problem: what is priced, with a target "price" (in units of the spot), or "implied_vol" under rough Bergomi.
@@ -85,6 +87,7 @@ def simulated_labels(
         gradients: whether derivatives of the value by all inputs are made too, pathwise, by one sweep backwards. There
             are none under rough Bergomi: a sweep serves one strike, where the simulation serves all of a law.
         first_row: number of the first row, 0 or more.
+        law: number of each row's law, shape `(N,)`; None: neighbouring rows of equal parameters are of one.
 
     Returns:
         Value, standard error, gradient and its standard error.
@@ -98,17 +101,12 @@ def simulated_labels(
         survival for barrier option simulations.
     """
     _check(inputs, n_paths, n_steps, seed, first_row)
+    triple = problem.triple(inputs[:1]) if len(inputs) else None
+    reason = not_simulated(problem.target, triple, n_paths, n_steps, gradients)
+    if reason is not None:
+        raise DataError(reason)
     if problem.target == "implied_vol":
-        return _implied_vols(problem, inputs, n_paths, n_steps, seed, gradients, first_row)
-    if problem.target != "price":
-        raise DataError(
-            f"`target` of simulated labels must be 'price', or 'implied_vol' under rough Bergomi, got "
-            f"{problem.target!r}: a network on prices gives it by its formula"
-        )
-    if len(inputs):
-        reason = refusal(*problem.triple(inputs[:1]))
-        if reason is not None:
-            raise DataError(f"this problem has no labels by simulation: {reason}; use an exact engine")
+        return _implied_vols(problem, inputs, n_paths, n_steps, seed, first_row, law)
     size = block_rows(n_paths, inputs.device)
     ends = range(size * (first_row // size + 1), first_row + len(inputs), size)
     edges = [first_row, *ends, first_row + len(inputs)] if len(inputs) else [first_row]
@@ -135,26 +133,47 @@ def simulated_labels(
     return SimulatedLabels(value, std_error, gradient, its_error)
 
 
-def _implied_vols(
-    problem: LabelProblem, inputs: Tensor, n_paths: int, n_steps: int, seed: int, gradients: bool, first_row: int
-) -> SimulatedLabels:
+def not_simulated(
+    target: str, triple: tuple[pr.Instrument, pr.Model, pr.Market] | None, n_paths: int, n_steps: int, gradients: bool
+) -> str | None:
+    """Why a problem has no labels by simulation, in a sentence; None if it has, as far as `triple` is given."""
+    if n_paths < FEWEST_PATHS:
+        return f"`n_paths` of simulated labels must be {FEWEST_PATHS} or more, got {n_paths}"
+    if target == "price":
+        reason = None if triple is None else refusal(*triple)
+        return None if reason is None else f"this problem has no labels by simulation: {reason}; use an exact engine"
+    if target != "implied_vol":
+        return (
+            f"`target` of simulated labels must be 'price', or 'implied_vol' under rough Bergomi, got {target!r}: a "
+            "network on prices gives it by its formula"
+        )
+    reason = None if triple is None else rough_bergomi.refusal(*triple[:2])
+    if reason is not None:
+        return f"this problem has no labels by simulation: {reason}; use an exact engine"
     if gradients:
-        raise DataError(
+        return (
             "implied vols under rough Bergomi are labelled without gradients: one simulation serves all strikes of a "
             "law, a sweep backwards only one; spend the time on more laws, with `gradients: false`"
         )
     if n_steps % 2:
-        raise DataError(
-            f"`n_steps` must be even under rough Bergomi, got {n_steps}: every other node makes a second sum"
-        )
+        return f"`n_steps` must be even under rough Bergomi, got {n_steps}: every other node makes a second sum"
+    return None
+
+
+def _implied_vols(
+    problem: LabelProblem,
+    inputs: Tensor,
+    n_paths: int,
+    n_steps: int,
+    seed: int,
+    first_row: int,
+    law: Tensor | None,
+) -> SimulatedLabels:
     if not len(inputs):
         return SimulatedLabels(inputs.new_empty(0), inputs.new_empty(0), None, None)
     instrument, model, market = problem.triple(inputs)
-    reason = rough_bergomi.refusal(instrument, model)
-    if reason is not None:
-        raise DataError(f"this problem has no labels by simulation: {reason}; use an exact engine")
     assert isinstance(model, pr.RoughBergomi)
-    laws = rough_bergomi.laws_of(model, len(inputs))
+    laws = rough_bergomi.laws_of(model, len(inputs), law)
 
     def one(rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
         words = address("rough laws", seed, first_row + rows[0])

@@ -155,6 +155,52 @@ def test_settings_that_do_not_fit_are_refused(settings, says):
         build(LabelSettings, {"n_points": 8, "seed": 1} | settings).checked(heston())
 
 
+BARRIER = {"kind": "barrier", "expiry": 1.0, "barrier": 0.8, "barrier_kind": "down-out"}
+FIXED_HESTON = {"kind": "heston", "v0": 0.04, "kappa": 1.5, "theta": 0.04, "sigma": 0.4, "rho": -0.5}
+ROUGH = {"kind": "rough_bergomi", "eta": 1.5, "hurst": 0.1, "rho": -0.7, "xi": 0.04}
+
+
+@pytest.mark.parametrize(
+    ("model", "instrument", "target", "says"),
+    [
+        (FIXED_HESTON, BARRIER, "price", "not Barrier"),
+        (ROUGH, {"kind": "european", "expiry": 1.0}, "price", "not RoughBergomi"),
+        (ROUGH, {"kind": "european", "expiry": 1.0}, "time_value", "must be 'price', or 'implied_vol'"),
+        ({"kind": "black_scholes", "vol": 0.2}, {"kind": "european", "expiry": 1.0}, "implied_vol", "RoughBergomi"),
+    ],
+)
+def test_simulations_that_are_not_made_are_refused_before_the_first_shard(model, instrument, target, says):
+    box = {"log_moneyness" if target == "implied_vol" else "strike": Range(0.8, 1.2)}
+    problem = Problem(model, instrument, {"spot": 1.0}, box, target)
+    with pytest.raises(ConfigError, match=says):
+        LabelSettings(4, 1, MonteCarloLabels(64, 8)).checked(problem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"engine": MonteCarloLabels(64, 7)}, "must be even under rough Bergomi, got 7"),
+        ({"engine": MonteCarloLabels(8, 8)}, "must be 16 or more, got 8"),
+        ({"engine": MonteCarloLabels(64, 8), "gradients": True}, "without gradients"),
+    ],
+)
+def test_simulated_vols_need_an_even_number_of_steps_and_no_gradients(changes, says):
+    box = {"log_moneyness": Range(-0.1, 0.1)}
+    problem = Problem(ROUGH, {"kind": "european", "expiry": 1.0}, {"spot": 1.0}, box)
+    with pytest.raises(ConfigError, match=says):
+        LabelSettings(4, 1, **changes).checked(problem)
+
+
+def test_laws_of_a_fixed_rough_model_have_noise_of_their_own():
+    box = {"expiry": Range(0.5, 0.500001), "log_moneyness": Range(1e-6, 2e-6)}
+    problem = Problem(ROUGH, {"kind": "european"}, {"spot": 1.0}, box)
+    labels = LabelSettings(64, 1, MonteCarloLabels(64, 4), strikes_per_law=2)
+    values = make_shard(problem, labels, 0).value.reshape(64, 2)
+    # one option 128 times: laws differ by their noise alone, which its strikes share
+    assert values[:, 0].std() > 0.01
+    assert np.abs(values[:, 0] - values[:, 1]).max() < 1e-3
+
+
 def test_strikes_need_a_coordinate_and_expiries_too():
     problem = Problem(
         model={"kind": "black_scholes"},
