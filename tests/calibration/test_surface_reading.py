@@ -98,9 +98,7 @@ def markets(changed=None):
 
 def test_a_crossed_price_in_the_money_is_refused_before_it_enters_a_forward():
     crossed = markets({(90.0, 91, "call"): (14.0, 11.0)})
-    message = (
-        r"`bid_price` must not be above `ask_price` \(the market is crossed\): row 16 \(call, strike 90"
-    )
+    message = r"`bid_price` must not be above `ask_price` \(the market is crossed\): row 16 \(call, strike 90"
     for how in ({}, {"rates": RATE}, {"spot": SPOT, "rates": RATE, "dividends": DIVIDEND}):
         with pytest.raises(DataError, match=message):
             Surface.from_frame(crossed, **how)
@@ -131,6 +129,7 @@ def test_a_locked_market_leaves_the_widths_of_the_others_their_weight():
 def test_an_ask_price_of_zero_is_no_ask():
     surface = Surface.from_frame(markets({(110.0, 91, "put"): (9.5, 0.0)}))
     assert any("from 6 pairs" in note for note in surface.remarks)
+    assert not any("outliers" in note for note in surface.remarks)
     np.testing.assert_allclose(surface.forward, SPOT * np.exp((RATE - DIVIDEND) * surface.expiry), rtol=1e-9)
 
 
