@@ -61,11 +61,9 @@ def smoothed(
     while n_steps < max_steps:
         n_steps += 1
         step = problem.step(normal, gradient, damping)
-        gained = -np.inf
-        if step is not None:
-            trial = problem.bounded(y, step)
-            new_value, new_normal, new_gradient = problem.at(trial)
-            gained = value - new_value if np.isfinite(new_value) else -np.inf
+        trial = y if step is None else problem.bounded(y, step)
+        new_value, new_normal, new_gradient = problem.at(trial)
+        gained = value - new_value if step is not None and np.isfinite(new_value) else -np.inf
         if gained >= 0.0:
             y, value, normal, gradient = trial, new_value, new_normal, new_gradient
             # a step that is short because longer ones have failed tells no minimum
