@@ -21,27 +21,37 @@ _SPREAD = 1e-3  # a prediction of returns is small: its differences are held aga
 _LEAST_SPREAD = 1e-4  # below, the rounding of float32 is as large
 _ROWS = 1_000
 
+Measure = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Parity:
     """How far an exported graph is from torch.
 
     Attributes:
-        n_points: rows compared.
+        n_points: rows whose numbers were compared.
+        n_unknown: further rows where torch gives NaN, such as those outside of a box, and so must the graph.
         largest: the largest |a - b| / max(1, |a|), a by torch and b by the exported graph, over all outputs.
         tolerance: what `largest` may be.
     """
 
     n_points: int
+    n_unknown: int
     largest: float
     tolerance: float = TOLERANCE
 
     def as_metadata(self) -> dict[str, Any]:
         """In JSON types."""
-        return {"points": self.n_points, "largest_difference": self.largest, "tolerance": self.tolerance}
+        return {
+            "points": self.n_points,
+            "points_without_a_value": self.n_unknown,
+            "largest_difference": self.largest,
+            "tolerance": self.tolerance,
+        }
 
     def __str__(self) -> str:
-        return f"largest difference {self.largest:.1e} on {self.n_points:,} points (at most {self.tolerance:g})"
+        beside = f" and NaN on {self.n_unknown:,} others" if self.n_unknown else ""
+        return f"largest difference {self.largest:.1e} on {self.n_points:,} points{beside} (at most {self.tolerance:g})"
 
 
 def parity(
@@ -49,7 +59,7 @@ def parity(
     reference: Callable[[Tensor], Mapping[str, Tensor]],
     points: Tensor,
     *,
-    scales: Mapping[str, Tensor] | None = None,
+    measures: Mapping[str, Measure] | None = None,
 ) -> Parity:
     """Compare a model with torch on `points`, in batches of 1, 2 and 1,000 rows.
 
@@ -57,7 +67,7 @@ def parity(
         model: the bytes of an ONNX model with one input.
         reference: what torch gives for each output, by name, for inputs (n, ...).
         points: inputs (n, ...).
-        scales: of an output, the sizes that its columns are measured in; 1 if not named.
+        measures: of an output, what it is turned into, by torch and by the graph, before the two are compared.
 
     Raises:
         UserError: a difference beyond the tolerance, other shapes, or NaN where torch has none.
@@ -83,11 +93,13 @@ def parity(
                 )
             found[name].append(np.asarray(output))
             wanted[name].append(truth)
-    scales = {} if scales is None else scales
-    largest = [
-        _largest(name, np.concatenate(wanted[name]), np.concatenate(found[name]), scales.get(name)) for name in names
-    ]
-    return Parity(len(points), max(largest))
+    measures = {} if measures is None else measures
+    largest, known = [], np.ones(len(points), dtype=bool)
+    for name in names:
+        truth, own = np.concatenate(wanted[name]), np.concatenate(found[name])
+        largest.append(_largest(name, truth, own, measures.get(name)))
+        known &= np.isfinite(truth).reshape(len(points), -1).all(1)
+    return Parity(int(known.sum()), int((~known).sum()), max(largest))
 
 
 def quiet_session(model: bytes) -> Any:
@@ -105,7 +117,7 @@ def _batches(points: Tensor) -> Sequence[Tensor]:
     return points.split(sizes)
 
 
-def _largest(name: str, torch_s: np.ndarray, graph_s: np.ndarray, scale: Tensor | None) -> float:
+def _largest(name: str, torch_s: np.ndarray, graph_s: np.ndarray, measure: Measure | None) -> float:
     """The largest difference of one output; UserError if it is too large."""
     if torch_s.dtype == bool:
         wrong = int((torch_s != graph_s).sum())
@@ -118,8 +130,8 @@ def _largest(name: str, torch_s: np.ndarray, graph_s: np.ndarray, scale: Tensor 
         raise UserError(f"torch gives no finite `{name}` on the points compared: the network is not fit for use")
     if (known != np.isfinite(b)).any():
         raise UserError(f"`{name}` of the exported graph is not finite where torch's is, or is: {_NOT_WRITTEN}")
-    if scale is not None:
-        a, b = a / scale.numpy(), b / scale.numpy()
+    if measure is not None:
+        a, b = measure(a), measure(b)
     error = np.abs(a - b)[known]
     a = a[known]
     largest = float((error / np.maximum(1.0, np.abs(a))).max())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qfml import config
+from qfml.errors import UserError
 from qfml.export.fit_stack import library_version
 from qfml.export.model_file import Export, sealed, written
 from qfml.export.parity import N_POINTS, parity
@@ -28,6 +29,7 @@ __all__ = ["export_surrogate"]
 
 INPUT = "inputs"
 _SLACK = 1e-9  # of `Problem.outside`
+_MOST_DRAWS = 50
 
 
 def export_surrogate(
@@ -39,14 +41,14 @@ def export_surrogate(
     `value` (N,) in the unit of the target, `inside` (N,), whether a row lies in the box, and `error_bound` (N,) if the
     surrogate has one; `model_greeks.onnx` gives `gradient` (N, d) too. Outside of the box numbers are NaN.
 
-    Each graph is compared with torch on 10,000 points, some of them outside of the box: values with
+    Each graph is compared with torch on 10,000 points in the box and some outside of it: values with
     `Surrogate.predict`, derivatives with torch's reverse mode in float64, in units of a derivative's root mean square.
 
     Args:
         surrogate: what is exported.
         folder: where the files go; older ones are replaced, both or none.
         config_hash: of the settings that the surrogate came from.
-        greeks: whether to write the second file.
+        greeks: whether to write the second file; if not, an older one is removed, which may be another surrogate's.
 
     Raises:
         UserError: a difference from torch, or a folder that cannot be written.
@@ -68,13 +70,16 @@ def export_surrogate(
         )
         model = template.filled(graph.tensors)
         reference = graph.reference_with_gradient if differentiated else graph.reference
-        scales = {"gradient": gradient_scale(reference(points)["gradient"])} if differentiated else None
-        agreement = parity(model.SerializeToString(), reference, points, scales=scales)
+        measures = None
+        if differentiated:
+            scale = gradient_scale(reference(points)["gradient"]).numpy()
+            measures = {"gradient": lambda gradient, scale=scale: gradient / scale}
+        agreement = parity(model.SerializeToString(), reference, points, measures=measures)
         about = graph.metadata(differentiated) | {"config_hash": config_hash, "parity": agreement.as_metadata()}
         contents.append((folder / name, sealed(model, about)))
         what = f"{surrogate.problem.target}{' and its derivatives' if differentiated else ''} of {surrogate.hash}"
         exports.append(Export(folder / name, what, agreement, time.perf_counter() - begin))
-    written(contents)
+    written(contents, outdated=[] if greeks else [folder / "model_greeks.onnx"])
     return exports
 
 
@@ -125,21 +130,23 @@ class _Graph:
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs of `model.onnx`."""
         value, inside = self.raw(x, tensors, torch.float32)
-        return torch.where(inside, value, torch.nan), inside, *self._bound(value, tensors)
+        return torch.where(inside, value, torch.nan), inside, *self._bound(inside, value, tensors)
 
     def with_gradient(self, x: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs of `model_greeks.onnx`."""
         value, gradient, inside = with_gradient(self.raw)(x, tensors)
         masked = torch.where(inside[:, None], gradient, torch.nan)
-        return torch.where(inside, value, torch.nan), masked, inside, *self._bound(value, tensors)
+        return torch.where(inside, value, torch.nan), masked, inside, *self._bound(inside, value, tensors)
 
-    def _bound(self, value: Tensor, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        return [tensors["bound.value"].expand_as(value)] if "bound.value" in tensors else []
+    def _bound(self, inside: Tensor, value: Tensor, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        if "bound.value" not in tensors:
+            return []
+        return [torch.where(inside, tensors["bound.value"].expand_as(value), torch.nan)]
 
     def reference(self, x: Tensor) -> dict[str, Tensor]:
         """What the surrogate itself says."""
         found = self.surrogate.predict(x, errors="flag")
-        bound = self._bound(found.value.double(), self.tensors)
+        bound = self._bound(found.inside, found.value.double(), self.tensors)
         return {"value": found.value, "inside": found.inside} | dict(zip(["error_bound"], bound))
 
     def reference_with_gradient(self, x: Tensor) -> dict[str, Tensor]:
@@ -158,7 +165,7 @@ class _Graph:
             "value": f"{problem.target}, {problem.target_unit}",
             "gradient": "derivative of the value in each input, per unit of that input",
             "inside": "whether the row lies in the box; numbers are NaN where it does not",
-            "error_bound": "what fresh points inside the box keep at the level of `error_bound`, in units of the value",
+            "error_bound": "what fresh points keep at the level of `error_bound`, in units of the value; NaN outside",
         }
         return {
             "kind": "surrogate_greeks" if differentiated else "surrogate",
@@ -215,8 +222,30 @@ def _places(problem: Problem, x: Tensor, value: Tensor) -> Tensor:
 
 
 def box_points(surrogate: Surrogate, n: int) -> Tensor:
+    """Inputs of `n` rows in the box, and of up to a ninth as many outside of it, in the order they were drawn.
+
+    Raises:
+        UserError: too few of the rows drawn lie in the box, which only a network that is not finite there causes.
+    """
+    generator = torch.Generator()
+    drawn: list[Tensor] = []
+    places: list[Tensor] = []
+    inside = torch.zeros(0, dtype=torch.bool)
+    for _ in range(_MOST_DRAWS):
+        drawn.append(_spread(surrogate.problem, n, generator))
+        places.append(surrogate.predict(drawn[-1], errors="flag").inside)
+        inside = torch.cat(places)
+        if int(inside.sum()) >= n:
+            kept = (inside & (inside.cumsum(0) <= n)) | (~inside & ((~inside).cumsum(0) <= max(1, n // 9)))
+            return torch.cat(drawn)[kept]
+    raise UserError(
+        f"only {int(inside.sum()):,} of {len(inside):,} rows spread over the box lie in it by the surrogate's own "
+        "values: it is not fit for use, train it again"
+    )
+
+
+def _spread(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
     """Inputs (n, d) spread over the box, a tenth of them with one input somewhat beyond its range."""
-    problem, generator = surrogate.problem, torch.Generator()
     uniform = torch.rand(n, len(problem.inputs), generator=generator, dtype=torch.float64)
     beyond = torch.arange(n) % 10 == 9
     which = torch.randint(len(problem.inputs), (n,), generator=generator)
