@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from qfml.export.trace import trace
 __all__ = ["export_inverse_map"]
 
 INPUT, OUTPUT = "vols", "parameters"
+_JUDGED = ("vol_error_bps", "mean_error_share_of_box", "n_judged")  # of the map's report: errors on fresh surfaces
 _SMALLEST = 1e-6  # share of the box that `Box.inside` keeps from its edge
 
 
@@ -42,8 +46,7 @@ def export_inverse_map(inverse: InverseMap, to: Any, *, config_hash: str | None 
     points = graph.points(N_POINTS)
     template = trace(graph.forward, points[:3], graph.tensors, input_name=INPUT, output_names=[OUTPUT])
     model = template.filled(graph.tensors)
-    low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (inverse.box.low, inverse.box.high))
-    agreement = parity(model.SerializeToString(), graph.reference, points, scales={OUTPUT: high - low})
+    agreement = parity(model.SerializeToString(), graph.reference, points, measures={OUTPUT: graph.places})
     about = graph.metadata() | {"config_hash": config_hash, "parity": agreement.as_metadata()}
     written([(path, sealed(model, about))])
     return Export(path, f"parameters of {inverse.model.kind} from vols", agreement, time.perf_counter() - begin)
@@ -79,6 +82,15 @@ class _Graph:
         """The same by the map itself."""
         return {OUTPUT: self.inverse._parameters(x[:, None])}
 
+    def places(self, parameters: np.ndarray) -> np.ndarray:
+        """Where parameters (N, P) lie in the box, from 0 to 1: in the logarithm of those whose range is of that scale.
+
+        A small number of a wide range is held to as many digits as a large one.
+        """
+        low, high, log = (self.tensors[name].numpy() for name in ("low", "high", "log"))
+        found = np.where(log, np.log(np.where(log, parameters, 1.0)), parameters)
+        return (found - low) / (high - low)
+
     def points(self, n: int) -> Tensor:
         """Vols (n, places) about as wide as those of the surfaces that the map was trained on."""
         normal = torch.randn(n, len(self.inverse.centre), generator=torch.Generator())
@@ -100,4 +112,22 @@ class _Graph:
             "box": dict(zip(inverse.box.names, map(list, zip(inverse.box.low, inverse.box.high)))),
             "network": config.to_dict(inverse.network),
             "members": len(inverse.parameters),
+            "errors": {name: _finite(inverse.report[name]) for name in _JUDGED if name in inverse.report},
+            "map_hash": map_hash(inverse),
         }
+
+
+def map_hash(inverse: InverseMap) -> str:
+    """16 hex digits that change with model, layout, box, network or parameters of a map."""
+    named = {name: config.to_dict(getattr(inverse, name)) for name in ("model", "layout", "box", "network")}
+    digest = hashlib.sha256(config.config_hash(named).encode())
+    for tensor in (inverse.parameters, inverse.centre, inverse.scale):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity, the error of parameters that have no vols: null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
