@@ -101,9 +101,12 @@ def _calibration(found: dict[str, Any]) -> None:
             out.print(f"! {printable(text)}", style="yellow", highlight=False, markup=False)
     if len(surfaces) > MOST_SURFACES:
         errors = sorted(s["rmse_bps"] for s in surfaces if s["rmse_bps"] is not None)
+        spread = "none has a fit"
+        if errors:
+            spread = f"rms error in the median {errors[len(errors) // 2]:.2f} bps, at most {errors[-1]:.2f}"
         out.print(
             f"{len(surfaces)} surfaces, {sum(s['converged'] for s in surfaces)} converged, the first {MOST_SURFACES} "
-            f"shown; rms error in the median {errors[len(errors) // 2]:.2f} bps, at most {errors[-1]:.2f}",
+            f"shown; {spread}",
             highlight=False,
         )
     out.print(f"calibrated in {found['seconds']['calibration']:.2f} s by {fit['method']}", highlight=False)
@@ -113,11 +116,17 @@ def _fitted_parameters(fit: dict[str, Any], place: int, surface: dict[str, Any])
     """One row a parameter, or one an expiry."""
     table = rich.table.Table(title=rich.text.Text(f"{fit['model']}: {printable(surface['name'])}"))
     names = list(fit["params"])
-    if "expiries" not in fit:
+    if "expiries" not in fit or not all(isinstance(fit["params"][name][place], list) for name in names):
         for head in ("parameter", "value", "std error"):
             table.add_column(head, justify="left" if head == "parameter" else "right")
         for name in names:
-            table.add_row(name, _error(fit["params"][name][place]), _error(fit["std_error"][name][place], ".3g"))
+            value, error = fit["params"][name][place], fit["std_error"][name][place]
+            if not isinstance(value, list):
+                table.add_row(name, _error(value), _error(error, ".3g"))
+                continue
+            for expiry, one, its_error in zip(fit["expiries"][place], value, error):
+                if expiry is not None:
+                    table.add_row(f"{name} at {expiry:.4f} y", _error(one), _error(its_error, ".3g"))
         return table
     table.add_column("expiry", justify="right")
     for name in names:

@@ -12,6 +12,9 @@ from rough_surrogate import rough_surface, rough_surrogate
 
 import pricers as pr
 from qfml.calibration import Surface
+from qfml.report.calibration import _parameter_rows, shown_surfaces
+from qfml.summary import SUMMARIES
+from qfml.task.calibration import _curves
 
 DAX = "configs/calibration_heston_dax.yaml"
 PRINTED = 0.005  # a sum of squares is published to two digits behind the point
@@ -234,6 +237,13 @@ def test_ragged_days_and_days_without_weights_are_told_apart(model, rough):
     days = metrics(rough / model)["fit"]["surfaces"]
     assert [day["converged"] for day in days] == [True, False, True], days
     assert days[1]["rmse_bps"] is None
+    fit = metrics(rough / model)["fit"]
+    if model == "ssvi":
+        assert np.shape(fit["params"]["rho"]) == (3,)
+        assert np.all(np.diff(fit["params"]["theta"][2]) > 0)
+        assert min(fit["std_error"]["theta"][2]) > 0
+        assert "theta at 1.8" in (rough / model / "report.html").read_text()
+        assert "theta at 1.8" in done.out
 
 
 @pytest.mark.parametrize(
@@ -251,3 +261,37 @@ def test_ragged_days_and_days_without_weights_are_told_apart(model, rough):
 def test_sections_that_a_model_cannot_follow_are_refused(arguments, told, rough):
     done = qfml("calibrate", "days.csv", *arguments, "--out", "refused", cwd=rough)
     assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_null_errors_say_why():
+    fit = {
+        "parameters": [{"name": name, "lower": 0.0, "upper": 1.0} for name in ("a", "b", "c", "d")],
+        "params": {"a": [0.5], "b": [1.0], "c": [0.5], "d": [0.5]},
+        "std_error": {"a": [0.1], "b": [None], "c": [None], "d": [None]},
+        "identified": {"a": [True], "b": [True], "c": [False], "d": [True]},
+    }
+    rows = _parameter_rows(fit, 0, ["`b` is at its bound, between 0 and 1"])
+    assert [row[-1] for row in rows] == ["", "at its bound", "not identified", "no standard error"]
+
+
+def test_many_failed_surfaces_are_summed_up(capsys):
+    surface = {"name": "x", "rmse_bps": None, "max_bps": None, "n_quotes": 1, "sse": None, "status": "failed"}
+    surfaces = [surface | {"converged": False, "warnings": []}] * 5
+    empty = {"a": [None] * 5}
+    fit = {"model": "heston", "method": "exact", "surfaces": surfaces, "params": empty, "std_error": empty}
+    SUMMARIES["calibration"]({"fit": fit, "seconds": {"calibration": 1.0}})
+    assert "none has a fit" in capsys.readouterr().out
+
+
+def test_the_surfaces_of_the_page_have_curves_however_long_the_history(monkeypatch):
+    monkeypatch.setattr("qfml.task.calibration.MOST_CURVES", 2)
+    named = {f"day {i}": Surface.dax_2002() for i in range(8)}
+    fitted = [{"rmse_bps": error} for error in (1.0, 9.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0)]
+
+    class Flat:
+        def smile(self, places, expiry, surface):
+            return np.full(len(places), 0.2)
+
+    assert shown_surfaces(fitted) == [1, 3, 7]
+    drawn = _curves(Flat(), named, fitted)["surface"].unique(maintain_order=True).to_list()
+    assert drawn == ["day 1", "day 3", "day 6", "day 7"]

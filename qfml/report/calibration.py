@@ -50,12 +50,17 @@ class _Run:
     @property
     def shown(self) -> list[int]:
         """The surfaces whose smiles are drawn: all of a few, else the worst, the median and the last."""
-        n = len(self.surfaces)
-        if n <= SHOWN:
-            return list(range(n))
-        errors = [math.inf if s["rmse_bps"] is None else s["rmse_bps"] for s in self.surfaces]
-        order = sorted(range(n), key=lambda i: errors[i])
-        return list(dict.fromkeys([order[-1], order[n // 2], n - 1]))
+        return shown_surfaces(self.surfaces)
+
+
+def shown_surfaces(surfaces: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Places of the surfaces whose smiles the page draws, by their `rmse_bps` (None: failed, worse than any other)."""
+    n = len(surfaces)
+    if n <= SHOWN:
+        return list(range(n))
+    errors = [math.inf if s["rmse_bps"] is None else s["rmse_bps"] for s in surfaces]
+    order = sorted(range(n), key=lambda i: errors[i])
+    return list(dict.fromkeys([order[-1], order[n // 2], n - 1]))
 
 
 def write_calibration_report(folder: Path) -> Path:
@@ -101,9 +106,11 @@ def _headline(run: _Run) -> Html:
         ("Not converged", formats.count(failed), f"of {formats.count(len(surfaces))} surfaces"),
         ("Time", f"{formats.significant(run.metrics['seconds'].get('calibration'), 3)} s", fit["method"]),
     ]
-    inside = [s["inside_bid_ask"] for s in surfaces if s.get("inside_bid_ask") is not None]
-    if inside:
-        cards.insert(2, ("Inside bid and ask", formats.percent(float(np.mean(inside))), "of the quotes"))
+    bid, ask, vol = (run.quotes[name].to_numpy() for name in ("bid", "ask", "model_vol"))
+    two_sided = np.isfinite(bid) & np.isfinite(ask) & (bid > 0.0) & np.isfinite(vol)
+    if two_sided.any():
+        inside = float(((vol >= bid) & (vol <= ask))[two_sided].mean())
+        cards.insert(2, ("Inside bid and ask", formats.percent(inside), "of the two-sided quotes"))
     if not many:
         cards.insert(2, ("Sum of squares", formats.significant(first.get("sse"), 6), "vol points squared"))
     parts = [
@@ -146,7 +153,7 @@ def _parameters(run: _Run, charts: Charts) -> Section:
     fit, parts = run.fit, []
     for place in run.shown:
         surface = run.surfaces[place]
-        rows = _parameter_rows(fit, place)
+        rows = _parameter_rows(fit, place, surface["warnings"])
         if len(run.surfaces) > 1:
             parts.append(el("h3", surface["name"]))
         heads = ("Parameter", "Value", "Standard error", "95 % interval", "Range allowed", "")
@@ -164,25 +171,30 @@ def _parameters(run: _Run, charts: Charts) -> Section:
     return Section("parameters", "Parameters", intro, join(parts))
 
 
-def _parameter_rows(fit: Mapping[str, Any], place: int) -> list[list[object]]:
+def _parameter_rows(fit: Mapping[str, Any], place: int, warnings: Sequence[str]) -> list[list[object]]:
     rows: list[list[object]] = []
     for entry in fit["parameters"]:
         name = entry["name"]
-        value, error = fit["params"][name][place], fit["std_error"][name][place]
+        value, error, known = (fit[key][name][place] for key in ("params", "std_error", "identified"))
         if isinstance(value, list):  # one an expiry
             expiries = fit["expiries"][place]
-            for expiry, one, its_error in zip(expiries, value, error):
-                rows.append(_parameter_row(f"{name} at {formats.significant(expiry, 3)} y", one, its_error, entry))
+            for expiry, one, its_error, told in zip(expiries, value, error, known):
+                label = f"{name} at {formats.significant(expiry, 3)} y"
+                if expiry is not None:
+                    rows.append(_parameter_row(label, one, its_error, entry, "" if told else "not identified"))
         else:
-            rows.append(_parameter_row(name, value, error, entry))
+            at_bound = any(text.startswith(f"`{name}` is at its bound") for text in warnings)
+            remark = "at its bound" if at_bound else "" if known else "not identified"
+            rows.append(_parameter_row(name, value, error, entry, remark))
     return rows
 
 
-def _parameter_row(name: str, value: Any, error: Any, entry: Mapping[str, Any]) -> list[object]:
+def _parameter_row(name: str, value: Any, error: Any, entry: Mapping[str, Any], remark: str) -> list[object]:
     known = isinstance(value, float) and isinstance(error, float)
     bounds = (value - 1.96 * error, value + 1.96 * error) if known else None
     allowed = (entry.get("lower"), entry.get("upper"))
-    remark = "" if known or value is None else "not identified"
+    if not known and value is not None and not remark:
+        remark = "no standard error"
     return [
         el("code", name),
         formats.significant(value, 5),
@@ -233,7 +245,8 @@ def _smiles(run: _Run, charts: Charts) -> Section:
 
 def _residuals(quotes: pl.DataFrame) -> Figure:
     errors = quotes["residual_bps"].to_numpy()
-    reach = float(np.nanquantile(np.abs(errors), 0.98)) or 1.0
+    known = np.abs(errors[np.isfinite(errors)])
+    reach = (float(np.quantile(known, 0.98)) if len(known) else 0.0) or 1.0
     ticks = _spread(np.unique(quotes["expiry"].to_numpy()))
     trace = {
         "type": "scatter",

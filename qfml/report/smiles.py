@@ -45,8 +45,10 @@ def _panel(expiry: float, quotes: pl.DataFrame, curve: pl.DataFrame) -> Html:
     drawn = [frame.axes(), frame.line(curve["log_moneyness"].to_numpy(), curve["model_vol"].to_numpy())]
     for row in quotes.iter_rows(named=True):
         drawn.append(frame.quote(row))
-    rms = float(np.sqrt(np.nanmean(quotes["residual_bps"].to_numpy() ** 2)))
-    told = el("figcaption", el("strong", _time(expiry)), f" {len(quotes)} quotes, rms {bps(round(rms, 1))}")
+    error = quotes["residual_bps"].to_numpy()
+    error = error[np.isfinite(error)]
+    fitted = f"rms {bps(round(float(np.sqrt(np.mean(error**2))), 1))}" if len(error) else "not fitted"
+    told = el("figcaption", el("strong", _time(expiry)), f" {len(quotes)} quotes, {fitted}")
     label = f"smile at {_time(expiry)}"
     return el("figure", told, el("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label))
 

@@ -30,12 +30,13 @@ from qfml.config import OneOf, Section, build, build_kind
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
+from qfml.report.calibration import shown_surfaces
 from qfml.task.base import Say, as_settings
 
 CURVE_POINTS = 61  # of a drawn smile
 CURVE_ROOM = 0.15  # beyond the outermost quotes, share of their range
 MOST_FINDINGS = 5  # that are said; the report has all
-MOST_CURVES = 400  # surfaces of which smiles are drawn
+MOST_CURVES = 400  # last surfaces whose smiles are written, beside those that the page shows
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class CalibrationTask:
         metrics: dict[str, Any] = {"fit": _fit(self, found, named)}
         metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
         _replace(folder / "quotes.parquet", _quotes(found, named).write_parquet)
-        _replace(folder / "curves.parquet", _curves(found, named).write_parquet)
+        _replace(folder / "curves.parquet", _curves(found, named, metrics["fit"]["surfaces"]).write_parquet)
         if self.posterior is not None:
             start = time.perf_counter()
             metrics["posterior"] = self._posterior(folder, found, networks)
@@ -247,7 +248,7 @@ class CalibrationTask:
         settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "smoothness": self.smoothness}
         return calibrate(surfaces, self._model, self.method, **settings, **networks)
 
-    def _posterior(self, folder: Path, found: Calibration, networks: Mapping[str, Any]) -> dict[str, Any]:
+    def _posterior(self, folder: Path, found: Any, networks: Mapping[str, Any]) -> dict[str, Any]:
         """Draws for the first surface, into `posterior.parquet`, and their summary; or why there are none."""
         settings = self.posterior
         assert settings is not None
@@ -319,7 +320,7 @@ def _layout(surface: Surface, say: Say) -> Layout:
 
 def _fit(task: CalibrationTask, found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
     """The result in plain types: a list entry for each surface; by expiry a list in it."""
-    n = len(named)
+    n, params = len(named), _params(found)
     surfaces = []
     for i, (name, surface) in enumerate(named.items()):
         status = found.status[i]
@@ -346,10 +347,12 @@ def _fit(task: CalibrationTask, found: Any, named: Mapping[str, Surface]) -> dic
         "method": found.method,
         "surfaces": surfaces,
         "parameters": _parameters(found),
-        "params": {name: [_values(values, i) for i in range(n)] for name, values in found.params.items()},
-        "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in found.params},
+        "params": {name: [_values(values, i) for i in range(n)] for name, values in params.items()},
+        "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in params},
+        # JSON has no infinity: null in `std_error` is one where this is false, and else a number that does not exist
+        "identified": {name: (~np.isinf(found.std_error[name])).tolist() for name in params},
     }
-    per_expiry = any(np.ndim(values) == 2 for values in found.params.values())
+    per_expiry = any(np.ndim(values) == 2 for values in params.values())
     if per_expiry:
         fit["expiries"] = [_values(found.expiries, i) for i in range(n)]
     elif isinstance(found, Calibration) and np.isfinite(found.correlation[0]).all():
@@ -371,8 +374,13 @@ def _parameters(found: Any) -> list[dict[str, Any]]:
     bounds = {p.name: p for p in found.model.parameters} if isinstance(found, Calibration) else {}
     return [
         {"name": name, "lower": bounds[name].lower, "upper": bounds[name].upper} if name in bounds else {"name": name}
-        for name in found.params
+        for name in _params(found)
     ]
+
+
+def _params(found: Any) -> dict[str, Any]:
+    """Numbers of each surface (S,) or of each of its expiries (S, E) by name; SSVI has both."""
+    return found.params | ({"theta": found.theta} if hasattr(found, "theta") else {})
 
 
 def _values(values: Any, place: int) -> Any:
@@ -408,10 +416,12 @@ def _quotes(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def _curves(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
+def _curves(found: Any, named: Mapping[str, Surface], fitted: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """The fitted smiles between and beside the quotes; where no quote of an expiry has a weight there is none."""
     columns: dict[str, list[Any]] = {"surface": [], "expiry": [], "log_moneyness": [], "model_vol": []}
-    for i, (name, surface) in list(enumerate(named.items()))[-MOST_CURVES:]:
+    every, drawn = list(named.items()), {*shown_surfaces(fitted), *range(max(len(named) - MOST_CURVES, 0), len(named))}
+    for i in sorted(drawn):
+        name, surface = every[i]
         used = surface.weight > 0.0
         for expiry in np.unique(surface.expiry[used]):
             k = surface.log_moneyness[used & (surface.expiry == expiry)]
