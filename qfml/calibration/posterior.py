@@ -316,8 +316,10 @@ def _starts(
     surface = torch.arange(n_surfaces).repeat_interleave(n_chains)
     spread, start = 1.0, centre[:, None].expand(-1, n_chains, -1).clone()
     missing = torch.ones(n_surfaces, n_chains, dtype=torch.bool)
-    for _ in range(ATTEMPTS):
-        normals = torch.stack([torch.randn(n_chains, size, generator=g, dtype=torch.float64) for g in generators])
+    # all attempts at once: how many a surface needs must not move the streams of the others
+    shape = (ATTEMPTS, n_chains, size)
+    drawn = torch.stack([torch.randn(*shape, generator=g, dtype=torch.float64) for g in generators], dim=1)
+    for normals in drawn:
         moved = centre[:, None] + spread * (factor @ normals[..., None])[..., 0]
         start = torch.where(missing[..., None], moved, start)
         value, slope = law(start.flatten(0, 1), surface)

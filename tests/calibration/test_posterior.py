@@ -169,3 +169,21 @@ def test_heston_posterior_agrees_with_gauss_and_newton_where_the_quotes_say_much
     assert ((found.std[0] / linear - 1).abs() < 0.2).all()
     assert ((found.mean[0] - torch.from_numpy(fitted.x[0])).abs() < 0.5 * linear).all()
     assert ((market.x[0] - found.mean[0]).abs() < 4 * found.std[0]).all()
+
+
+class Refusing(Line):
+    """A line that has no vols above an intercept of 1.2: chains that start there are drawn again."""
+
+    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
+        vols, jacobian = super().vols_and_jacobian(x, quotes)
+        return vols.masked_fill(x[:, :1] > 1.2, torch.nan), jacobian
+
+
+def test_draws_of_a_surface_do_not_depend_on_its_neighbours() -> None:
+    quotes = line_quotes()
+    settings = {"vol_std": 0.2, "n_chains": 8, "n_draws": 10, "n_warmup": 10, "seed": 4}
+    beside = [
+        posterior(Refusing(), quotes, torch.tensor([[1.0, 0.3], other], dtype=torch.float64), **settings).draws[0]
+        for other in ([0.9, 0.3], [1.199, 0.3])
+    ]
+    torch.testing.assert_close(*beside, rtol=1e-9, atol=1e-9)
