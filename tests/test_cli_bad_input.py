@@ -35,7 +35,10 @@ SETTINGS = {
     "unknown key at the top": ("n_sedes=3", r"unknown key `n_sedes` \(did you mean `n_seeds`\?\)"),
     "unknown key deep inside": ("data.features.1.perod=5", r"data\.features.*`perod` \(did you mean `period`\?\)"),
     "unknown kind": ("network.kind=mpl", r"network: `kind: mpl` is not known \(did you mean `mlp`\?\)"),
-    "unknown task": ("task=walk_foward", r"`task` must be one of walk_forward, surrogate, calibration, got 'walk_foward'"),
+    "unknown task": (
+        "task=walk_foward",
+        r"`task` must be one of walk_forward, surrogate, calibration, got 'walk_foward'",
+    ),
     "task that is a list": ("task=[walk_forward]", r"`task` must be one of"),
     "text for a number": ("trainer.batch_size=sixty-four", r"trainer\.batch_size.*sixty-four"),
     "quoted number": ('n_seeds="2"', r"n_seeds.*'2'"),
