@@ -149,13 +149,13 @@ def test_a_config_that_was_changed_after_training_is_not_mixed_with_what_it_did_
     as_begun = config.read_text()
     changed = yaml.safe_load(as_begun)
     changed["training"]["network"]["hidden"] = [8, 8]
-    config.write_text(yaml.safe_dump(changed))
+    config.write_text(yaml.safe_dump(changed, sort_keys=False))
     done = qfml("resume", "run", cwd=tmp_path)
     assert (done.code, "`training`" in done.err, "restore the config" in done.err) == (2, True, True), done.err
     assert not (tmp_path / "run" / "metrics.json").exists()
     changed = yaml.safe_load(as_begun)
     changed["judgement"]["n_points"] = 500  # of no training: the whole run is of the new config
-    config.write_text(yaml.safe_dump(changed))
+    config.write_text(yaml.safe_dump(changed, sort_keys=False))
     done = qfml("resume", "run", cwd=tmp_path)
     assert done.code == 0, done.err
     assert metrics(tmp_path / "run")["hash"] == metrics(small / "run")["hash"]

@@ -98,7 +98,7 @@ class Problem:
     model: dict[str, Any]
     instrument: dict[str, Any]
     market: dict[str, Any] = field(default_factory=lambda: {"spot": 1.0})
-    box: dict[str, Annotated[Range, Section(Range)]] = field(default_factory=dict)
+    box: dict[str, Annotated[Any, Section(Range)]] = field(default_factory=dict)  # of `Range`; settings of one will do
     target: str = "implied_vol"
 
     def __post_init__(self) -> None:
