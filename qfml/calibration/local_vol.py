@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from pricers import FiniteDifference, LocalVol, Market, VolSurface, implied_vol
 from pricers.black import black_greeks
 from pricers.instruments.european import European
+from qfml.calibration.fit_options import SurfaceFitter
 from qfml.calibration.model import Quotes
 from qfml.calibration.smile_result import inside_share
 from qfml.calibration.smiles import Smiles, smiles_of
@@ -22,7 +22,7 @@ __all__ = ["LocalVolCalibration", "LocalVolSurface", "Repricing"]
 
 
 @dataclass(frozen=True)
-class LocalVolSurface:
+class LocalVolSurface(SurfaceFitter):
     """Dupire's local volatility of a surface fitted without arbitrage (`pricers.VolSurface.fitted`).
 
     Each surface is a problem of its own with some hundred unknowns, of seconds rather than milliseconds.
@@ -37,6 +37,7 @@ class LocalVolSurface:
     """
 
     kind: ClassVar[str] = "local_vol"
+    usual: ClassVar[Any] = None
     smoothing: float = 1e-4
     knots_per_quote: int = 2
 
@@ -45,31 +46,13 @@ class LocalVolSurface:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"`{name}` of local_vol must be above 0, got {getattr(self, name)}")
 
-    def fit_surfaces(
-        self,
-        surfaces: Sequence[Surface],
-        *,
-        n_starts: int | None = None,
-        max_steps: int | None = None,
-        seed: int = 0,
-        single: bool | None = None,
-    ) -> LocalVolCalibration:
-        """Calibrate to each surface, one after the other; one that cannot be fitted leaves the others alone.
+    @classmethod
+    def alone(cls, result: LocalVolCalibration) -> LocalVolCalibration:
+        """As it is: the axis of surfaces stays."""
+        return result
 
-        Args:
-            surfaces: one or more.
-            n_starts: must be None or 1: the problem has one start, a flat smile.
-            max_steps: must be None: the interior-point method has a limit of its own.
-            seed: for the signature that all models share; nothing is random.
-            single: likewise; the axis of surfaces is always kept.
-
-        Raises:
-            ConfigError: starts or steps were asked for.
-        """
-        if n_starts not in (None, 1) or max_steps is not None:
-            raise ConfigError(
-                "`n_starts` and `max_steps` do not apply to local_vol, which has one start; leave them out"
-            )
+    def calibrated(self, surfaces: tuple[Surface, ...], options: None) -> LocalVolCalibration:
+        """Each surface, one after the other."""
         quotes = as_quotes(list(surfaces))
         fits = [self._fitted(quotes.at(slice(row, row + 1))) for row in range(len(surfaces))]
         residuals = np.stack([residual for _, residual, _ in fits])
@@ -79,7 +62,7 @@ class LocalVolSurface:
             residuals=residuals,
             inside_bid_ask=inside_share(surfaces, residuals),
             status=tuple(sentence for _, _, sentence in fits),
-            surfaces=tuple(surfaces),
+            surfaces=surfaces,
         )
 
     def _fitted(self, quotes: Quotes) -> tuple[VolSurface | None, np.ndarray, str]:

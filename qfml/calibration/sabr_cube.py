@@ -163,8 +163,7 @@ def calibrate_cube(
     beta: float,
     *,
     at_the_money: bool = False,
-    n_starts: int | None = None,
-    max_steps: int | None = None,
+    **options: Any,
 ) -> SabrCube:
     """SABR at every node of a cube, all of them in one batch.
 
@@ -172,14 +171,14 @@ def calibrate_cube(
         cube: quotes; normal vols are turned into shifted-lognormal ones by way of their prices.
         beta: exponent of the shifted forward, in [0, 1]; the same at all nodes.
         at_the_money: whether alpha follows from the at-the-money vol.
-        n_starts: the most promising so many starts of each node; None: two.
-        max_steps: of each start; None: a hundred.
+        **options: `n_starts`, `max_steps` and `tolerance` of each node, see `FitOptions`.
 
     Raises:
         DataError: as `SwaptionCube.lognormal_vol`, or no quote has a weight.
-        ConfigError: a beta outside [0, 1].
+        ConfigError: a beta outside [0, 1], an option that is none or cannot be.
     """
     model = SabrSmile(beta=beta, at_the_money=at_the_money)
+    how = model.options(options)
     vol = cube.lognormal_vol()
     used = np.flatnonzero(np.isfinite(vol) & (cube.weight > 0.0))
     if not len(used):
@@ -201,7 +200,7 @@ def calibrate_cube(
         slot=torch.from_numpy(np.searchsorted(tenors, smiles.expiry.numpy())),
         shape=(len(expiries), len(tenors)),
     )
-    fit = model.fit(smiles, n_starts or model.n_starts, max_steps or model.max_steps)
+    fit = model.fit(smiles, how)
     numbers, warned = summary(model, smiles, fit)
     del numbers["expiries"], numbers["forwards"]
     residuals = np.full(len(vol), np.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pricers import SABR
+from qfml.calibration.fit_options import FitOptions, SurfaceFitter
 from qfml.calibration.sabr import (
     level_at_the_money,
     level_slopes,
@@ -32,7 +32,7 @@ START_NU = (0.1, 0.4, 1.0, 2.5)  # times the root of the expiry
 
 
 @dataclass(frozen=True)
-class SabrSmile:
+class SabrSmile(SurfaceFitter):
     """SABR by Hagan's lognormal volatility, a smile of its own at each expiry.
 
     The smile hardly tells beta from rho, so that beta is usually chosen. With `at_the_money` alpha is solved for such
@@ -54,8 +54,8 @@ class SabrSmile:
     """
 
     kind: ClassVar[str] = "sabr"
-    n_starts: ClassVar[int] = 2
-    max_steps: ClassVar[int] = 100
+    usual: ClassVar[Any] = FitOptions(n_starts=2, max_steps=100)
+    most_starts: ClassVar[int] = len(START_RHO) * len(START_NU)
     beta: float | None = 1.0
     at_the_money: bool = False
 
@@ -112,21 +112,13 @@ class SabrSmile:
         every = {"alpha": level, "rho": rho, "nu": nu, "beta": beta.expand_as(level)}
         return torch.stack([every[name].gather(-1, best) for name in self.fitted], dim=-1)
 
-    def fit(self, smiles: Smiles, n_starts: int, max_steps: int) -> FittedSmiles:
+    def fit(self, smiles: Smiles, options: FitOptions) -> FittedSmiles:
         """Least squares in the vols."""
-        return fit_smiles(self, smiles, n_starts, max_steps)
+        return fit_smiles(self, smiles, options)
 
-    def fit_surfaces(
-        self,
-        surfaces: Sequence[Surface],
-        *,
-        n_starts: int | None = None,
-        max_steps: int | None = None,
-        seed: int = 0,
-        single: bool | None = None,
-    ) -> SmileCalibration:
-        """Calibrate to each expiry of each surface, see `calibrate_smiles`. Nothing is random: `seed` is not read."""
-        return calibrate_smiles(self, surfaces, n_starts=n_starts, max_steps=max_steps, single=single)
+    def calibrated(self, surfaces: tuple[Surface, ...], options: FitOptions) -> SmileCalibration:
+        """Each expiry of each surface."""
+        return calibrate_smiles(self, surfaces, options)
 
     def natural(self, x: Tensor, smiles: Smiles) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Level, beta, rho and nu, shape (n,) each."""

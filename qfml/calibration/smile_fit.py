@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from qfml.calibration.fit_options import FitOptions
 from qfml.calibration.least_squares import COST, STATUS, Solution, least_squares
 from qfml.calibration.smiles import Smiles
 
@@ -75,26 +76,23 @@ class FittedSmiles:
         return [STATUS[int(code)] for code in self.status.tolist()]
 
 
-def fit_smiles(model: SmileModel, smiles: Smiles, n_starts: int = 2, max_steps: int = 100) -> FittedSmiles:
+def fit_smiles(model: SmileModel, smiles: Smiles, options: FitOptions) -> FittedSmiles:
     """Fit each smile from several starts and keep the best.
 
     Args:
         model: what to fit.
         smiles: each a problem of its own; one that fails leaves the others alone.
-        n_starts: the most promising so many starts of the model.
-        max_steps: of each start.
+        options: starts and steps of each.
 
     Returns:
         The fits, in the order of the smiles.
     """
-    blocks = [
-        _fit_block(model, smiles.at(index), n_starts, max_steps) for index in torch.arange(len(smiles)).split(BLOCK)
-    ]
+    blocks = [_fit_block(model, smiles.at(index), options) for index in torch.arange(len(smiles)).split(BLOCK)]
     return FittedSmiles(**{name: torch.cat([getattr(b, name) for b in blocks]) for name in vars(blocks[0])})
 
 
-def _fit_block(model: SmileModel, smiles: Smiles, n_starts: int, max_steps: int) -> FittedSmiles:
-    starts = model.starts(smiles, n_starts)
+def _fit_block(model: SmileModel, smiles: Smiles, options: FitOptions) -> FittedSmiles:
+    starts = model.starts(smiles, options.n_starts)
     n, n_starts, _ = starts.shape
     lower, upper = (bound.repeat_interleave(n_starts, 0) for bound in model.bounds(smiles))
 
@@ -107,7 +105,8 @@ def _fit_block(model: SmileModel, smiles: Smiles, n_starts: int, max_steps: int)
         residuals = torch.where(quoted, root * (vols - part.vol), 0.0)
         return residuals, torch.where(quoted.unsqueeze(-1), root.unsqueeze(-1) * jacobian, 0.0)
 
-    solution = least_squares(function, starts.flatten(0, 1), lower=lower, upper=upper, max_steps=max_steps)
+    how = {"max_steps": options.max_steps, "tolerance": options.tolerance}
+    solution = least_squares(function, starts.flatten(0, 1), lower=lower, upper=upper, **how)
     best = solution.cost.reshape(n, n_starts).argmin(-1) + n_starts * torch.arange(n)
     return chosen(solution, best, smiles)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qfml.calibration.fit_options import FitOptions
 from qfml.calibration.least_squares import CONVERGED
 from qfml.calibration.smile_fit import FittedSmiles, covariance, unidentified
 from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
-from qfml.errors import ConfigError, DataError
+from qfml.errors import DataError
 
 __all__ = ["SmileCalibration", "calibrate_smiles", "inside_share", "summary"]
 
@@ -148,42 +149,27 @@ def _table(result: SmileCalibration) -> str:
     return "\n".join([*lines, *(f"! {warning}" for warning in result.warnings)])
 
 
-def calibrate_smiles(
-    model: Any,
-    surfaces: Sequence[Surface],
-    *,
-    n_starts: int | None = None,
-    max_steps: int | None = None,
-    single: bool | None = None,
-) -> SmileCalibration:
+def calibrate_smiles(model: Any, surfaces: tuple[Surface, ...], options: FitOptions) -> SmileCalibration:
     """Fit a smile to each expiry of each surface, all of them at once.
 
     Args:
         model: `SabrSmile` or `SviSmile`.
         surfaces: one or more.
-        n_starts: the most promising so many starts of each smile; None: as many as the model needs.
-        max_steps: of each start; None: as many as the model needs.
-        single: leave out the axis of surfaces; None does so for one surface.
+        options: starts and steps of each smile.
 
     Raises:
-        ConfigError: a count that is not above 0.
         DataError: surfaces without quotes.
 
     >>> from qfml.calibration.sabr_smile import SabrSmile
-    >>> result = calibrate_smiles(SabrSmile(beta=0.5), [Surface.dax_2002()])
-    >>> result.rmse_bps.round(1).tolist()
+    >>> result = calibrate_smiles(SabrSmile(beta=0.5), (Surface.dax_2002(),), SabrSmile.usual)
+    >>> result.rmse_bps[0].round(1).tolist()
     [94.8, 24.2, 15.8, 22.5, 20.7, 5.4, 13.6, 27.9]
     """
-    for name, count in (("n_starts", n_starts), ("max_steps", max_steps)):
-        if count is not None and count < 1:
-            raise ConfigError(f"`{name}` must be 1 or more, got {count}")
     quotes = as_quotes(list(surfaces))
     smiles = smiles_of(quotes)
     if len(smiles) == 0:
         raise DataError("no quote of the surfaces has a weight above 0; give at least one of them one")
-    fit = model.fit(smiles, n_starts or model.n_starts, max_steps or model.max_steps)
-    result = _result(model, smiles, fit, tuple(surfaces), quotes.vol.shape[1])
-    return _of_one(result) if (len(surfaces) == 1 if single is None else single) else result
+    return _result(model, smiles, model.fit(smiles, options), surfaces, quotes.vol.shape[1])
 
 
 def _result(
@@ -238,13 +224,6 @@ def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, An
         "density_to": smiles.table(high),
     }
     return numbers, _warnings(model, smiles, fit, low, high)
-
-
-def _of_one(result: SmileCalibration) -> SmileCalibration:
-    """Without the axis of surfaces."""
-    arrays = {name: value[0] for name, value in vars(result).items() if isinstance(value, np.ndarray)}
-    tables = {name: {k: v[0] for k, v in getattr(result, name).items()} for name in ("params", "std_error")}
-    return replace(result, **arrays, **tables, status=result.status[0], warnings=result.warnings[0])
 
 
 def inside_share(surfaces: Sequence[Surface], residuals: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qfml.calibration.fit_options import FitOptions, SurfaceFitter
 from qfml.calibration.least_squares import CONVERGED, STATUS, least_squares
 from qfml.calibration.model import Quotes
 from qfml.calibration.smile_fit import FittedSmiles, chosen, covariance, unidentified
 from qfml.calibration.smile_result import inside_share
 from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
-from qfml.errors import ConfigError, DataError
+from qfml.errors import DataError
 
 __all__ = ["SsviCalibration", "SsviSurface", "largest_eta", "ssvi_total_variance"]
 
@@ -112,7 +112,7 @@ def _rows(quotes: Quotes, smiles: Smiles) -> _Rows:
 
 
 @dataclass(frozen=True)
-class SsviSurface:
+class SsviSurface(SurfaceFitter):
     r"""SSVI with the power law $\varphi = \eta\,\theta^{-\gamma}(1+\theta)^{\gamma-1}$: a whole surface at once.
 
     Its parameters are rho, eta, gamma and the total variance at the money of each expiry, $\theta_1 < \theta_2 < \dots$
@@ -129,34 +129,11 @@ class SsviSurface:
     """
 
     kind: ClassVar[str] = "ssvi"
-    n_starts: ClassVar[int] = 2
-    max_steps: ClassVar[int] = 200
+    usual: ClassVar[Any] = FitOptions(n_starts=2, max_steps=200)
+    most_starts: ClassVar[int] = len(START_RHO) * len(START_SHARE) * len(START_GAMMA)
 
-    def fit_surfaces(
-        self,
-        surfaces: Sequence[Surface],
-        *,
-        n_starts: int | None = None,
-        max_steps: int | None = None,
-        seed: int = 0,
-        single: bool | None = None,
-    ) -> SsviCalibration:
-        """Calibrate to each surface. Nothing is random: `seed` is not read.
-
-        Args:
-            surfaces: one or more.
-            n_starts: the most promising so many starts of each surface.
-            max_steps: of each start.
-            seed: for the signature that all models share.
-            single: leave out the axis of surfaces; None does so for one surface.
-
-        Raises:
-            ConfigError: a count that is not above 0.
-            DataError: no surface has a quote. One of many without a quote has a status, and NaN for its numbers.
-        """
-        for name, count in (("n_starts", n_starts), ("max_steps", max_steps)):
-            if count is not None and count < 1:
-                raise ConfigError(f"`{name}` must be 1 or more, got {count}")
+    def calibrated(self, surfaces: tuple[Surface, ...], options: FitOptions) -> SsviCalibration:
+        """Each surface; one of many without a quote has a status, and NaN for its numbers."""
         quotes = as_quotes(list(surfaces))
         some = quotes.used.any(-1)
         if not bool(some.any()):
@@ -165,9 +142,8 @@ class SsviSurface:
         quotes = quotes.at(some.nonzero().squeeze(-1))
         smiles = smiles_of(quotes)
         rows = _rows(quotes, smiles)
-        fit = _fit(rows, _starts(rows, smiles, n_starts or self.n_starts), max_steps or self.max_steps)
-        result = _among(_result(self, rows, smiles, fit, quoted), tuple(surfaces), some.numpy())
-        return _of_one(result) if (len(surfaces) == 1 if single is None else single) else result
+        fit = _fit(rows, _starts(rows, smiles, options.n_starts), options)
+        return _among(_result(self, rows, smiles, fit, quoted), surfaces, some.numpy())
 
 
 def _vols_and_jacobian(x: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
@@ -206,7 +182,7 @@ def _starts(rows: _Rows, smiles: Smiles, n_starts: int) -> Tensor:
     return every.gather(1, best.unsqueeze(-1).expand(-1, -1, every.shape[-1]))
 
 
-def _fit(rows: _Rows, starts: Tensor, max_steps: int) -> FittedSmiles:
+def _fit(rows: _Rows, starts: Tensor, options: FitOptions) -> FittedSmiles:
     n, n_starts, n_numbers = starts.shape
     missing = (~rows.exists).double()
     lower = torch.cat([torch.tensor([-1.0, 0.0, 0.0]), torch.zeros(n_numbers - 3)])
@@ -226,7 +202,8 @@ def _fit(rows: _Rows, starts: Tensor, max_steps: int) -> FittedSmiles:
             torch.cat([root.unsqueeze(-1) * jacobian, _padded(held / x[:, 3:])], dim=-2),
         )
 
-    solution = least_squares(function, starts.flatten(0, 1), lower=lower, upper=upper, max_steps=max_steps)
+    how = {"max_steps": options.max_steps, "tolerance": options.tolerance}
+    solution = least_squares(function, starts.flatten(0, 1), lower=lower, upper=upper, **how)
     best = solution.cost.reshape(n, n_starts).argmin(-1) + n_starts * torch.arange(n)
     return chosen(solution, best, rows.smiles)
 
@@ -396,12 +373,6 @@ def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndar
         warnings=tuple(next(warnings) if known else () for known in some),
         surfaces=surfaces,
     )
-
-
-def _of_one(result: SsviCalibration) -> SsviCalibration:
-    arrays = {name: value[0] for name, value in vars(result).items() if isinstance(value, np.ndarray)}
-    tables = {name: {k: v[0] for k, v in getattr(result, name).items()} for name in ("params", "std_error")}
-    return replace(result, **arrays, **tables, status=result.status[0], warnings=result.warnings[0])
 
 
 def _warnings(fit: FittedSmiles, held: FittedSmiles, rows: _Rows) -> tuple[tuple[str, ...], ...]:

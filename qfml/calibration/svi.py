@@ -15,6 +15,7 @@ from torch import Tensor
 from pricers.models.smile import density_parts
 
 __all__ = [
+    "GRID_POINTS",
     "LARGEST_SLOPE",
     "density_and_jacobian",
     "raw_from_wings",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qfml.calibration.fit_options import FitOptions, SurfaceFitter
 from qfml.calibration.least_squares import least_squares
 from qfml.calibration.smile_fit import BLOCK, FittedSmiles, chosen, fit_smiles
 from qfml.calibration.smile_result import SmileCalibration, calibrate_smiles
 from qfml.calibration.smiles import Smiles
 from qfml.calibration.surface import Surface
 from qfml.calibration.svi import (
+    GRID_POINTS,
     LARGEST_SLOPE,
     density_and_jacobian,
     raw_from_wings,
@@ -40,7 +41,7 @@ PENALTY = 30.0, 100.0, 300.0, 1000.0  # vol (root of the mean weight) for a dens
 
 
 @dataclass(frozen=True)
-class SviSmile:
+class SviSmile(SurfaceFitter):
     r"""Raw SVI, $w(k) = a + b(\rho(k-m) + \sqrt{(k-m)^2 + \sigma^2})$, a smile of its own at each expiry.
 
     The variance is positive and the wings obey Lee's bound in every fit. `butterfly_free` also keeps Durrleman's g
@@ -59,8 +60,8 @@ class SviSmile:
     """
 
     kind: ClassVar[str] = "svi"
-    n_starts: ClassVar[int] = 3
-    max_steps: ClassVar[int] = 400  # nearly straight smiles have long flat valleys
+    usual: ClassVar[Any] = FitOptions(n_starts=3, max_steps=400)  # nearly straight smiles: long flat valleys
+    most_starts: ClassVar[int] = GRID_POINTS[0] * GRID_POINTS[1]
     butterfly_free: bool = True
 
     @property
@@ -109,9 +110,9 @@ class SviSmile:
         """As `SmileModel`."""
         return raw_from_wings(x), raw_jacobian(x)
 
-    def fit(self, smiles: Smiles, n_starts: int, max_steps: int) -> FittedSmiles:
+    def fit(self, smiles: Smiles, options: FitOptions) -> FittedSmiles:
         """Least squares, and again with the density kept above 0 where it is not."""
-        fit = fit_smiles(self, smiles, n_starts, max_steps)
+        fit = fit_smiles(self, smiles, options)
         if not self.butterfly_free:
             return fit
         blocks = torch.arange(len(smiles)).split(BLOCK)
@@ -120,29 +121,21 @@ class SviSmile:
         for margin, penalty in zip(MARGINS, PENALTY, strict=True):
             if len(broken) == 0:
                 break
-            again, least = self._kept_positive(fit.x[broken], smiles.at(broken), n_starts, margin, penalty, max_steps)
+            again, least = self._kept_positive(fit.x[broken], smiles.at(broken), options, margin, penalty)
             for name, value in vars(fit).items():
                 value[broken] = getattr(again, name)
             broken = broken[~(least > 0.0)]
         return fit
 
-    def fit_surfaces(
-        self,
-        surfaces: Sequence[Surface],
-        *,
-        n_starts: int | None = None,
-        max_steps: int | None = None,
-        seed: int = 0,
-        single: bool | None = None,
-    ) -> SmileCalibration:
-        """Calibrate to each expiry of each surface, see `calibrate_smiles`. Nothing is random: `seed` is not read."""
-        return calibrate_smiles(self, surfaces, n_starts=n_starts, max_steps=max_steps, single=single)
+    def calibrated(self, surfaces: tuple[Surface, ...], options: FitOptions) -> SmileCalibration:
+        """Each expiry of each surface."""
+        return calibrate_smiles(self, surfaces, options)
 
     def _kept_positive(
-        self, x: Tensor, smiles: Smiles, n_starts: int, margin: float, penalty: float, max_steps: int
+        self, x: Tensor, smiles: Smiles, options: FitOptions, margin: float, penalty: float
     ) -> tuple[FittedSmiles, Tensor]:
         """Least squares in the errors of the vols and in what the density lacks of `margin`; and its least value."""
-        starts = torch.cat([x.unsqueeze(1), self.starts(smiles, n_starts)], dim=1)
+        starts = torch.cat([x.unsqueeze(1), self.starts(smiles, options.n_starts)], dim=1)
         n, n_starts, _ = starts.shape
         every = smiles.at(torch.arange(n).repeat_interleave(n_starts))
         lower, upper = self.bounds(every)
@@ -163,7 +156,8 @@ class SviSmile:
 
         room = 1e-3 * torch.cat([self.ranges(every)[:, :3], upper[:, 3:] - lower[:, 3:]], dim=-1)
         inside = torch.minimum(torch.maximum(starts.flatten(0, 1), lower + room), upper - room)  # not glued to a bound
-        solution = least_squares(function, inside, lower=lower, upper=upper, max_steps=max_steps)
+        how = {"max_steps": options.max_steps, "tolerance": options.tolerance}
+        solution = least_squares(function, inside, lower=lower, upper=upper, **how)
         found = chosen(solution, torch.arange(len(every)), every)
         least = least_density(found.x, every)
         # the best of those without arbitrage; where there is none, the one with the least of it

@@ -70,7 +70,7 @@ def test_a_surface_that_cannot_be_fitted_leaves_the_others_alone(fitted: LocalVo
 
 
 def test_settings_that_do_not_apply_are_refused() -> None:
-    with pytest.raises(ConfigError, match="`n_starts` and `max_steps` do not apply"):
+    with pytest.raises(ConfigError, match="`n_starts` does not apply to local_vol"):
         calibrate(heston_surface(), "local_vol", n_starts=4)
     with pytest.raises(ConfigError, match="`smoothing` of local_vol must be above 0"):
         LocalVolSurface(smoothing=0.0)
