@@ -23,7 +23,8 @@ from measure import Contender
 import pricers as pr
 from qfml import config
 from qfml.config import config_hash
-from qfml.run import read_metrics, run
+from qfml.finished import read_metrics
+from qfml.run import run
 from qfml.surrogate import Problem, Surrogate
 from qfml.surrogate.judgement import fresh_labels
 from qfml.surrogate.settings import FourierLabels

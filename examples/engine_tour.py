@@ -389,14 +389,14 @@ def scikit_learn() -> None:
 
 def search() -> None:
     """`qfml tune`: trials x folds as one stack, halving, and the winner's backtest on rows that no trial has seen."""
-    from qfml.run import read_metrics
+    from qfml.finished import read_metrics
     from qfml.tuning import tune
 
     config = Path(__file__).parent.parent / "configs" / "tune_sp500.yaml"
     with tempfile.TemporaryDirectory() as folder:
         smaller = ["tune.n_trials=8", "tune.concurrent=4", "tune.search.n_startup=4", "tune.halving.first=2"]
         smaller += ["tune.halving.factor=2", "trainer.max_epochs=8", "n_seeds=1", f"ledger={folder}/ledger.jsonl"]
-        found = read_metrics(tune(config, out=Path(folder) / "search", overrides=smaller, progress=False))
+        found = read_metrics(tune(config, out=Path(folder) / "search", overrides=smaller, progress=False), search=True)
     winner = found["winner"]
     print("winner:", {name.rpartition(".")[2]: value for name, value in winner["params"].items()})
     states = [trial["state"] for trial in found["trials"]]

@@ -18,6 +18,7 @@ import typer
 import qfml
 from qfml import tuning
 from qfml.errors import Interrupted, UserError
+from qfml.finished import is_search
 from qfml.summary import cell, out, printable, say_report, show_run, show_search
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -121,7 +122,7 @@ def export(
 @app.command()
 def resume(run: Run, quiet: Quiet = False) -> None:
     """Continue a run or a search that was interrupted or killed."""
-    if tuning.is_search(run):
+    if is_search(run):
         show_search(tuning.resume(run, progress=not quiet, say=_say(quiet)))
     else:
         show_run(qfml.resume(run, progress=not quiet, say=_say(quiet)))
@@ -130,10 +131,9 @@ def resume(run: Run, quiet: Quiet = False) -> None:
 @app.command()
 def report(run: Run) -> None:
     """Rebuild the report of a finished run or search from its folder."""
-    from qfml.report import write_report, write_tuning_report
+    from qfml.report import write_report
 
-    write = write_tuning_report if tuning.is_search(run) else write_report
-    say_report(write(run))
+    say_report(write_report(run))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from qfml.data.features import source_columns
 from qfml.data.sources import CsvSource, FrameSource
 from qfml.engine import Fit, load_fits
 from qfml.errors import DataError
-from qfml.run import read_metrics
+from qfml.finished import check_sections, read_metrics
 from qfml.task import WalkForwardTask, read_walk_forward
 
 
@@ -46,6 +46,7 @@ def predict(folder: str | Path, frame: Any) -> pl.DataFrame:
     folder = Path(folder)
     found = read_metrics(folder)
     task = read_walk_forward(config.read_yaml(folder / "config.yaml"), "a prediction from prices")
+    check_sections(folder / "metrics.json", found, {"conventions": ("prediction_means", "periods_per_year")})
     conventions = found["conventions"]
     fits = _last_fits(folder)
     group = task.data.source.group_column

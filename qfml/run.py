@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shlex
 import shutil
 import signal
@@ -19,8 +18,10 @@ from typing import Any
 from qfml import config
 from qfml.engine import Bar
 from qfml.errors import CheckpointError, Interrupted, UserError
+from qfml.finished import is_search, read_metrics
 from qfml.report import write_report
 from qfml.task import Say, Task, as_settings, read_task
+from qfml.task.calibration_inputs import INPUTS, begun_in
 
 
 def run(
@@ -55,8 +56,6 @@ def run(
         try:
             with way_on(folder):
                 execute(folder, task, progress=progress, say=say)
-        except CheckpointError:  # training had begun
-            raise
         except UserError:
             forget_if_not_begun(folder)
             raise
@@ -72,11 +71,19 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"no run in {folder}: it holds no config.yaml")
+    if is_search(folder):
+        raise UserError(f"{folder} is a search, not a run: continue it with `qfml resume {folder}`")
     if (folder / "metrics.json").exists():
+        read_metrics(folder)  # a damaged file is no finished run
         raise UserError(f"the run in {folder} is finished; `qfml report {folder}` rebuilds its report")
     task = read_task(config.read_yaml(folder / "config.yaml"))
     with only_process(folder), way_on(folder):
-        execute(folder, task, progress=progress, say=say)
+        try:
+            execute(folder, task, progress=progress, say=say)
+        except UserError as error:
+            if (begun := begun_in(folder)) not in (None, str(Path.cwd())):
+                error.add_note(f"The paths in its config are those seen from {begun}, where the run was begun")
+            raise
     return folder
 
 
@@ -156,7 +163,7 @@ def _next_command(folder: Path) -> str:
 
 def forget_if_not_begun(folder: Path) -> None:
     """Give the name of a run that was refused before it began back to the next attempt."""
-    if [path.name for path in folder.iterdir()] == ["config.yaml"]:
+    if {path.name for path in folder.iterdir()} <= {"config.yaml", INPUTS}:
         shutil.rmtree(folder)
 
 
@@ -170,16 +177,3 @@ def new_folder(task: Task, out: str | Path | None) -> Path:
         raise UserError(f"{folder} is not empty: choose another `--out`, or continue it with `qfml resume {folder}`")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """The metrics of a finished run."""
-    path = Path(folder) / "metrics.json"
-    if not path.is_file():
-        raise UserError(
-            f"no finished run in {folder}: it holds no metrics.json; continue it with `qfml resume {folder}`"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # damaged after it was written, which is all at once
-        raise UserError(f"{path} is damaged: {error}; run it again") from None

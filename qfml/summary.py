@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from qfml.run import read_metrics
+from qfml.finished import read_metrics
 from qfml.tune.space import short_names
 
 __all__ = ["SUMMARIES", "cell", "printable", "say_report", "show_run", "show_search"]
@@ -144,7 +144,7 @@ def _error(value: float | None, form: str = ".6g") -> str:
 
 def show_search(folder: Path) -> None:
     """The table of the best trials, what their number makes of the winner, and where the reports are."""
-    found = read_metrics(folder)
+    found = read_metrics(folder, search=True)
     objective, winner = found["objective"], found["winner"]
     known = [trial for trial in found["trials"] if trial["value"] is not None and trial["state"] == "complete"]
     known.sort(key=lambda trial: trial["value"], reverse=objective["mode"] == "max")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +18,17 @@ from qfml.backtest.training import FoldFit
 from qfml.data.dataset import TimeDataset
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, UserError
+from qfml.finished import is_search, read_metrics
 from qfml.metrics import sharpe_moments
 from qfml.report import write_report, write_tuning_report
-from qfml.run import execute, forget_if_not_begun, new_folder, only_process, read_metrics, way_on
+from qfml.run import execute, forget_if_not_begun, new_folder, only_process, way_on
 from qfml.task import Say, WalkForwardTask, as_settings, read_walk_forward
-from qfml.task.base import check_device
+from qfml.task.base import check_device, write_metrics
 from qfml.task.walk_forward import record_trial, trials_on_the_same_data
 from qfml.tune import Study, TrialSettings, TuneConfig, Tuner, looking_back, tuning_folds, verdict
 from qfml.tune.space import Space, Value, corners, filled, spaces_in
 
-__all__ = ["is_search", "resume", "tune"]
+__all__ = ["resume", "tune"]
 
 # what a trial may be: the rest is the same for all, or their objectives could not be compared
 _SEARCHED = ("network", "loss", "transforms")
@@ -128,12 +127,6 @@ def tune(
     return folder
 
 
-def is_search(folder: str | Path) -> bool:
-    """Whether the folder is that of `qfml tune`."""
-    path = Path(folder) / "config.yaml"
-    return path.is_file() and "tune" in config.read_yaml(path)
-
-
 def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Path:
     """Continue a search that was killed or interrupted; trials that were in training begin again.
 
@@ -144,6 +137,7 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
     if not is_search(folder):
         raise UserError(f"no search in {folder}: it holds no config.yaml with a section `tune`")
     if (folder / "metrics.json").exists():
+        read_metrics(folder, search=True)  # a damaged file is no finished search
         raise UserError(f"the search in {folder} is finished; `qfml report {folder}` rebuilds its report")
     search = Search.of(config.read_yaml(folder / "config.yaml"))
     with only_process(folder):
@@ -167,7 +161,7 @@ def _finish(folder: Path, search: Search, *, progress: bool, say: Say) -> None:
         backtest = read_metrics(folder / "winner")
         found["backtest"] = backtest["significance"]
         found["seconds"]["backtest"] = backtest["seconds"]["total"]
-        _write_metrics(folder, found)
+        write_metrics(folder, found)
         write_tuning_report(folder)
 
 
@@ -275,10 +269,3 @@ def _check_task(task: WalkForwardTask, spaces: Mapping[str, Space]) -> None:
         )
     if trainer.max_seconds is not None or trainer.fast_dev_run:
         raise ConfigError("leave out `trainer.max_seconds` and `trainer.fast_dev_run`; `tune.timeout` limits a search")
-
-
-def _write_metrics(folder: Path, found: Mapping[str, Any]) -> None:
-    """Last, because a folder with metrics is a finished one."""
-    new = folder / "metrics.json.new"
-    new.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(new, folder / "metrics.json")

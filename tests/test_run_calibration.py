@@ -14,7 +14,7 @@ import pricers as pr
 from qfml.calibration import Surface
 from qfml.report.calibration import _parameter_rows, shown_surfaces
 from qfml.summary import SUMMARIES
-from qfml.task.calibration import _curves
+from qfml.task.calibration_tables import curve_table
 
 DAX = "configs/calibration_heston_dax.yaml"
 PRINTED = 0.005  # a sum of squares is published to two digits behind the point
@@ -147,7 +147,7 @@ def test_settings_that_cannot_be_are_refused(arguments, told, quotes, tmp_path):
 
 
 def test_a_killed_calibration_starts_anew_and_ends_with_the_same_numbers(dax, tmp_path, pytestconfig):
-    killed = "import qfml.task.calibration as t, os\nt._quotes = lambda *_: os.kill(os.getpid(), 9)\n"
+    killed = "import qfml.task.calibration as t, os\nt.quote_table = lambda *_: os.kill(os.getpid(), 9)\n"
     done = qfml("run", pytestconfig.rootpath / DAX, "--out", "run", cwd=tmp_path, before=killed)
     assert done.code == -9
     done = qfml("resume", "run", cwd=tmp_path)
@@ -284,7 +284,7 @@ def test_many_failed_surfaces_are_summed_up(capsys):
 
 
 def test_the_surfaces_of_the_page_have_curves_however_long_the_history(monkeypatch):
-    monkeypatch.setattr("qfml.task.calibration.MOST_CURVES", 2)
+    monkeypatch.setattr("qfml.task.calibration_tables.MOST_CURVES", 2)
     named = {f"day {i}": Surface.dax_2002() for i in range(8)}
     fitted = [{"rmse_bps": error} for error in (1.0, 9.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0)]
 
@@ -293,5 +293,5 @@ def test_the_surfaces_of_the_page_have_curves_however_long_the_history(monkeypat
             return np.full(len(places), 0.2)
 
     assert shown_surfaces(fitted) == [1, 3, 7]
-    drawn = _curves(Flat(), named, fitted)["surface"].unique(maintain_order=True).to_list()
+    drawn = curve_table(Flat(), named, fitted)["surface"].unique(maintain_order=True).to_list()
     assert drawn == ["day 1", "day 3", "day 6", "day 7"]

@@ -21,15 +21,23 @@ from qfml.networks import NETWORKS
 __all__ = ["FitStack", "Seen", "library_version"]
 
 INPUT, OUTPUT = "features", "prediction"
+AS_GIVEN = "as given"  # the unit of a feature that nobody has named
+# of what a loss predicts, where that is not the label's own
+_UNITS = {
+    "probability": "probability",
+    "class_probabilities": "probability",
+    "position": "position, fraction of capital",
+}
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network is given: named raw features, in windows of rows or not, with the units of some."""
+    """What a network is given: named raw features, in windows of rows or not, with the units of some; and its label's."""
 
     names: tuple[str, ...]
     window: int | None
     units: dict[str, str]
+    label: str = "label"
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names) or not self.names:
@@ -134,9 +142,10 @@ class FitStack:
         return {
             "kind": "network",
             "qfml": library_version(),
-            "inputs": [{"name": name, "unit": self.seen.units.get(name)} for name in self.seen.names],
+            "inputs": [{"name": name, "unit": self.seen.units.get(name, AS_GIVEN)} for name in self.seen.names],
             "window": self.seen.window,
             "outputs": {OUTPUT: first.loss.predicts},
+            "output_units": {OUTPUT: _UNITS.get(first.loss.predicts, self.seen.label)},
             "network": config.to_dict(first.network),
             "loss": config.to_dict(first.loss),
         }

@@ -27,6 +27,7 @@ def export_fits(
     feature_names: Sequence[str],
     window: int | None = None,
     units: Mapping[str, str] | None = None,
+    label_unit: str = "label",
     ensemble: bool = False,
     members: Sequence[Mapping[str, int]] | None = None,
     config_hash: str | None = None,
@@ -43,7 +44,8 @@ def export_fits(
         to: a path, of the single fit or of the ensemble, or a sequence with a path for each fit.
         feature_names: of the raw features, in the order in which the network was trained on them.
         window: rows of a feature window, as in the data set; None for single rows.
-        units: of features by name, for the readers of the file.
+        units: of features by name, for the readers of the file; "as given" for those left out.
+        label_unit: what a prediction of the label is in, for the readers of the file.
         ensemble: one graph with the mean of the fits' predictions.
         members: what names each fit, such as {"fold": 3, "seed": 0}; its seed if omitted.
         config_hash: of the settings that the fits came from.
@@ -84,7 +86,7 @@ def export_fits(
         )
     if len(set(paths)) < len(paths):
         raise UserError("`to` names one file twice: give each fit a file of its own")
-    seen = Seen(tuple(str(name) for name in feature_names), window, dict(units or {}))
+    seen = Seen(tuple(str(name) for name in feature_names), window, dict(units or {}), label_unit)
     stacks = [FitStack.of(group, seen) for group in groups]  # what cannot be exported is refused before the first trace
     at = None if points is None else _checked_points(points, seen)
     templates: dict[Any, Template] = {}

@@ -16,6 +16,7 @@ from qfml.export.fits import export_fits
 from qfml.export.inverse_maps import export_inverse_map
 from qfml.export.model_file import Export
 from qfml.export.surrogates import export_surrogate
+from qfml.finished import read_metrics
 from qfml.surrogate import Surrogate
 
 __all__ = ["export_run"]
@@ -94,27 +95,11 @@ def _saved_kind(folder: Path) -> str | None:
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and metrics of a finished run."""
-    path = folder / "metrics.json"
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"no run in {folder}: it holds no config.yaml; name the folder that `qfml run` has written")
+    metrics = read_metrics(folder)
     settings = config.read_yaml(folder / "config.yaml")
-    if "tune" in settings:
-        winner = folder / "winner"
-        raise UserError(
-            f"{folder} is a search, not a run: name its winner, {winner}"
-            if (winner / "metrics.json").is_file()
-            else f"{folder} is a search that has no winner yet: continue it with `qfml resume {folder}`"
-        )
-    if not path.is_file():
-        raise UserError(
-            f"no finished run in {folder}: it holds no metrics.json; continue it with `qfml resume {folder}`"
-        )
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}; run it again") from None
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("config_hash"), str | None):
-        raise UserError(f"{path} is damaged: it must be a mapping, with text as `config_hash`; run it again")
+    if not isinstance(metrics.get("config_hash"), str | None):
+        path = folder / "metrics.json"
+        raise UserError(f"{path} is damaged: `config_hash` must be text, got {metrics['config_hash']!r}; run it again")
     return settings, metrics
 
 
@@ -136,6 +121,7 @@ def _walk_forward(
     seen: dict[str, Any] = {
         "feature_names": _feature_names(folder / "metrics.json", metrics),
         "window": data.get("window") if isinstance(data, Mapping) else None,
+        "label_unit": f"label {metrics['data'].get('label', '')}".strip(),
         "config_hash": metrics.get("config_hash"),
     }
     chosen = _chosen(members, member)

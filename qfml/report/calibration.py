@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
 from qfml.report.charts import COLORS, Figure, axis, plain
-from qfml.report.folder import check_sections, read_metrics, read_table, read_text
+from qfml.report.folder import read_table, read_text
 from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page

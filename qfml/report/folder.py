@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from qfml.errors import UserError
+from qfml.finished import check_sections, read_metrics, require
 
-__all__ = ["RunFolder", "check_sections", "read_metrics", "read_run_folder", "read_table", "read_text"]
+__all__ = ["RunFolder", "read_run_folder", "read_table", "read_text"]
 
 # The keys the page cannot do without, section by section; everything else in a section is shown if it is there.
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -114,26 +115,6 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not text in UTF-8 ({error}); run it again") from None
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics of a finished run, whatever its task."""
-    if not folder.is_dir():
-        raise UserError(f"no run folder at {folder}; a run writes one (see `qfml run CONFIG --out DIR`)")
-    path = folder / "metrics.json"
-    try:
-        metrics = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: line {error.lineno}: {error.msg}; run it again") from None
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path} must hold one mapping, got a {type(metrics).__name__}; run it again")
-    return metrics
-
-
-def check_sections(path: Path, metrics: Mapping[str, Any], required: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError for a section, or a key of one, that a page cannot do without."""
-    for section, keys in required.items():
-        _require(path, section, metrics.get(section), keys)
-
-
 def _walk_forward_metrics(path: Path) -> dict[str, Any]:
     metrics = read_metrics(path.parent)
     task = metrics.get("task")
@@ -145,19 +126,11 @@ def _walk_forward_metrics(path: Path) -> dict[str, Any]:
         if not isinstance(entries, list) or not entries:
             raise UserError(_old(path, f"has no entries in `{section}`"))
         for index, entry in enumerate(entries):
-            _require(path, f"{section}.{index}", entry, keys)
+            require(path, f"{section}.{index}", entry, keys)
     periods = metrics["conventions"]["periods_per_year"]
     if not isinstance(periods, (int, float)) or not 0 < periods < math.inf:
         raise UserError(f"{path}: `conventions.periods_per_year` must be a positive number, got {periods!r}")
     return metrics
-
-
-def _require(path: Path, section: str, found: Any, keys: Sequence[str]) -> None:
-    if not isinstance(found, Mapping):
-        raise UserError(_old(path, f"has no section `{section}`"))
-    missing = [f"`{section}.{key}`" for key in keys if key not in found]
-    if missing:
-        raise UserError(_old(path, f"lacks {', '.join(missing)}"))
 
 
 def _old(path: Path, what: str) -> str:

@@ -12,9 +12,10 @@ import safetensors
 import safetensors.numpy
 
 from qfml.errors import UserError
+from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
 from qfml.report.charts import COLORS, Figure
-from qfml.report.folder import check_sections, read_metrics, read_text
+from qfml.report.folder import read_text
 from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page

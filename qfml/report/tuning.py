@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from qfml.errors import UserError
+from qfml.finished import read_metrics
 from qfml.report import formats
 from qfml.report.charts import Figure, plain
+from qfml.report.folder import read_text
 from qfml.report.layout import Charts, Section, note
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page
@@ -64,18 +65,13 @@ def write_tuning_report(run_dir: str | Path) -> Path:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], str]:
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"no finished search in {folder}: it holds no metrics.json; finish it with `qfml resume`")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder} is damaged ({error}); search again") from None
-    missing = [name for name in REQUIRED if name not in found] if isinstance(found, dict) else list(REQUIRED)
+    found = read_metrics(folder, search=True)
+    missing = [name for name in REQUIRED if name not in found]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; it was written by another version: search again")
-    return found, text
+        raise UserError(
+            f"{folder / 'metrics.json'} lacks {', '.join(missing)}; it was written by another version: search again"
+        )
+    return found, read_text(folder / "config.yaml")
 
 
 def _headline(found: Mapping[str, Any]) -> Html:

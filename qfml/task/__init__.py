@@ -7,7 +7,7 @@ from typing import Any
 
 from qfml import config
 from qfml.errors import ConfigError
-from qfml.task.base import Say, Task, as_settings
+from qfml.task.base import Say, Task, as_settings, check_name
 from qfml.task.calibration import CalibrationTask
 from qfml.task.surrogate import SurrogateTask
 from qfml.task.walk_forward import WalkForwardTask
@@ -34,7 +34,9 @@ def read_task(settings: Mapping[str, Any]) -> Task:
         raise ConfigError("this config has a section `tune`: search with `qfml tune`, or remove the section to run it")
     if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}")
-    return config.build(TASKS[name], {key: value for key, value in settings.items() if key != "task"})
+    task = config.build(TASKS[name], {key: value for key, value in settings.items() if key != "task"})
+    check_name(task.name)
+    return task
 
 
 def read_walk_forward(settings: Mapping[str, Any], what: str) -> WalkForwardTask:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -10,7 +13,7 @@ import torch
 
 from qfml import config
 from qfml.engine import Callback
-from qfml.errors import UserError
+from qfml.errors import ConfigError, UserError
 
 Say = Callable[[str], None]
 
@@ -41,6 +44,45 @@ class Task(Protocol):
 def as_settings(task: Task) -> dict[str, Any]:
     """The full settings of a task, nothing left to a default; `read_task` reads them back."""
     return {"task": task.task} | config.to_dict(task)
+
+
+def check_name(name: str) -> None:
+    """Refuse a `name` that would put the run folder elsewhere than under `runs/`, or hide it."""
+    if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise ConfigError(
+            f"`name` must be one plain part of a path, without / and \\ and no dot in front, got {name!r}; `--out` "
+            "puts the run folder elsewhere"
+        )
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside, then rename: a file is never half there."""
+    new = path.with_name(f"{path.name}.new")
+    write(new)
+    os.replace(new, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole, or not at all."""
+    replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write `metrics.json`: last, because a folder that has it is that of a finished run."""
+    replace_text(folder / "metrics.json", json.dumps(plain(metrics), indent=1, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """The value for JSON, which has no infinity and no NaN: null.
+
+    >>> plain({"rmse": float("nan"), "bounds": (0.0, float("inf"))})
+    {'rmse': None, 'bounds': [0.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_device(name: str) -> None:

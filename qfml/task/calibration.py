@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,23 +17,27 @@ from pydantic_core import core_schema
 import pricers as pr
 from qfml import config
 from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, as_quotes, calibrate
+from qfml.calibration.calibrate import _method  # pyright: ignore[reportPrivateUsage]
 from qfml.calibration.inverse import InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
 from qfml.calibration.posterior import Posterior, half_spreads, posterior, residual_std
 from qfml.calibration.result import Calibration
 from qfml.calibration.sources import SURFACE_SOURCES, SurfaceSource
-from qfml.calibration.walk_forward import walk_forward_calibration
+from qfml.calibration.walk_forward import (
+    _checked,  # pyright: ignore[reportPrivateUsage]
+    walk_forward_calibration,
+)
 from qfml.config import OneOf, Section, build, build_kind
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
-from qfml.report.calibration import shown_surfaces
-from qfml.task.base import Say, as_settings
+from qfml.export.inverse_maps import map_hash
+from qfml.task.base import Say, as_settings, replace_file, write_metrics
+from qfml.task.calibration_inputs import claimed, load_networks
+from qfml.task.calibration_tables import curve_table, data_hash, fit_entry, quote_table
 
-CURVE_POINTS = 61  # of a drawn smile
-CURVE_ROOM = 0.15  # beyond the outermost quotes, share of their range
+OWN_MAP = "inverse"  # folder of the map that a run trains, in its own
 MOST_FINDINGS = 5  # that are said; the report has all
-MOST_CURVES = 400  # last surfaces whose smiles are written, beside those that the page shows
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ class AheadConfig:
     Args:
         horizons: how many surfaces ahead.
         every: surfaces from one calibration to the next.
-        warm: start from the parameters of the one before.
+        warm: start from the parameters of the one before; None does so unless a network gives the starts.
     """
 
     horizons: tuple[int, ...] = (1, 5)
     every: int = 1
-    warm: bool = True
+    warm: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,12 @@ class CalibrationTask:
         inverse: folder of an inverse map, for "inverse", "neural" and "polished".
         inverse_training: train an inverse map where the first surface has its quotes, into the folder `inverse` of the
             run, and take that.
-        n_starts: starts that are looked at for each surface; None leaves it to the model.
+        n_starts: starts that are looked at for each surface; None leaves it to the model. For the method "exact".
         seed: of the starts, the posterior and the bootstrap.
-        smoothness: weight of the squared changes of the parameters from surface to surface.
+        warm: go through the surfaces one by one, each from the parameters of the one before; else all are searched at
+            once. For the method "exact".
+        smoothness: weight of the squared changes of the parameters from surface to surface; 1e-4 makes a change through
+            the whole range of a parameter as dear as one quote that is off by one vol point.
         posterior: draw from that of the first surface.
         walk_forward: judge the parameters of each surface on later ones.
         name: names the run folder.
@@ -139,6 +143,7 @@ class CalibrationTask:
     inverse_training: Annotated[InverseTraining, Section(InverseTraining)] | None = None
     n_starts: int | None = None
     seed: int = 0
+    warm: bool = False
     smoothness: float = 0.0
     posterior: Annotated[PosteriorConfig, Section(PosteriorConfig)] | None = None
     walk_forward: Annotated[AheadConfig, Section(AheadConfig)] | None = None
@@ -149,6 +154,7 @@ class CalibrationTask:
             raise ConfigError("`inverse` names a map and `inverse_training` trains one: leave out one of the two")
         if isinstance(self.model, SurrogateOnly):
             self._check_surrogate_only()
+        self._check_starts()
         by_expiry = hasattr(self.model, "fit_surfaces")
         for name in ("inverse_training", "posterior", "walk_forward"):
             if by_expiry and getattr(self, name) is not None:
@@ -156,6 +162,28 @@ class CalibrationTask:
                     f"`{name}` is for models with parameters of a whole surface, such as heston and bates, and "
                     f"{self.model.kind} has none: leave it out, or take another model"
                 )
+
+    def _check_starts(self) -> None:
+        """Refuse a method without what it needs, and what would do nothing under it."""
+        method = _method(self.method, self.surrogate, self.inverse or self.inverse_training)
+        for name, asked in (("n_starts", self.n_starts is not None), ("warm", self.warm)):
+            if asked and method != "exact":
+                raise ConfigError(
+                    f"`{name}` is for the method exact, and under {method} a network says where to start: leave it out"
+                )
+        ahead = self.walk_forward
+        if ahead is None:
+            return
+        if ahead.warm and method != "exact":
+            raise ConfigError(
+                f"`walk_forward.warm` is for the method exact, and under {method} a network gives the starts of every "
+                "day: leave it out"
+            )
+        if self.smoothness:
+            raise ConfigError(
+                "`smoothness` solves all days together, and `walk_forward` judges a day by what came after it: leave "
+                "out one of the two"
+            )
 
     def _check_surrogate_only(self) -> None:
         kind, known = self.model.kind, ", ".join(sorted(CALIBRATION_MODELS))
@@ -187,17 +215,22 @@ class CalibrationTask:
             say(line)
         if len(findings) > MOST_FINDINGS:
             say(f"... and {len(findings) - MOST_FINDINGS} more findings about the quotes: see the report")
+        self._check_history(surfaces)
         seconds = {"data": time.perf_counter() - begin}
         start = time.perf_counter()
-        networks = self._networks(folder, surfaces, say)
+        networks, used = load_networks({"surrogate": self.surrogate, "inverse": self.inverse})
+        hashed = data_hash(surfaces)
+        claimed(folder, used, hashed)
+        if self.inverse_training is not None:
+            networks["inverse"], used["inverse"] = self._own_map(folder, surfaces, say)
         seconds["networks"] = time.perf_counter() - start
         start = time.perf_counter()
         found = self._calibrated(surfaces, networks)
         seconds["calibration"] = time.perf_counter() - start
-        metrics: dict[str, Any] = {"fit": _fit(self, found, named)}
+        metrics: dict[str, Any] = {"fit": fit_entry(self.model, found, named)}
         metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
-        _replace(folder / "quotes.parquet", _quotes(found, named).write_parquet)
-        _replace(folder / "curves.parquet", _curves(found, named, metrics["fit"]["surfaces"]).write_parquet)
+        replace_file(folder / "quotes.parquet", quote_table(found, named).write_parquet)
+        replace_file(folder / "curves.parquet", curve_table(found, named, metrics["fit"]["surfaces"]).write_parquet)
         if self.posterior is not None:
             start = time.perf_counter()
             metrics["posterior"] = self._posterior(folder, found, networks)
@@ -206,47 +239,45 @@ class CalibrationTask:
             start = time.perf_counter()
             metrics["out_of_sample"] = self._ahead(folder, surfaces, networks)
             seconds["walk_forward"] = time.perf_counter() - start
-        data_hash, config_hash = _data_hash(surfaces), config.config_hash(as_settings(self))
-        made = provenance(
-            seeds=[self.seed], data_hash=data_hash, config_hash=config_hash, threads=torch.get_num_threads()
-        )
+        config_hash = config.config_hash(as_settings(self))
+        made = provenance(seeds=[self.seed], data_hash=hashed, config_hash=config_hash, threads=torch.get_num_threads())
         metrics |= {
             "task": self.task,
             "name": self.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "source": self.surface.describe(),
-            "data_hash": data_hash,
+            "networks": used,
+            "data_hash": hashed,
             "config_hash": config_hash,
             "versions": made["versions"],
             "provenance": made,
             "seconds": seconds | {"total": time.perf_counter() - begin},
         }
-        text = json.dumps(_plain(metrics), indent=1, allow_nan=False)
-        _replace(folder / "metrics.json", lambda new: new.write_text(text, encoding="utf-8"))
+        write_metrics(folder, metrics)
 
-    def _networks(self, folder: Path, surfaces: Sequence[Surface], say: Say) -> dict[str, Any]:
-        """The networks that the config names, loaded; or the inverse map that it asks for, trained once."""
-        found: dict[str, Any] = {}
-        if self.surrogate is not None:
-            from qfml.surrogate import Surrogate  # loaded where it is asked for
+    def _check_history(self, surfaces: Sequence[Surface]) -> None:
+        """Refuse surfaces that are no history where one is asked for, before anything is calibrated."""
+        if self.walk_forward is not None:
+            _checked(SurfaceHistory(surfaces), self.walk_forward.horizons, self.walk_forward.every)
+        for name in ("warm", "smoothness"):
+            if getattr(self, name) and len(SurfaceHistory(surfaces)) < 2:
+                raise DataError(f"`{name}` goes from day to day, and there is one surface: leave it out, or give more")
 
-            found["surrogate"] = Surrogate.load(self.surrogate)
-        if self.inverse is not None:
-            found["inverse"] = InverseMap.load(self.inverse)
-        if self.inverse_training is not None:
-            place = folder / "inverse"
-            if not place.exists():
-                layout = _layout(surfaces[0], say)
-                made = InverseMap.train(self.model, layout, self.inverse_training)
-                error = made.report["vol_error_bps"]["0.5"]
-                say(f"inverse map trained: on fresh surfaces off by {error:.1f} bps of vol in the median")
-                made.save(place)
-            found["inverse"] = InverseMap.load(place)
-        return found
+    def _own_map(self, folder: Path, surfaces: Sequence[Surface], say: Say) -> tuple[InverseMap, dict[str, str]]:
+        """The inverse map that the config asks for, trained once, and what is noted of it."""
+        assert self.inverse_training is not None
+        place = folder / OWN_MAP
+        if not place.exists():
+            made = InverseMap.train(self.model, _layout(surfaces[0], say), self.inverse_training)
+            error = made.report["vol_error_bps"]["0.5"]
+            say(f"inverse map trained: on fresh surfaces off by {error:.1f} bps of vol in the median")
+            made.save(place)
+        found = InverseMap.load(place)
+        return found, {"path": OWN_MAP, "hash": map_hash(found)}
 
     def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
-        settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "smoothness": self.smoothness}
-        return calibrate(surfaces, self._model, self.method, **settings, **networks)
+        settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "warm": self.warm}
+        return calibrate(surfaces, self._model, self.method, smoothness=self.smoothness, **settings, **networks)
 
     def _posterior(self, folder: Path, found: Any, networks: Mapping[str, Any]) -> dict[str, Any]:
         """Draws for the first surface, into `posterior.parquet`, and their summary; or why there are none."""
@@ -259,7 +290,7 @@ class CalibrationTask:
         flat = drawn.draws[0].flatten(0, 1).numpy()
         chain = np.repeat(np.arange(settings.n_chains), settings.n_draws)
         table = pl.DataFrame({"chain": chain} | {name: flat[:, i] for i, name in enumerate(drawn.names)})
-        _replace(folder / "posterior.parquet", table.write_parquet)
+        replace_file(folder / "posterior.parquet", table.write_parquet)
         return drawn.to_dict()[0] | {
             "through": "surrogate" if self.method == "neural" else "exact model",
             "n_chains": settings.n_chains,
@@ -299,9 +330,10 @@ class CalibrationTask:
             self._model,
             horizons=settings.horizons,
             every=settings.every,
-            warm=settings.warm,
+            warm=settings.warm is not False,
             method=self.method,
             seed=self.seed,
+            n_starts=self.n_starts,
             **networks,
         )
         found.save(folder / "walk_forward")
@@ -316,147 +348,3 @@ def _layout(surface: Surface, say: Say) -> Layout:
         expiries = surface.expiries
         say(f"the inverse map reads surfaces at places of its own: {error}")
         return Layout.standard(float(expiries[0]), float(expiries[-1]), n_expiries=min(len(expiries), 8))
-
-
-def _fit(task: CalibrationTask, found: Any, named: Mapping[str, Surface]) -> dict[str, Any]:
-    """The result in plain types: a list entry for each surface; by expiry a list in it."""
-    n, params = len(named), _params(found)
-    surfaces = []
-    for i, (name, surface) in enumerate(named.items()):
-        status = found.status[i]
-        surfaces.append(
-            {
-                "name": name,
-                "date": surface.date_text or None,
-                "n_quotes": len(surface),
-                "rmse_bps": _rmse(found.residuals[i]),
-                "max_bps": 1e4 * float(np.nanmax(np.abs(found.residuals[i])))
-                if np.isfinite(found.residuals[i]).any()
-                else None,
-                "sse": float(np.asarray(found.sse)[i]),
-                "inside_bid_ask": float(np.asarray(found.inside_bid_ask)[i]),
-                "converged": _converged(found, i),
-                "status": status if isinstance(status, str) else "; ".join(dict.fromkeys(filter(None, status))),
-                "warnings": list(found.warnings[i]),
-                "notes": list(surface.notes),
-            }
-        )
-    fit: dict[str, Any] = {
-        "model": task.model.kind,
-        "settings": config.to_dict(task.model),
-        "method": found.method,
-        "surfaces": surfaces,
-        "parameters": _parameters(found),
-        "params": {name: [_values(values, i) for i in range(n)] for name, values in params.items()},
-        "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in params},
-        # JSON has no infinity: null in `std_error` is one where this is false, and else a number that does not exist
-        "identified": {name: (~np.isinf(found.std_error[name])).tolist() for name in params},
-    }
-    per_expiry = any(np.ndim(values) == 2 for values in params.values())
-    if per_expiry:
-        fit["expiries"] = [_values(found.expiries, i) for i in range(n)]
-    elif isinstance(found, Calibration) and np.isfinite(found.correlation[0]).all():
-        fit["correlation"] = found.correlation[0].tolist()
-    return fit
-
-
-def _converged(found: Any, place: int) -> bool:
-    """Whether all fits of a surface ended at a minimum: of smiles, those that it has."""
-    one = np.asarray(found.converged[place])
-    if one.ndim == 0:
-        return bool(one)
-    exists = np.isfinite(found.expiries[place])
-    return bool(exists.any() and one[exists].all())
-
-
-def _parameters(found: Any) -> list[dict[str, Any]]:
-    """Names and bounds of what was fitted."""
-    bounds = {p.name: p for p in found.model.parameters} if isinstance(found, Calibration) else {}
-    return [
-        {"name": name, "lower": bounds[name].lower, "upper": bounds[name].upper} if name in bounds else {"name": name}
-        for name in _params(found)
-    ]
-
-
-def _params(found: Any) -> dict[str, Any]:
-    """Numbers of each surface (S,) or of each of its expiries (S, E) by name; SSVI has both."""
-    return found.params | ({"theta": found.theta} if hasattr(found, "theta") else {})
-
-
-def _values(values: Any, place: int) -> Any:
-    one = np.asarray(values)[place]
-    return float(one) if np.ndim(one) == 0 else [float(value) for value in one]
-
-
-def _rmse(residuals: np.ndarray) -> float | None:
-    known = residuals[np.isfinite(residuals)]
-    return 1e4 * float(np.sqrt(np.mean(known**2))) if len(known) else None
-
-
-def _quotes(found: Any, named: Mapping[str, Surface]) -> pl.DataFrame:
-    """Every quote beside the model."""
-    frames = []
-    for i, (name, surface) in enumerate(named.items()):
-        n = len(surface)
-        residual = found.residuals[i, :n]
-        absent = np.full(n, np.nan)
-        columns = {
-            "expiry": surface.expiry,
-            "strike": surface.strike,
-            "forward": surface.forward,
-            "log_moneyness": surface.log_moneyness,
-            "vol": surface.vol,
-            "bid": absent if surface.bid is None else surface.bid,
-            "ask": absent if surface.ask is None else surface.ask,
-            "weight": surface.weight,
-            "model_vol": surface.vol + residual,
-            "residual_bps": 1e4 * residual,
-        }
-        frames.append(pl.DataFrame({"surface": [name] * n} | columns))
-    return pl.concat(frames)
-
-
-def _curves(found: Any, named: Mapping[str, Surface], fitted: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """The fitted smiles between and beside the quotes; where no quote of an expiry has a weight there is none."""
-    columns: dict[str, list[Any]] = {"surface": [], "expiry": [], "log_moneyness": [], "model_vol": []}
-    every, drawn = list(named.items()), {*shown_surfaces(fitted), *range(max(len(named) - MOST_CURVES, 0), len(named))}
-    for i in sorted(drawn):
-        name, surface = every[i]
-        used = surface.weight > 0.0
-        for expiry in np.unique(surface.expiry[used]):
-            k = surface.log_moneyness[used & (surface.expiry == expiry)]
-            room = CURVE_ROOM * (k.max() - k.min()) or 0.1
-            grid = np.linspace(k.min() - room, k.max() + room, CURVE_POINTS)
-            columns["surface"] += [name] * len(grid)
-            columns["expiry"] += [float(expiry)] * len(grid)
-            columns["log_moneyness"] += grid.tolist()
-            columns["model_vol"] += found.smile(grid, float(expiry), surface=i).tolist()
-    types = {name: pl.String if name == "surface" else pl.Float64 for name in columns}
-    return pl.DataFrame(columns, schema=types)
-
-
-def _data_hash(surfaces: Sequence[Surface]) -> str:
-    """16 hex digits of all quotes."""
-    digest = hashlib.sha256()
-    for surface in surfaces:
-        for name in ("strike", "expiry", "vol", "weight", "forward", "discount"):
-            digest.update(np.ascontiguousarray(getattr(surface, name)).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside, then rename: a file is never half there."""
-    new = path.with_name(path.name + ".new")
-    write(new)
-    os.replace(new, path)

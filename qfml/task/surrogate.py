@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from qfml.surrogate.fitting import fit_surrogate
 from qfml.surrogate.judgement import JudgementSettings, judge
 from qfml.surrogate.labels import join_labels, labels_folder, make_labels, read_labels
 from qfml.surrogate.refinement import refined_points
-from qfml.task.base import Say, as_settings, check_device
+from qfml.task.base import Say, as_settings, check_device, replace_text, write_metrics
 
 MODEL = "surrogate"  # folder of the trained surrogate in that of the run
 ROUNDS = "rounds"  # folder of what each round has trained, with the hash of what it was trained by
@@ -148,7 +147,7 @@ class SurrogateTask:
             "provenance": made,
             "seconds": seconds | {"total": time.perf_counter() - begin},
         }
-        _replace_text(folder / "metrics.json", json.dumps(_plain(metrics), indent=1, allow_nan=False))
+        write_metrics(folder, metrics)
 
     def _claim(self, rounds: Path) -> None:
         """Note what the rounds are trained by; ConfigError if an earlier attempt has trained by something else."""
@@ -161,7 +160,7 @@ class SurrogateTask:
             noted = "nothing"
         else:
             rounds.mkdir(parents=True, exist_ok=True)
-            _replace_text(path, json.dumps(own))
+            replace_text(path, json.dumps(own))
             return
         if noted != json.dumps(own):
             raise ConfigError(
@@ -282,21 +281,3 @@ def _validation(surrogate: Surrogate) -> str:
 def _training(surrogate: Surrogate) -> dict[str, Any]:
     report = {name: value for name, value in surrogate.report.items() if name != "history"}
     return report | {"network": config.to_dict(surrogate.network), "n_networks": len(surrogate.fits)}
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file whole, or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -153,7 +153,7 @@ def test_an_ensemble_is_the_mean_and_says_what_it_is(tmp_path):
     np.testing.assert_allclose(model.predict(x)["prediction"], truth, atol=1e-6)
     np.testing.assert_allclose(truth.sum(1), 1, atol=1e-6)
     assert model.input_names == hostile
-    assert model.units["vol"] == "per year"
+    assert (model.units["vol"], model.units["ü"]) == ("per year", "as given")
     assert model.metadata["members"] == named
     assert (model.metadata["config_hash"], model.metadata["outputs"]) == ("ab12", {"prediction": "class_probabilities"})
     assert type(loss.prediction(torch.zeros(1, 1, 3))) is torch.Tensor, (
@@ -190,7 +190,11 @@ def test_every_loss_says_what_the_output_means(tmp_path, kind):
     fit = made_up(qfml.MLP(hidden=(8,)), LOSSES_SEEN[kind], transforms=fitted(Standardise()))
     export_fits([fit], tmp_path / "model.onnx", feature_names=NAMES)
     assert_equals_torch(tmp_path / "model.onnx", fit)
-    assert load_exported(tmp_path / "model.onnx").metadata["outputs"] == {"prediction": fit.loss.predicts}
+    about = load_exported(tmp_path / "model.onnx").metadata
+    assert about["outputs"] == {"prediction": fit.loss.predicts}
+    position = "position, fraction of capital"
+    unit = {"probability": "probability", "class_probabilities": "probability", "position": position}
+    assert about["output_units"] == {"prediction": unit.get(fit.loss.predicts, "label")}
 
 
 TRANSFORMS_SEEN = {

@@ -85,8 +85,8 @@ def test_unfinished_damaged_and_unknown_are_refused(saved, tmp_path):
     for odd in ("../../x", "0:0:0", "-1", "", None.__class__, 1.5, "\u0661"):
         with pytest.raises(UserError, match="`member`"):
             export_run(folder, member=odd)
-    for nothing in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"no run in .*config\.yaml") as refused:
+    for nothing, told in ((tmp_path, r"no finished run in .*config\.yaml"), (tmp_path / "nowhere", "no run folder")):
+        with pytest.raises(UserError, match=told) as refused:
             export_run(nothing)
         assert "resume" not in str(refused.value)  # which would answer the same
     copy = tmp_path / "copy"

@@ -24,6 +24,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_named_with_the_way_out(run_dir: Path, name: str) -> None:
     (run_dir / name).unlink()
+
     with pytest.raises(UserError, match=rf"no `{name}`.*qfml resume"):
         write_report(run_dir)
     assert not (run_dir / "report.html").exists()

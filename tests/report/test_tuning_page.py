@@ -171,7 +171,7 @@ def test_hostile_names_parameters_and_paths_stay_text(tmp_path: Path, read_page:
 def test_a_search_that_is_not_finished_or_of_another_version_is_refused(
     page: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"no finished search in .*qfml resume"):
+    with pytest.raises(UserError, match=r"no finished search in .*qfml tune"):
         write_tuning_report(tmp_path)
     found = found_by_a_search()
     del found["folds"], found["n_planned"]
