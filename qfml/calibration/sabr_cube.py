@@ -160,7 +160,7 @@ class SabrCube:
 
 def calibrate_cube(
     cube: SwaptionCube,
-    beta: float,
+    beta: Any,
     *,
     at_the_money: bool = False,
     **options: Any,
@@ -175,8 +175,10 @@ def calibrate_cube(
 
     Raises:
         DataError: as `SwaptionCube.lognormal_vol`, or no quote has a weight.
-        ConfigError: a beta outside [0, 1], an option that is none or cannot be.
+        ConfigError: a beta that is no number in [0, 1], an option that is none or cannot be.
     """
+    if beta is None:
+        raise ConfigError("`beta` of a cube must be one number in [0, 1] for all nodes, got None; rates often take 0.5")
     model = SabrSmile(beta=beta, at_the_money=at_the_money)
     how = model.options(options)
     vol = cube.lognormal_vol()

@@ -13,11 +13,20 @@ from qfml.calibration.quote_columns import columns_of, frame_of
 from qfml.calibration.surface import Surface
 from qfml.calibration.surface_checks import moment
 from qfml.calibration.surface_reading import Reading
+from qfml.calibration.swaption_cube import QUOTES, SwaptionCube
 from qfml.calibration.synthetic import SyntheticHeston
 from qfml.config import Section
 from qfml.errors import ConfigError, DataError
 
-__all__ = ["SURFACE_SOURCES", "Dax2002", "SurfaceFile", "SurfaceSource", "SyntheticSurfaces"]
+__all__ = [
+    "CUBE_SOURCES",
+    "SURFACE_SOURCES",
+    "Dax2002",
+    "SurfaceFile",
+    "SurfaceSource",
+    "SwaptionCubeFile",
+    "SyntheticSurfaces",
+]
 
 
 @runtime_checkable
@@ -150,4 +159,37 @@ class SyntheticSurfaces:
         return f"{self.n_days} made-up days under Heston, vols with an error of {self.vol_noise_bps:g} bps"
 
 
+@dataclass(frozen=True)
+class SwaptionCubeFile:
+    """Swaption vols by expiry, tenor and strike in a CSV or Parquet file (see `SwaptionCube.read`), for `sabr`.
+
+    Args:
+        path: of the file.
+        shift: of shifted-lognormal vols and of SABR, decimal; negative rates need one. None: that of the column
+            `shift`, or 0.
+        quote: what the vols are: "lognormal" (of the shifted rate) or "normal".
+    """
+
+    kind: ClassVar[str] = "swaption_cube"
+    path: str
+    shift: float | None = None
+    quote: str = "lognormal"
+
+    def __post_init__(self) -> None:
+        if self.quote not in QUOTES:
+            raise ConfigError(f"`quote` of a cube must be one of {', '.join(QUOTES)}, got {self.quote!r}")
+        if self.shift is not None and not 0.0 <= self.shift < np.inf:
+            raise ConfigError(f"`shift` of a cube must be a decimal rate of 0 or more, got {self.shift!r}")
+
+    def read(self) -> SwaptionCube:
+        """The quotes."""
+        return SwaptionCube.read(self.path, shift=self.shift, quote=self.quote)
+
+    def describe(self) -> str:
+        """What this is, for a report."""
+        shift = f", shifted by {self.shift:g}" if self.shift else ""
+        return f"Swaption vols of {self.path}, {self.quote}{shift}"
+
+
 SURFACE_SOURCES: dict[str, type[Any]] = {cls.kind: cls for cls in (Dax2002, SurfaceFile, SyntheticSurfaces)}
+CUBE_SOURCES: dict[str, type[Any]] = {SwaptionCubeFile.kind: SwaptionCubeFile}

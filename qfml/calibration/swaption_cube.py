@@ -17,7 +17,8 @@ from qfml.errors import ConfigError, DataError
 
 __all__ = ["QUOTES", "SwaptionCube"]
 
-COLUMNS = ("expiry", "tenor", "strike", "offset_bps", "forward", "vol", "vol_bps", "weight")
+COLUMNS = ("expiry", "tenor", "strike", "offset_bps", "forward", "vol", "vol_bps", "weight", "shift")
+ALIASES = {"option_expiry": "expiry", "swap_tenor": "tenor"}
 QUOTES = ("lognormal", "normal")
 MOST_VOL = {"lognormal": 5.0, "normal": 0.2}  # above: in percent or basis points
 MOST_RATE = 0.5  # absolute: above, a rate is in percent
@@ -113,13 +114,14 @@ class SwaptionCube:
             )
 
     @classmethod
-    def read(cls, path: str | Path, *, shift: float = 0.0, quote: str = "lognormal") -> SwaptionCube:
+    def read(cls, path: str | Path, *, shift: float | None = None, quote: str = "lognormal") -> SwaptionCube:
         """A cube from a long table, CSV or Parquet: a row for each quote.
 
         Args:
-            path: columns `expiry`, `tenor`, `forward`, either `strike` or `offset_bps` (of the strike from the
-                forward), either `vol` or `vol_bps`, and perhaps `weight`. An empty vol is a missing quote.
-            shift: as the class.
+            path: columns `expiry` (or `option_expiry`), `tenor` (or `swap_tenor`), `forward`, either `strike` or
+                `offset_bps` (of the strike from the forward), either `vol` or `vol_bps`, and perhaps `weight` and
+                `shift`, in any case and order. An empty vol is a missing quote.
+            shift: as the class; None: that of the column `shift`, or 0.
             quote: as the class.
 
         Raises:
@@ -138,7 +140,9 @@ class SwaptionCube:
             raise DataError(
                 f"{path.name} cannot be read as a table: {error}; write CSV with a header, or Parquet"
             ) from error
-        return cls(**_from_columns(frame, path.name), shift=shift, quote=quote)
+        columns = _from_columns(frame, path.name)
+        shift = _shift(columns.pop("shift", None), shift, path.name)
+        return cls(**columns, shift=shift, quote=quote)
 
     def __repr__(self) -> str:
         counts = [len(np.unique(values)) for values in (self.expiry, self.tenor)]
@@ -151,6 +155,15 @@ class SwaptionCube:
         return f"SwaptionCube: {' x '.join(words)}, {n_quotes} quotes ({self.quote}, shift {self.shift:g})"
 
     __str__ = __repr__
+
+    def __len__(self) -> int:
+        return len(self.vol)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known about the quotes: how many are missing."""
+        missing = int(np.isnan(self.vol).sum())
+        return (f"{missing} of {len(self)} quotes have no vol",) if missing else ()
 
     def lognormal_vol(self) -> np.ndarray:
         """Shifted-lognormal vols of the quotes: normal ones by way of their prices; NaN where there is no quote.
@@ -188,8 +201,27 @@ def _column(name: str, value: Any, length: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(column, (length,)))
 
 
+def _shift(column: np.ndarray | None, given: float | None, name: str) -> float:
+    """The one shift of a cube."""
+    if column is None:
+        return 0.0 if given is None else given
+    if not (column == column[0]).all():
+        raise DataError(f"{name}: `shift` must be the same in all rows; read rows of another shift as another cube")
+    if given is not None and given != column[0]:
+        raise DataError(f"{name}: the column `shift` says {column[0]:g}, and {given!r} is given; leave out one of them")
+    return float(column[0])
+
+
 def _from_columns(frame: pl.DataFrame, name: str) -> dict[str, Any]:
     """The arguments of a cube from the columns of a table."""
+    own = {column: column.strip().lower() for column in frame.columns}
+    own = {column: ALIASES.get(known, known) for column, known in own.items()}
+    twice = [column for column in frame.columns if list(own.values()).count(own[column]) > 1]
+    if twice:
+        raise DataError(f"{name}: the columns {', '.join(f'`{column}`' for column in twice)} are the same; keep one")
+    frame = frame.rename(own)
+    if frame.is_empty():
+        raise DataError(f"{name}: a cube needs quotes, and the table has no row")
     unknown = [column for column in frame.columns if column not in COLUMNS]
     if unknown:
         raise DataError(f"{name}: column `{unknown[0]}` is not known; a cube has the columns {', '.join(COLUMNS)}")
@@ -207,5 +239,7 @@ def _from_columns(frame: pl.DataFrame, name: str) -> dict[str, Any]:
         raise DataError(f"{name}: every column must hold numbers: {error}") from error
     strike = numbers["strike"] if "strike" in numbers else numbers["forward"] + BASIS_POINT * numbers["offset_bps"]
     vol = numbers["vol"] if "vol" in numbers else BASIS_POINT * numbers["vol_bps"]
-    rest = {column: numbers[column] for column in ("expiry", "tenor", "forward", "weight") if column in numbers}
+    rest = {
+        column: numbers[column] for column in ("expiry", "tenor", "forward", "weight", "shift") if column in numbers
+    }
     return {"strike": strike, "vol": vol} | rest

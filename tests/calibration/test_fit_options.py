@@ -48,7 +48,7 @@ def test_what_no_such_model_has_is_refused_by_name(model: Any, surface: Surface,
 def test_local_vol_has_no_search_to_be_told_of(surface: Surface) -> None:
     options: list[dict[str, Any]] = [{"n_starts": 1}, {"max_steps": 9}, {"tolerance": 1e-6}]
     for option in options:
-        with pytest.raises(ConfigError, match=r"does not apply to local_vol: its interior-point method .*; leave it out"):
+        with pytest.raises(ConfigError, match=r"does not apply to local_vol: its interior-point .*; leave it out"):
             LocalVolSurface().fit_surfaces([surface], **option)
 
 
