@@ -13,13 +13,16 @@ metrics:
                             vol; None where there are no vols
     price_bps               the same in basis points of spot
     worst                   the five largest errors: inputs by name, value, exact, error
-    greeks                  by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute error, noise;
-                            {} where the labels have no derivatives
+    greeks                  by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute error, noise; {}
+                            where none were asked for
+    greeks_note             how the derivatives of the engine were made, or why there are none
     arbitrage               density and calendar of vols, monotone and convex of prices: share, count, n_points, worst,
                             measured; {} where no rule applies
     conformal               level, bound, unit, n_calibration, of ("value" | "label"), n_test, n_covered, coverage,
                             coverage_low, coverage_high (95 %, Clopper-Pearson, for the bound as it came out), p_value
-                            (of so few covered or fewer, the draw of the calibration points taken into account)
+                            (one-sided: of so few covered or fewer, the draw of the calibration points taken into
+                            account), by_bin: list of name, low, high, n, coverage (None of an empty bin) along each
+                            coordinate of the box
     speed                   surrogate: threads, n_batch, batch_seconds, gradient_batch_seconds, single_seconds (least,
                             median each); exact: engine, seconds_per_price; simulated: engine, n_paths, n_steps,
                             seconds_per_price, std_error, seconds_per_price_at_equal_error; ratio_simulated,
@@ -50,21 +53,21 @@ from torch import Tensor
 
 import pricers as pr
 from pricers.noise import address
-from pricers.parallel import side_by_side
 from qfml.config import OneOf
-from qfml.errors import ConfigError, DataError
+from qfml.errors import ConfigError
 from qfml.surrogate.arbitrage import arbitrage_of
 from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
-from qfml.surrogate.labels import LabelTable, labelled
-from qfml.surrogate.points import Points
+from qfml.surrogate.fresh import engine_slopes, fresh_labels
+from qfml.surrogate.labels import LabelTable
+from qfml.surrogate.points import unit_inputs
 from qfml.surrogate.problem import UNITS, Problem
 from qfml.surrogate.quoting import price_of
-from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, shares_of
-from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine, LabelSettings
+from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, coverage_by_bin
+from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine
+from qfml.surrogate.shards import write_whole
 from qfml.surrogate.speed import engine_speed, surrogate_speed
 from qfml.surrogate.surrogate import ErrorBound, Surrogate
 
-ROWS_OF_A_PIECE = 1024
 BPS = 1e4
 
 
@@ -77,7 +80,8 @@ class JudgementSettings:
         n_calibration: further ones, which the error bound is taken from.
         level: probability with which a fresh error keeps the bound.
         engine: labels the fresh points: exact where it can, else as many paths as is affordable.
-        n_greeks: points of which derivatives are judged; 0 leaves them out.
+        n_greeks: points of which derivatives are judged; 0 leaves them out. Where the engine gives none itself, each
+            costs 8 labels an input.
         n_bins: bins of each coordinate.
         speed_paths: paths of the Monte Carlo that is timed beside the surrogate; 0 times nothing.
         speed_steps: its time steps.
@@ -117,12 +121,12 @@ class Judgement:
     arrays: dict[str, np.ndarray]
 
     def save(self, folder: str | Path) -> None:
-        """Write `judgement.json` and `judgement.safetensors` into `folder`, which is made if it is missing."""
+        """Write `judgement.json` and `judgement.safetensors`, each whole or not at all, into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "judgement.json").write_text(json.dumps(self.metrics, indent=1), encoding="utf-8")
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        safetensors.numpy.save_file(arrays, folder / "judgement.safetensors")
+        write_whole(safetensors.numpy.save(arrays), folder / "judgement.safetensors")
+        write_whole(json.dumps(self.metrics, indent=1).encode(), folder / "judgement.json")
 
 
 def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Judgement:
@@ -139,10 +143,10 @@ def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Ju
     value = _values(surrogate, fresh.inputs)
     error = value - fresh.value
     bound = _bound(surrogate, held, settings.level)
-    shares = shares_of(problem, fresh.inputs, fresh.value)
+    shares = unit_inputs(problem, fresh.inputs, fresh.value).clamp(0.0, 1.0)
     price_error = _price_errors(problem, fresh, value)
     pairs, maps = by_pair(shares, error, settings.n_bins)
-    greeks, greeks_error = _greeks(surrogate, settings)
+    greeks, greeks_note, greeks_error = _greeks(surrogate, settings)
     metrics = {
         "target": problem.target,
         "unit": problem.target_unit,
@@ -158,8 +162,10 @@ def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Ju
         "price_bps": _in_bps(price_error),
         "worst": _worst(problem, fresh, value, error),
         "greeks": greeks,
+        "greeks_note": greeks_note,
         "arbitrage": arbitrage_of(surrogate, fresh.inputs),
-        "conformal": _coverage(bound, error),
+        "conformal": _coverage(bound, error)
+        | {"by_bin": coverage_by_bin(problem, shares, error, bound.value, settings.n_bins)},
         "speed": _speed(surrogate, fresh.inputs, float(price_error.square().mean().sqrt()), settings),
         "regions": {
             "coordinates": [axis.name for axis in problem.coordinates],
@@ -183,42 +189,6 @@ def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Ju
         "training_error": _history(surrogate),
     }
     return Judgement(replace(surrogate, bound=bound), metrics, arrays)
-
-
-def fresh_labels(problem: Problem, engine: LabelEngine, n: int, seed: int, gradients: bool = False) -> LabelTable:
-    """Labels of `n` independent points of the box, each a law of its own, even on the scale of each coordinate."""
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    shares = torch.rand(n, len(problem.coordinates), generator=generator, dtype=torch.float64)
-    strike = [i for i, axis in enumerate(problem.coordinates) if axis.is_strike]
-    others = [i for i, axis in enumerate(problem.coordinates) if not axis.is_strike]
-    settings = LabelSettings(n_points=n, seed=seed, engine=engine, strikes_per_law=1, gradients=gradients)
-    settings.checked(problem)
-
-    def piece(start: int) -> Any:
-        own = slice(start, start + ROWS_OF_A_PIECE)
-        law = torch.arange(n)[own]
-        points = Points(shares[own][:, others], shares[own][:, strike], law)
-        return labelled(problem, settings, points, {"hash": "fresh", "laws": [start, start + len(law)]})
-
-    starts = range(0, n, ROWS_OF_A_PIECE)
-    with side_by_side(torch.device("cpu"), len(starts)) as run:
-        shards = list(run(piece, starts))
-
-    def joined(name: str) -> Any:
-        parts = [getattr(shard, name) for shard in shards]
-        return None if parts[0] is None else torch.from_numpy(np.concatenate(parts))
-
-    left_out: dict[str, int] = {}
-    for shard in shards:
-        for reason, count in shard.about["left_out"].items():
-            left_out[reason] = left_out.get(reason, 0) + count
-    columns = ("inputs", "value", "std_error", "gradient", "gradient_std_error", "law")
-    table = LabelTable(
-        problem.inputs, *(joined(name) for name in columns), problem=problem, hash="fresh", left_out=left_out
-    )
-    if not len(table):
-        raise DataError(f"none of {n} fresh points has a label: {left_out}; mend the box")
-    return table
 
 
 def _values(surrogate: Surrogate, inputs: Tensor) -> Tensor:
@@ -302,29 +272,25 @@ def _worst(problem: Problem, fresh: LabelTable, value: Tensor, error: Tensor) ->
     ]
 
 
-def _greeks(surrogate: Surrogate, settings: JudgementSettings) -> tuple[dict[str, Any], Tensor]:
-    """Errors of the derivatives in each input, against those of the labels' engine."""
-    names = surrogate.problem.inputs
-    if not settings.n_greeks:
-        return {}, torch.zeros(0, len(names), dtype=torch.float64)
-    seed = address(settings.seed, "points of greeks")
-    table = fresh_labels(surrogate.problem, settings.engine, settings.n_greeks, seed, gradients=True)
-    if table.gradient is None:
-        return {}, torch.zeros(0, len(names), dtype=torch.float64)
-    error = surrogate.value_and_gradient(table.inputs)[1] - table.gradient
+def _greeks(surrogate: Surrogate, settings: JudgementSettings) -> tuple[dict[str, Any], str, Tensor]:
+    """Errors of the derivatives in each input, against those of the labels' engine; how those were made."""
+    names, n = surrogate.problem.inputs, settings.n_greeks
+    if not n:
+        return {}, "`n_greeks` is 0: derivatives were not compared", torch.zeros(0, len(names), dtype=torch.float64)
+    slopes = engine_slopes(surrogate.problem, settings.engine, n, address(settings.seed, "points of greeks"))
+    error = surrogate.value_and_gradient(slopes.inputs)[1] - slopes.gradient
     found = {}
     for i, name in enumerate(names):
-        size = float(table.gradient[:, i].square().mean().sqrt())
+        size = float(slopes.gradient[:, i].square().mean().sqrt())
         rmse = float(error[:, i].square().mean().sqrt())
-        noise = table.gradient_std_error
         found[name] = {
             "rmse": rmse,
             "rms_exact": size,
             "relative": rmse / size if size > 0 else None,
             "q99": _upper(error[:, i].abs(), 0.99),
-            "noise": 0.0 if noise is None else float(noise[:, i].square().mean().sqrt()),
+            "noise": float(slopes.std_error[:, i].square().mean().sqrt()),
         }
-    return found, error
+    return found, slopes.note, error
 
 
 def _bound(surrogate: Surrogate, held: LabelTable, level: float) -> ErrorBound:

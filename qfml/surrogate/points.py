@@ -26,7 +26,7 @@ from qfml.surrogate.box import Range
 from qfml.surrogate.delta_strikes import strikes_at_delta
 from qfml.surrogate.problem import Problem
 
-__all__ = ["GivenPoints", "Placed", "Points", "natural", "placed", "sobol_points", "unit"]
+__all__ = ["GivenPoints", "Placed", "Points", "natural", "placed", "sobol_points", "unit", "unit_inputs"]
 
 GOLDEN = 0.5 * (5.0**0.5 - 1.0)  # strikes of a law's next expiry are turned by this share of a cell
 
@@ -146,6 +146,28 @@ def unit(limits: Range, value: Tensor) -> Tensor:
         low, high = (torch.log(torch.tensor(end, dtype=value.dtype)).to(value) for end in (limits.low, limits.high))
         return (torch.log(value) - low) / (high - low)
     return (value - limits.low) / (limits.high - limits.low)
+
+
+def unit_inputs(
+    problem: Problem, inputs: Float[Tensor, "rows inputs"], value: Tensor | None = None
+) -> Float[Tensor, "rows inputs"]:
+    """Inputs as shares of the ranges of the box, the strike's coordinate as the box has it.
+
+    Args:
+        problem: whose box it is.
+        inputs: in natural units.
+        value: their implied vols, of which deltas are made; None: exact ones are made where deltas are asked for.
+    """
+    columns = problem.columns(inputs)
+    shares: list[Tensor] = []
+    for axis, limits in zip(problem.coordinates, problem.box.values(), strict=True):
+        column = columns[axis.input]
+        if axis.argument == "delta":
+            column = problem.delta(columns, problem.exact(inputs) if value is None else value)
+        elif axis.argument == "standard_moneyness":
+            column = column / (problem.reference(columns) * problem.expiry(columns).sqrt())
+        shares.append(unit(limits, column))
+    return torch.stack(shares, dim=-1)
 
 
 def sobol_points(

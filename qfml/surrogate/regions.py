@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qfml.surrogate.points import unit
+from qfml.surrogate.points import natural
 from qfml.surrogate.problem import Problem
 
 MEASURES = ("rmse", "q99", "max", "count")
-
-
-def shares_of(problem: Problem, inputs: Tensor, value: Tensor) -> Tensor:
-    """Where each row lies in the range of each coordinate of the box, (N, d) in [0, 1] along the range's scale.
-
-    Args:
-        problem: whose box it is.
-        inputs: (N, d), natural units.
-        value: (N,), the target, from which a delta is found.
-    """
-    columns = problem.columns(inputs)
-    shares = []
-    for axis, limits in zip(problem.coordinates, problem.box.values(), strict=True):
-        column = columns[axis.input]
-        if axis.argument == "delta":
-            column = problem.delta(columns, value)
-        elif axis.argument == "standard_moneyness":
-            column = column / (problem.reference(columns) * problem.expiry(columns).sqrt())
-        shares.append(unit(limits, column))
-    return torch.stack(shares, 1).clamp(0.0, 1.0)
 
 
 def by_coordinate(shares: Tensor, error: Tensor, n_bins: int) -> np.ndarray:
@@ -44,6 +25,26 @@ def by_coordinate(shares: Tensor, error: Tensor, n_bins: int) -> np.ndarray:
     """
     cells = _cells(shares, n_bins)
     return np.stack([_measured(cells[:, i], error, n_bins) for i in range(cells.shape[1])])
+
+
+def coverage_by_bin(problem: Problem, shares: Tensor, error: Tensor, bound: float, n_bins: int) -> list[dict[str, Any]]:
+    """Share of absolute errors within `bound` in each bin of each coordinate, whose ends are in natural units.
+
+    Returns:
+        For each coordinate, bin after bin: `name`, `low`, `high`, `n`, `coverage` (None where n is 0).
+    """
+    cells, covered = _cells(shares, n_bins), (error.abs() <= bound).numpy()
+    ends = torch.arange(n_bins + 1, dtype=torch.float64) / n_bins
+    found = []
+    for i, (axis, limits) in enumerate(zip(problem.coordinates, problem.box.values(), strict=True)):
+        edges = natural(limits, ends).tolist()
+        count = np.bincount(cells[:, i], minlength=n_bins).tolist()
+        kept = np.bincount(cells[:, i], weights=covered, minlength=n_bins).tolist()
+        found += [
+            {"name": axis.name, "low": edges[k], "high": edges[k + 1], "n": n, "coverage": kept[k] / n if n else None}
+            for k, n in enumerate(count)
+        ]
+    return found
 
 
 def by_pair(shares: Tensor, error: Tensor, n_bins: int) -> tuple[np.ndarray, np.ndarray]:

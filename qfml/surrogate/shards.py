@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from qfml.errors import DataError
 
-__all__ = ["Shard", "read_shard", "shard_path", "write_shard", "write_text"]
+__all__ = ["Shard", "read_shard", "shard_path", "write_shard", "write_text", "write_whole"]
 
 KEY = b"qfml.labels"
 VALUE, STD_ERROR, LAW, WEIGHT = "value", "std_error", "law", "weight"
@@ -135,10 +135,15 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def write_text(text: str, path: Path) -> None:
+    """Write a text whole or not at all."""
+    write_whole(text.encode(), path)
+
+
+def write_whole(content: bytes, path: Path) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,9 +12,11 @@ from pricers.black import black_price
 from qfml.errors import ConfigError, DataError
 from qfml.surrogate import JudgementSettings, Problem, Range, Surrogate, fit_surrogate, judge
 from qfml.surrogate.arbitrage import arbitrage_of, derivatives_along, durrleman
-from qfml.surrogate.judgement import fresh_labels
-from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, shares_of
-from qfml.surrogate.settings import ExactLabels, MonteCarloLabels
+from qfml.surrogate.exact_labels import target_values
+from qfml.surrogate.fresh import engine_slopes, fresh_labels
+from qfml.surrogate.points import unit_inputs
+from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, coverage_by_bin
+from qfml.surrogate.settings import ExactLabels, FiniteDifferenceLabels, MonteCarloLabels
 
 FEW = JudgementSettings(n_points=400, n_calibration=300, n_greeks=50, n_bins=4, speed_paths=0)
 
@@ -88,6 +90,96 @@ def test_the_bound_is_proved_on_other_points_than_it_was_taken_from(of_vols):
     assert of_vols.surrogate.predict(of_vols.arrays["inputs"][:3], errors="flag").bound == of_vols.surrogate.bound
 
 
+def test_coverage_is_told_bin_by_bin(of_vols):
+    found, arrays = of_vols.metrics["conformal"], of_vols.arrays
+    by_bin = found["by_bin"]
+    assert len(by_bin) == len(VOLS.box) * FEW.n_bins
+    assert [one["name"] for one in by_bin[:: FEW.n_bins]] == list(VOLS.box)
+    kept = np.abs(arrays["error"]) <= found["bound"]
+    for name in ("v0", "expiry", "rho"):  # by a loop over natural units
+        column = arrays["inputs"][:, VOLS.inputs.index(name)]
+        own = [one for one in by_bin if one["name"] == name]
+        assert (own[0]["low"], own[-1]["high"]) == pytest.approx((VOLS.box[name].low, VOLS.box[name].high))
+        assert sum(one["n"] for one in own) == 400
+        for one in own:
+            mask = (column >= one["low"]) & (column < one["high"])
+            assert one["n"] == mask.sum()
+            assert one["coverage"] == pytest.approx(kept[mask].mean())
+    empty = coverage_by_bin(CALLS, torch.full((3, 3), 0.1), torch.zeros(3), 1.0, 2)
+    assert [(one["n"], one["coverage"]) for one in empty[:2]] == [(3, 1.0), (0, None)]
+
+
+def test_a_judgement_that_is_cut_off_leaves_the_one_before(of_vols, tmp_path, monkeypatch):
+    of_vols.save(tmp_path)
+    before = (tmp_path / "judgement.json").read_bytes()
+
+    def cut(path, content):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", cut)
+    with pytest.raises(OSError, match="no space"):
+        replace(of_vols, metrics={}).save(tmp_path)
+    assert (tmp_path / "judgement.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["judgement.json", "judgement.safetensors"]
+
+
+ROUGH = Problem(
+    model={"kind": "rough_bergomi", "hurst": 0.2, "rho": 0.0},
+    instrument={"kind": "european", "expiry": 0.5},
+    box={"xi": Range(0.02, 0.08, "log"), "eta": Range(0.001, 0.01), "standard_moneyness": Range(-1.0, 1.0)},
+    target="implied_vol",
+)
+
+
+def test_derivatives_of_rough_bergomi_are_differences_on_common_paths():
+    """With a vol of vol of next to 0 the vol is the root of `xi`, whose derivative is known, and there is no smile."""
+    slopes = engine_slopes(ROUGH, MonteCarloLabels(64, 4), 6, 3)
+    torch.testing.assert_close(slopes.gradient[:, 0], 0.5 / slopes.inputs[:, 0].sqrt(), rtol=2e-3, atol=0)
+    assert slopes.gradient[:, 2].abs().max() < 1e-3
+    assert "central differences over 2 % of each range" in slopes.note
+    for i, limits in enumerate((ROUGH.box["xi"], ROUGH.box["eta"])):
+        assert bool(((slopes.inputs[:, i] > limits.low) & (slopes.inputs[:, i] < limits.high)).all())
+
+
+@pytest.mark.slow
+def test_standard_errors_of_differences_are_the_scatter_over_paths():
+    problem = replace(ROUGH, model=ROUGH.model | {"rho": -0.7}, box=ROUGH.box | {"eta": Range(1.0, 1.00001)})
+    slopes = engine_slopes(problem, MonteCarloLabels(256, 4), 24, 3)
+    many = engine_slopes(problem, MonteCarloLabels(16384, 4), 24, 3)  # of the same points
+    assert torch.equal(slopes.inputs, many.inputs)
+    scatter = (slopes.gradient - many.gradient)[:, [0, 2]].square().mean(0).sqrt()
+    told = slopes.std_error[:, [0, 2]].square().mean(0).sqrt()
+    torch.testing.assert_close(told, scatter, rtol=0.4, atol=0)
+
+
+def test_derivatives_of_a_bermudan_are_those_of_its_equation():
+    problem = Problem(
+        model={"kind": "black_scholes"},
+        instrument={"kind": "bermudan", "option": "put", "times": [0.25, 0.5]},
+        market={"spot": 1.0, "rate": 0.05},
+        box={"vol": Range(0.2, 0.4), "strike": Range(0.9, 1.2)},
+        target="price",
+    )
+    engine = FiniteDifferenceLabels(n_space=80, n_time=20)
+    slopes = engine_slopes(problem, engine, 6, 3)
+    assert (slopes.note, float(slopes.std_error.max())) == ("of the engine itself, without noise", 0.0)
+    for i, step in enumerate((1e-3, 1e-3)):
+        up, down = slopes.inputs.clone(), slopes.inputs.clone()
+        up[:, i] += step
+        down[:, i] -= step
+        ends = [
+            target_values(problem, {n: c[:, None] for n, c in problem.columns(rows).items()}, engine.engine()).value
+            for rows in (up, down)
+        ]
+        difference = ((ends[0] - ends[1]) / (2 * step)).reshape(-1)
+        torch.testing.assert_close(slopes.gradient[:, i], difference, rtol=0.02, atol=2e-3)
+
+
+def test_what_was_not_compared_is_said(calls):
+    found = judge(calls, replace(FEW, n_points=50, n_calibration=100, n_greeks=0)).metrics
+    assert (found["greeks"], found["greeks_note"]) == ({}, "`n_greeks` is 0: derivatives were not compared")
+
+
 def test_a_judgement_is_written_and_its_bound_saved(of_vols, tmp_path):
     of_vols.save(tmp_path)
     assert json.loads((tmp_path / "judgement.json").read_text()) == of_vols.metrics
@@ -123,7 +215,7 @@ def test_fresh_points_are_even_in_the_box_and_independent_of_one_another():
     first, second = (fresh_labels(VOLS, ExactLabels(), 300, seed) for seed in (1, 2))
     assert not set(first.inputs[:, 0].tolist()) & set(second.inputs[:, 0].tolist())
     assert len(first.law.unique()) == len(first)
-    shares = shares_of(VOLS, first.inputs, first.value)
+    shares = unit_inputs(VOLS, first.inputs, first.value)
     for column in shares.T:  # Kolmogorov and Smirnov
         size = (column.sort().values - torch.arange(0.5, 300) / 300).abs().max()
         assert float(size) < 1.95 / math.sqrt(300)

@@ -6,9 +6,9 @@ import torch
 
 from qfml.errors import ConfigError, DataError
 from qfml.surrogate.labels import labels_folder, make_labels, read_labels
-from qfml.surrogate.points import GivenPoints, placed, sobol_points
+from qfml.surrogate.points import GivenPoints, placed, sobol_points, unit_inputs
 from qfml.surrogate.problem import Problem, Range
-from qfml.surrogate.refinement import MOST_RATIO, _bounded, refined_points, unit_inputs
+from qfml.surrogate.refinement import MOST_RATIO, _bounded, refined_points
 from qfml.surrogate.settings import LabelSettings
 
 PROBLEM = Problem(
@@ -82,6 +82,38 @@ def test_the_cut_density_has_mean_one(power):
     np.testing.assert_allclose(_bounded(np.eye(10)[0], 8.0), [8.0] + [2 / 9] * 9)
 
 
+def test_noise_alone_draws_evenly_whatever_its_size():
+    inputs = pool()
+    shares = unit_inputs(PROBLEM, inputs)
+    noise = 1e-3 * 10.0 ** shares[:, 0]  # ten times as much at the upper end
+    errors = (torch.randn(len(inputs), generator=torch.Generator().manual_seed(5)).double() * noise).abs()
+    points = refined_points(PROBLEM, errors, inputs, 256, seed=1, strikes_per_law=4, std_error=noise)
+    assert points.weight.min() > 0.5  # nowhere twice as dense
+    assert (points.weight - points.weight.median()).abs().gt(0.1).double().mean() < 0.05
+    for column in (points.points.smiles[:, 0], points.points.smiles[:, 1], points.points.strikes.reshape(-1)):
+        shares = np.histogram(column.numpy(), bins=4, range=(0.0, 1.0))[0] / len(column)
+        np.testing.assert_allclose(shares, 0.25, atol=0.08)  # 3 deviations of 256 laws
+    taken_for_errors = refined_points(PROBLEM, errors, inputs, 256, seed=1, strikes_per_law=4)
+    assert (taken_for_errors.points.smiles[:, 0] > 0.5).double().mean() > 0.7  # what it would be
+
+
+def test_an_error_under_noise_is_found_where_it_is():
+    """A hard eighth of the box, its error twice the noise there and as large as the noise elsewhere."""
+    inputs = pool()
+    shares = unit_inputs(PROBLEM, inputs)
+    hard = ((shares > 0.5).sum(1) == 3).double()
+    noise = 1e-3 * (2.0 - hard)
+    draw = torch.randn(len(inputs), generator=torch.Generator().manual_seed(6)).double()
+    errors = (2e-3 * hard + noise * draw).abs()
+    points = refined_points(PROBLEM, errors, inputs, 256, seed=1, strikes_per_law=4, std_error=noise)
+    place = points.points
+    in_law = (place.smiles > 0.5).all(1)
+    drawn = (in_law[:, None] & (place.strikes > 0.5)).double().mean().item()
+    assert drawn > 1.75 / 8.0
+    blind = refined_points(PROBLEM, errors, inputs, 256, seed=1, strikes_per_law=4).points
+    assert drawn > 1.5 * ((blind.smiles > 0.5).all(1)[:, None] & (blind.strikes > 0.5)).double().mean().item()
+
+
 def test_delta_pool_is_placed_by_its_own_vols():
     box = {"vol": Range(0.1, 0.5), "expiry": Range(0.1, 2.0), "delta": Range(0.1, 0.9)}
     problem = Problem(model={"kind": "black_scholes"}, instrument={"kind": "european"}, box=box)
@@ -149,6 +181,12 @@ def test_labels_of_refined_points_are_theirs(tmp_path):
 def test_pools_that_tell_nothing_are_refused(errors, n, says):
     with pytest.raises(DataError, match=says):
         refined_points(PROBLEM, errors, pool(n=2), n, seed=1)
+
+
+@pytest.mark.parametrize("noise", [[0.1, -0.1], [0.1, float("nan")], [0.1]])
+def test_standard_errors_that_tell_nothing_are_refused(noise):
+    with pytest.raises(DataError, match="`std_error` must be"):
+        refined_points(PROBLEM, torch.ones(2), pool(n=2), 4, seed=1, std_error=noise)
 
 
 def test_counts_below_one_are_refused():
