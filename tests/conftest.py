@@ -1,6 +1,7 @@
 """Options, fixtures and run-time checks that every test shares."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads beside any other process can be 50 times slower
 os.environ.setdefault("MPLBACKEND", "Agg")  # a test never opens a window
@@ -59,3 +60,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return getattr(torch, request.config.getoption("--dtype"))
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Fail the test that leaves another number of threads behind: it would change the bits of those after it."""
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1, f"the test left torch with {left} threads"
