@@ -71,6 +71,11 @@ class FittedSmiles:
     n_steps: Tensor
 
     @property
+    def found(self) -> Tensor:
+        """Where there are numbers at all, shape (n,)."""
+        return self.cost.isfinite()
+
+    @property
     def sentences(self) -> list[str]:
         """How each fit ended."""
         return [STATUS[int(code)] for code in self.status.tolist()]
@@ -131,7 +136,8 @@ def chosen(solution: Solution, rows: Tensor, smiles: Smiles) -> FittedSmiles:
 def covariance(fit: FittedSmiles, to_reported: Tensor, smiles: Smiles, n_fitted: Tensor | None = None) -> Tensor:
     r"""Of the reported parameters: $s^2 A (J^\top J)^{-1} A^\top$ with $s^2$ the cost by degree of freedom.
 
-    Infinite where there are no more quotes than numbers of the fit, or where the quotes do not determine them.
+    Infinite where there are no more quotes than numbers of the fit, or where the quotes do not determine them; NaN
+    where there is no fit.
 
     Args:
         fit: of `smiles`.
@@ -153,7 +159,8 @@ def covariance(fit: FittedSmiles, to_reported: Tensor, smiles: Smiles, n_fitted:
     mapped = to_reported / scale.unsqueeze(-2)
     variance = fit.cost / freedom.clamp(min=1)
     found = variance[:, None, None] * (mapped @ inverse @ mapped.mT)
-    return torch.where(regular[:, None, None], found, torch.inf)
+    found = torch.where(regular[:, None, None], found, torch.inf)
+    return torch.where(fit.found[:, None, None], found, torch.nan)
 
 
 def unidentified(fit: FittedSmiles, ranges: Tensor, smiles: Smiles) -> Tensor:

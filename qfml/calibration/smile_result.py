@@ -17,8 +17,9 @@ from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import DataError
 
-__all__ = ["SmileCalibration", "calibrate_smiles", "inside_share", "summary"]
+__all__ = ["NO_QUOTES", "SmileCalibration", "calibrate_smiles", "inside_share", "summary"]
 
+NO_QUOTES = "failed: no quote has a weight above 0"
 DENSITY_POINTS = 161
 DEVIATIONS = 5.0  # standard deviations to each side within which the density is looked at
 AT_BOUND = 1e-4  # of the range of a number of the fit, from which on it is at its bound
@@ -45,7 +46,7 @@ class SmileCalibration:
         inside_bid_ask: share of the quotes with bid and ask whose model vol lies between them, NaN without, shape (S,).
         n_quotes: shape (S, E).
         converged: shape (S, E).
-        status: a sentence for each smile, by surface.
+        status: a sentence for each smile, by surface; empty beyond the last one.
         n_steps: shape (S, E).
         density_from: log-moneyness above which, up to the forward and beyond it to `density_to`, the density of the
             smile is positive; minus infinity if it is so to five standard deviations; shape (S, E).
@@ -120,17 +121,21 @@ class SmileCalibration:
         """A table for one surface; for a history what its fits have in common."""
         if self.expiries.ndim == 1:
             return _table(self)
-        fitted = np.isfinite(self.rmse_bps)
-        rmse = self.rmse_bps[fitted]
-        return (
-            f"{self.model.kind}: {len(self.surfaces)} surfaces, {int(fitted.sum())} smiles, "
-            f"{float(self.converged[fitted].mean()):.1%} converged\n"
-            f"rmse in bps of vol: median {np.median(rmse):.2f}, 99 % below {np.quantile(rmse, 0.99):.2f}, "
-            f"largest {rmse.max():.2f}\n"
-            f"surfaces with warnings: {sum(map(bool, self.warnings))}"
-        )
+        exists = np.isfinite(self.expiries)
+        count = f"{len(self.surfaces)} surfaces, {int(exists.sum())} smiles"
+        return many_fits(self.model.kind, count, self.converged[exists], self.rmse_bps, self.warnings)
 
     __repr__ = __str__
+
+
+def many_fits(kind: str, count: str, converged: np.ndarray, rmse_bps: np.ndarray, warnings: Sequence[Any]) -> str:
+    """What the fits of a history have in common."""
+    rmse = rmse_bps[np.isfinite(rmse_bps)]
+    lines = [f"{kind}: {count}, {float(np.mean(converged)):.1%} converged"]
+    if len(rmse):
+        ends = np.median(rmse), np.quantile(rmse, 0.99), rmse.max()
+        lines.append("rmse in bps of vol: median {:.2f}, 99 % below {:.2f}, largest {:.2f}".format(*ends))
+    return "\n".join([*lines, f"surfaces with warnings: {sum(map(bool, warnings))}"])
 
 
 def _table(result: SmileCalibration) -> str:
@@ -189,10 +194,12 @@ def _result(
             f"{smiles.expiry[row].item():.4g} at log-moneyness {place:.3g} (calendar arbitrage); `ssvi` and "
             "`local_vol` exclude it"
         )
+    for surface in np.flatnonzero(np.isnan(numbers["expiries"]).all(axis=-1)):
+        status[surface][0] = NO_QUOTES
     return SmileCalibration(
         model=model,
         **numbers,
-        sse=1e4 * np.nansum(residuals**2, axis=-1),
+        sse=np.where(np.isfinite(residuals).any(axis=-1), 1e4 * np.nansum(residuals**2, axis=-1), np.nan),
         residuals=residuals,
         inside_bid_ask=inside_share(surfaces, residuals),
         status=tuple(tuple(row) for row in status),
@@ -204,11 +211,11 @@ def _result(
 def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, Any], list[list[str]]]:
     """What is said of each fit: numbers by name in tables of shape `smiles.shape`, and a list of warnings."""
     reported, slopes = model.reported(fit.x, smiles)
-    reported = torch.where(fit.cost.isfinite().unsqueeze(-1), reported, torch.nan)
+    reported = torch.where(fit.found.unsqueeze(-1), reported, torch.nan)
     spread = covariance(fit, slopes, smiles)
     error = torch.sqrt(torch.diagonal(spread, dim1=-2, dim2=-1).clamp(min=0.0))
     n_quotes = smiles.n_quotes
-    low, high = density_range(model, smiles, fit.x)
+    low, high = (torch.where(fit.found, end, torch.nan) for end in density_range(model, smiles, fit.x))
     numbers = {
         "expiries": smiles.table(smiles.expiry),
         "forwards": smiles.table(smiles.forward),
@@ -275,7 +282,8 @@ def _warnings(model: Any, smiles: Smiles, fit: FittedSmiles, low: Tensor, high: 
     # what is at a bound moves nothing near it, which is another matter
     unseen = unidentified(fit, torch.where(at_lower | at_upper, 0.0, ranges), smiles)
     count = fit.x.shape[-1]
-    few = smiles.n_quotes < count
+    at_lower, at_upper, unseen = (flags & fit.found.unsqueeze(-1) for flags in (at_lower, at_upper, unseen))
+    few = fit.found & (smiles.n_quotes < count)
     add(few, lambda row: f"not identified: {int(smiles.n_quotes[row])} quotes for {count} parameters")
     names = model.fitted
     add(unseen.any(-1) & ~few, lambda row: f"not identified by the quotes: {_listed(names, unseen[row])}")

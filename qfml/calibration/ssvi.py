@@ -13,7 +13,7 @@ from qfml.calibration.fit_options import FitOptions, SurfaceFitter
 from qfml.calibration.least_squares import CONVERGED, STATUS, least_squares
 from qfml.calibration.model import Quotes
 from qfml.calibration.smile_fit import FittedSmiles, chosen, covariance, unidentified
-from qfml.calibration.smile_result import inside_share
+from qfml.calibration.smile_result import NO_QUOTES, inside_share, many_fits
 from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import DataError
@@ -24,7 +24,6 @@ SHAPE = ("rho", "eta", "gamma")
 START_RHO, START_SHARE, START_GAMMA = (-0.8, -0.4, 0.0, 0.4, 0.8), (0.15, 0.4, 0.8), (0.15, 0.4)
 LEAST_RISE = 1e-3  # of the at-the-money variance between the expiries of a start
 AT_BOUND = 1e-4
-NO_QUOTES = "failed: no quote has a weight above 0"
 
 
 def largest_eta(rho: Tensor) -> Tensor:
@@ -220,10 +219,10 @@ class SsviCalibration:
     Args:
         model: what was fitted.
         expiries: years, NaN where a surface has fewer than E, shape (S, E).
-        params: rho, eta and gamma, shape (S,) each.
-        theta: total variance at the money, shape (S, E).
-        std_error: of `params` and "theta"; infinite where the quotes leave no degree of freedom.
-        correlation: of rho, eta and gamma, shape (S, 3, 3).
+        params: rho, eta and gamma, shape (S,) each, and theta, the total variance at the money, shape (S, E), NaN
+            beyond the last expiry.
+        std_error: likewise; infinite where the quotes leave no degree of freedom.
+        correlation: of rho, eta and gamma, shape (S, 3, 3); NaN where it is not known.
         rmse_bps: of a surface, basis points of vol, shape (S,).
         max_bps: shape (S,).
         rmse_bps_by_expiry: shape (S, E).
@@ -240,7 +239,6 @@ class SsviCalibration:
     model: Any
     expiries: np.ndarray
     params: dict[str, Any]
-    theta: np.ndarray
     std_error: dict[str, Any]
     correlation: np.ndarray
     rmse_bps: Any
@@ -255,6 +253,11 @@ class SsviCalibration:
     warnings: tuple[Any, ...]
     surfaces: tuple[Surface, ...]
     method: str = "exact"
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Total variance at the money, shape (S, E)."""
+        return self.params["theta"]
 
     def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
         """Vols of one surface at any strikes and an expiry up to its last; theta is linear in time, from 0 at time 0.
@@ -299,13 +302,7 @@ class SsviCalibration:
                 cell = f"{self.theta[row]:.6g} +- {self.std_error['theta'][row]:.2g}"
                 lines.append(f"{expiry:>8.4f}{cell:>22}{self.rmse_bps_by_expiry[row]:>10.2f}")
             return "\n".join([*lines, *(f"! {warning}" for warning in self.warnings)])
-        rmse = self.rmse_bps[np.isfinite(self.rmse_bps)]
-        return (
-            f"ssvi: {len(self.surfaces)} surfaces, {float(np.mean(self.converged)):.1%} converged\n"
-            f"rmse in bps of vol: median {np.median(rmse):.2f}, 99 % below "
-            f"{np.quantile(rmse, 0.99):.2f}, largest {rmse.max():.2f}\n"
-            f"surfaces with warnings: {sum(map(bool, self.warnings))}"
-        )
+        return many_fits("ssvi", f"{len(self.surfaces)} surfaces", self.converged, self.rmse_bps, self.warnings)
 
     __repr__ = __str__
 
@@ -324,7 +321,6 @@ def _result(
     held = replace(fit, jacobian=torch.cat([fit.jacobian, _padded((~rows.exists).double())], dim=-2))
     spread = covariance(held, slopes, rows.smiles, 3 + rows.exists.sum(-1))
     error = torch.sqrt(torch.diagonal(spread, dim1=-2, dim2=-1).clamp(min=0.0))
-    correlation = spread / (error.unsqueeze(-1) * error.unsqueeze(-2))
     quoted = rows.smiles.weight > 0.0
     residuals = torch.where(quoted, fit.errors, torch.nan).numpy()
     squares = torch.zeros(smiles.shape, dtype=torch.float64).scatter_add(1, rows.slot, fit.errors**2)
@@ -332,11 +328,10 @@ def _result(
     return SsviCalibration(
         model=model,
         expiries=smiles.table(smiles.expiry),
-        params={name: value.numpy() for name, value in zip(SHAPE, (rho, eta, gamma), strict=True)},
-        theta=theta.numpy(),
+        params=_blank(dict(zip((*SHAPE, "theta"), (rho, eta, gamma, theta), strict=True)), fit.found),
         std_error={name: error[:, column].numpy() for column, name in enumerate(SHAPE)}
         | {"theta": torch.where(rows.exists, error[:, 3:], torch.nan).numpy()},
-        correlation=correlation[:, :3, :3].numpy(),
+        correlation=(spread / (error.unsqueeze(-1) * error.unsqueeze(-2)))[:, :3, :3].numpy(),
         rmse_bps=1e4 * torch.sqrt(squares.sum(-1) / counts.sum(-1)).numpy(),
         max_bps=1e4 * fit.errors.abs().amax(-1).numpy(),
         rmse_bps_by_expiry=1e4 * torch.sqrt(squares / counts).numpy(),
@@ -349,6 +344,14 @@ def _result(
         warnings=_warnings(fit, held, rows),
         surfaces=surfaces,
     )
+
+
+def _blank(values: dict[str, Tensor], found: Tensor) -> dict[str, np.ndarray]:
+    """NaN in the rows of surfaces without a fit."""
+    return {
+        name: torch.where(found.reshape(-1, *[1] * (value.ndim - 1)), value, torch.nan).numpy()
+        for name, value in values.items()
+    }
 
 
 def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndarray) -> SsviCalibration:
