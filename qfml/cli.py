@@ -57,7 +57,9 @@ def tune(
 
 @app.command()
 def calibrate(
-    surface: Annotated[Path, typer.Argument(help="Quotes: a CSV or Parquet file; with a column `date`, of many days.")],
+    surface: Annotated[
+        Path, typer.Argument(help="Quotes, CSV or Parquet: with a column `date` of many days, with `tenor` a cube.")
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -73,10 +75,12 @@ def calibrate(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fit MODEL to the quotes in SURFACE, in a new run folder."""
+    """Fit MODEL to the quotes in SURFACE, in a new run folder; a file with columns `expiry` and `tenor` is a cube."""
+    from qfml.task.calibration_cube import has_tenors
+
     settings = {
         "task": "calibration",
-        "surface": {"kind": "file", "path": str(surface)},
+        "surface": {"kind": "swaption_cube" if has_tenors(surface) else "file", "path": str(surface)},
         "model": {"kind": model},
         "method": method,
         "surrogate": None if surrogate is None else str(surrogate),

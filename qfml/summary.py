@@ -105,7 +105,7 @@ def _calibration(found: dict[str, Any]) -> None:
         if errors:
             spread = f"rms error in the median {errors[len(errors) // 2]:.2f} bps, at most {errors[-1]:.2f}"
         out.print(
-            f"{len(surfaces)} surfaces, {sum(s['converged'] for s in surfaces)} converged, the first {MOST_SURFACES} "
+            f"{len(surfaces)} {'tenors' if 'shift' in fit else 'surfaces'}, {sum(s['converged'] for s in surfaces)} converged, the first {MOST_SURFACES} "
             f"shown; {spread}",
             highlight=False,
         )
@@ -134,7 +134,9 @@ def _fitted_parameters(fit: dict[str, Any], place: int, surface: dict[str, Any])
     for slot, expiry in enumerate(fit["expiries"][place]):
         if expiry is not None:
             pairs = ((fit["params"][name][place][slot], fit["std_error"][name][place][slot]) for name in names)
-            table.add_row(f"{expiry:.4f}", *(f"{_error(value)} ± {_error(error, '.2g')}" for value, error in pairs))
+            table.add_row(
+                f"{expiry:.4f}", *(f"{_error(value, '.4g')} ± {_error(error, '.2g')}" for value, error in pairs)
+            )
     return table
 
 

@@ -1,19 +1,27 @@
 """`task: calibration` and `qfml calibrate`: from quotes to parameters, tables and a page."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from calibration.known_cube import BETA, SHIFT, table
 from command_line import qfml
 from references_dax import BATES_SSE_DAYS, BATES_SSE_WEEKS, HESTON_OPTIMUM, HESTON_SSE_DAYS, HESTON_SSE_WEEKS
 from rough_surrogate import rough_surface, rough_surrogate
 
 import pricers as pr
 from qfml.calibration import Surface
+from qfml.calibration.local_vol_table import read_local_vol
+from qfml.config import build
 from qfml.report.calibration import _parameter_rows, shown_surfaces
 from qfml.summary import SUMMARIES
+from qfml.task import CalibrationTask
+from qfml.task import calibration as task
 from qfml.task.calibration_tables import curve_table
 
 DAX = "configs/calibration_heston_dax.yaml"
@@ -103,10 +111,17 @@ def quotes(tmp_path_factory):
 def test_every_model_is_fitted_from_a_file_and_shown(model, quotes, tmp_path):
     done = qfml("calibrate", quotes, "--model", model, "--out", "run", cwd=tmp_path)
     assert done.code == 0, done.err
-    table = pl.read_parquet(tmp_path / "run" / "quotes.parquet")
-    error = float(np.sqrt((table["residual_bps"] ** 2).mean()))
+    quoted = pl.read_parquet(tmp_path / "run" / "quotes.parquet")
+    error = float(np.sqrt((quoted["residual_bps"] ** 2).mean()))
     assert error < {"sabr": 43, "svi": 28, "ssvi": 77, "local_vol": 7}[model]
-    assert (tmp_path / "run" / "report.html").read_text().count("smile at ") == 8
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("smile at ") == 8
+    assert ("chart-local-vol-0" in page) == (model == "local_vol")
+    if model == "local_vol":
+        kept = read_local_vol(tmp_path / "run" / "local_vol.parquet")
+        own = quoted.sort("expiry").tail(1).row(0, named=True)
+        vol = kept.surface.vol(torch.tensor([own["log_moneyness"]]), own["expiry"]).item()
+        assert vol == pytest.approx(own["model_vol"], abs=1e-8)
 
 
 def changed(quotes, tmp_path, **columns):
@@ -138,12 +153,47 @@ def test_quotes_that_cannot_be_are_refused_and_leave_no_folder(columns, told, qu
         (("--model", "hestn"), "did you mean `heston`"),
         (("--method", "neural"), "needs a `surrogate`"),
         (("--surrogate", "nowhere"), "nowhere"),
+        (("--inverse", "nowhere"), "`inverse`: there is no folder nowhere"),
+        (("--inverse", "."), "`inverse: .` cannot be used"),
         (("--set", "walk_forward={}"), "a history of 1 surfaces"),
+        (("--set", "warm=true"), "`warm` goes from day to day, and there is one surface"),
+        (("--set", "smoothness=1e-4"), "`smoothness` goes from day to day, and there is one surface"),
+        (("--set", "inverse_training={}", "--set", "n_starts=8"), "`n_starts` is for the method exact"),
+        (("--set", "inverse_training={}", "--set", "warm=true"), "`warm` is for the method exact"),
+        (("--set", "inverse_training={}", "--method", "exact"), "the method 'exact' uses no network"),
+        (("--set", "inverse_training={}", "--method", "neural"), "needs a `surrogate`"),
+        (("--set", "walk_forward={warm: true}", "--set", "inverse_training={}"), "`walk_forward.warm` is for"),
+        (("--set", "walk_forward={}", "--set", "smoothness=1e-4"), "leave out one of the two"),
+        (("--set", "name=../../elsewhere"), "`name` must be one plain part of a path"),
+        (("--set", "name=.hidden"), "`name` must be one plain part of a path"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(arguments, told, quotes, tmp_path):
+def test_settings_that_cannot_be_are_refused_and_leave_no_folder(arguments, told, quotes, tmp_path):
+    (tmp_path / "empty").mkdir()
     done = qfml("calibrate", quotes, *arguments, "--out", "run", cwd=tmp_path)
     assert (done.code, told in done.err) == (2, True), done.err
+    assert "Start anew" not in done.err  # there is nothing to start anew
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_every_key_of_a_history_reaches_the_calibration(monkeypatch, tmp_path):
+    """`warm` and `smoothness` the fit of all days, `n_starts` also that of the walk-forward."""
+    asked = []
+    monkeypatch.setattr(task, "calibrate", lambda *_, **keys: asked.append(keys))
+    monkeypatch.setattr(task, "walk_forward_calibration", lambda *_, **keys: asked.append(keys))
+    surface = {"kind": "synthetic_heston", "n_days": 3, "seed": 1}
+    keys = {"surface": surface, "model": "heston", "n_starts": 9}
+    made = build(CalibrationTask, keys | {"warm": True, "walk_forward": {"warm": False, "horizons": [1]}})
+    made._calibrated([], {})
+    with pytest.raises(AttributeError):  # nothing to save
+        made._ahead(tmp_path, list(made.surface.read().values()), {})
+    build(CalibrationTask, keys | {"smoothness": 2e-4})._calibrated([], {})
+    seen = [{name: one.get(name) for name in ("n_starts", "warm", "smoothness")} for one in asked]
+    assert seen == [
+        {"n_starts": 9, "warm": True, "smoothness": 0.0},
+        {"n_starts": 9, "warm": False, "smoothness": None},
+        {"n_starts": 9, "warm": False, "smoothness": 2e-4},
+    ]
 
 
 def test_a_killed_calibration_starts_anew_and_ends_with_the_same_numbers(dax, tmp_path, pytestconfig):
@@ -218,6 +268,31 @@ def test_what_only_a_surrogate_knows_is_calibrated_and_drawn_through_it(rough):
     assert "through the surrogate" in (rough / "run" / "report.html").read_text()
 
 
+def test_the_network_is_named_by_its_hash_and_must_be_the_same_on_resume(rough, tmp_path):
+    for name in ("surrogate", "days.csv"):
+        (tmp_path / name).symlink_to(rough / name)
+    killed = "import qfml.task.calibration as t, os\nt.quote_table = lambda *_: os.kill(os.getpid(), 9)\n"
+    words = ("calibrate", "days.csv", *ROUGH, "--method", "neural", "--out", "run")
+    assert qfml(*words, cwd=tmp_path, before=killed).code == -9
+    (tmp_path / "elsewhere").mkdir()
+    done = qfml("resume", "../run", cwd=tmp_path / "elsewhere")
+    assert done.code == 2
+    assert f"are those seen from {tmp_path}" in done.err
+    (tmp_path / "surrogate").unlink()
+    good = rough_surrogate()
+    fits = [dataclasses.replace(fit, parameters=1.001 * fit.parameters) for fit in good.fits]
+    dataclasses.replace(good, fits=type(good.fits)(fits)).save(tmp_path / "surrogate")
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert (done.code, "`surrogate` is not what this run was begun with" in done.err) == (2, True), done.err
+    shutil.rmtree(tmp_path / "surrogate")
+    (tmp_path / "surrogate").symlink_to(rough / "surrogate")
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    assert found["networks"] == {"surrogate": {"path": "surrogate", "hash": rough_surrogate().hash}}
+    assert rough_surrogate().hash in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_posterior_that_cannot_be_drawn_leaves_the_fit(rough):
     done = qfml(
         *("calibrate", "mids.csv", *ROUGH, "--method", "neural", "--set", f"posterior={DRAWS}", "--out", "failed"),
@@ -261,6 +336,56 @@ def test_ragged_days_and_days_without_weights_are_told_apart(model, rough):
 def test_sections_that_a_model_cannot_follow_are_refused(arguments, told, rough):
     done = qfml("calibrate", "days.csv", *arguments, "--out", "refused", cwd=rough)
     assert (done.code, told in done.err) == (2, True), done.err
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    """A file of swaption vols that SABR has made, and its parameters by node."""
+    quotes, truth = table()
+    path = tmp_path_factory.mktemp("cube") / "cube.csv"
+    pl.DataFrame(quotes).with_columns(shift=pl.lit(SHIFT)).write_csv(path)
+    return path, truth
+
+
+SABR = ("--model", "sabr", "--set", f"model.beta={BETA}")
+
+
+def test_a_swaption_cube_is_calibrated_node_by_node_and_shown(cube, tmp_path):
+    path, truth = cube
+    done = qfml("calibrate", path, *SABR, "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    nodes = pl.read_parquet(tmp_path / "run" / "nodes.parquet").sort("expiry", "tenor")
+    for name, values in truth.items():
+        np.testing.assert_allclose(nodes[name].to_numpy().reshape(values.shape), values, rtol=1e-5)
+    found = metrics(tmp_path / "run")
+    assert [one["name"] for one in found["fit"]["surfaces"]] == [
+        f"tenor {t:g} y" for t in nodes["tenor"].unique().sort()
+    ]
+    assert found["fit"]["shift"] == SHIFT
+    np.testing.assert_allclose(found["fit"]["params"]["rho"], truth["rho"].T, rtol=1e-5)
+    assert all(one["rmse_bps"] < 1e-3 for one in found["fit"]["surfaces"])
+    assert "sabr: tenor" in done.out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"chart-cube-{name}" in page for name in ("rmse_bps", "alpha", "rho", "nu"))
+    assert "Through time" not in page  # tenors are no days
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "a swaption cube is fitted by `sabr` with one `beta`"),
+        ((*SABR, "--method", "polished"), "fitted by the method exact, got polished"),
+        ((*SABR, "--set", "smoothness=1e-3"), "`smoothness` does not apply to a swaption cube"),
+        ((*SABR, "--set", "walk_forward={}"), "`walk_forward` does not apply to a swaption cube"),
+        ((*SABR, "--surrogate", "nowhere"), "`surrogate` does not apply to a swaption cube"),
+        ((*SABR, "--set", "surface.shift=0.5"), "leave out one of them"),
+        (("--model", "sabr", "--set", "model.beta=null"), "`beta` of a cube must be one number"),
+    ],
+)
+def test_what_no_cube_has_is_refused_and_leaves_no_folder(arguments, told, cube, tmp_path):
+    done = qfml("calibrate", cube[0], *arguments, "--out", "run", cwd=tmp_path)
+    assert (done.code, told in done.err) == (2, True), done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_null_errors_say_why():

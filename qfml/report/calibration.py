@@ -13,13 +13,14 @@ import polars as pl
 
 from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
-from qfml.report.charts import COLORS, Figure, axis, plain
+from qfml.report.charts import COLORS, DIVERGING, Figure, axis, plain
 from qfml.report.folder import read_table, read_text
 from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page
 from qfml.report.provenance import origin
 from qfml.report.smiles import smile_panels
+from qfml.report.volatility import CUBE_COLUMNS, LOCAL_VOL_COLUMNS, cube_section, local_vol_section
 
 __all__ = ["write_calibration_report"]
 
@@ -29,7 +30,6 @@ CURVES = ("surface", "expiry", "log_moneyness", "model_vol")
 SHOWN = 4  # surfaces whose smiles are drawn
 LABELS = {"model": "Model", "sticky_moneyness": "Sticky moneyness", "previous_parameters": "Previous parameters"}
 METHOD_COLORS = {"model": "#0b4f8a", "sticky_moneyness": "#d17a00", "previous_parameters": "#7d848c"}
-DIVERGING = [[0.0, "#0b4f8a"], [0.5, "#f3f4f6"], [1.0, "#c8553d"]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class _Run:
     @property
     def surfaces(self) -> list[dict[str, Any]]:
         return self.metrics["fit"]["surfaces"]
+
+    @property
+    def of_cube(self) -> bool:
+        """Whether it is a swaption cube, whose surfaces are its tenors."""
+        return (self.path / "nodes.parquet").is_file()
 
     @property
     def shown(self) -> list[int]:
@@ -76,8 +81,16 @@ def write_calibration_report(folder: Path) -> Path:
         read_table(folder / "curves.parquet", CURVES),
     )
     charts = Charts()
-    sections = [_parameters(run, charts), _smiles(run, charts)]
-    if len(run.surfaces) > SHOWN:
+    if run.of_cube:
+        sections = [cube_section(read_table(folder / "nodes.parquet", CUBE_COLUMNS), charts), _smiles(run, charts)]
+    else:
+        sections = [_parameters(run, charts)] if run.fit["parameters"] else []
+        sections.append(_smiles(run, charts))
+    if (folder / "local_vol.parquet").is_file():
+        table = read_table(folder / "local_vol.parquet", LOCAL_VOL_COLUMNS)
+        shown = [run.surfaces[place]["name"] for place in run.shown]
+        sections.append(local_vol_section(table, run.quotes, shown, charts))
+    if len(run.surfaces) > SHOWN and not run.of_cube:
         sections.append(_history(run, charts))
     if metrics.get("out_of_sample"):
         sections.append(_out_of_sample(run, charts))
@@ -92,19 +105,21 @@ def _headline(run: _Run) -> Html:
     quotes = sum(s["n_quotes"] for s in surfaces)
     failed = sum(not s["converged"] for s in surfaces)
     first = surfaces[0]
-    model = fit["model"].replace("_", " ").capitalize()
+    model = formats.model_name(fit["model"])
+    model = model[0].upper() + model[1:]
+    unit, kind = ("tenor", "tenors") if run.of_cube else ("surface", "surfaces")
     many = len(surfaces) > 1
     errors = np.array([np.nan if s["rmse_bps"] is None else s["rmse_bps"] for s in surfaces], dtype=float)
     title = f"{model} fits {formats.count(quotes)} quotes to {formats.bps(_rounded(np.nanmedian(errors)))} of vol"
     if many:
         title = (
-            f"{model} fits {formats.count(len(surfaces))} surfaces, the median to "
+            f"{model} fits {formats.count(len(surfaces))} {kind}, the median to "
             f"{formats.bps(_rounded(np.nanmedian(errors)))}"
         )
     cards = [
-        ("Root mean square error", formats.bps(_rounded(np.nanmedian(errors))), "median surface" if many else "of vol"),
+        ("Root mean square error", formats.bps(_rounded(np.nanmedian(errors))), f"median {unit}" if many else "of vol"),
         ("Largest error", formats.bps(_rounded(_largest(surfaces, "max_bps"))), "of vol, any quote"),
-        ("Not converged", formats.count(failed), f"of {formats.count(len(surfaces))} surfaces"),
+        ("Not converged", formats.count(failed), f"of {formats.count(len(surfaces))} {kind}"),
         ("Time", f"{formats.significant(run.metrics['seconds'].get('calibration'), 3)} s", fit["method"]),
     ]
     bid, ask, vol = (run.quotes[name].to_numpy() for name in ("bid", "ask", "model_vol"))
@@ -122,7 +137,7 @@ def _headline(run: _Run) -> Html:
         el("p", "Calibration", class_="eyebrow"),
         el("h1", title),
         el("p", f"{run.metrics.get('source', '')}", class_="lead"),
-        *(warning(text) for text in _warnings(surfaces)),
+        *(warning(text) for text in ([] if run.of_cube else _warnings(surfaces))),  # those of nodes stand with them
         el("dl", *parts, class_="cards"),
         class_="title",
     )
@@ -235,12 +250,15 @@ def _smiles(run: _Run, charts: Charts) -> Section:
             continue
         if len(run.surfaces) > 1:
             parts.append(el("h3", f"{name}: {formats.bps(_rounded(run.surfaces[place]['rmse_bps'] or math.nan))}"))
+        if not run.fit["parameters"]:  # a table of which would say how the fit ended
+            parts.append(note(run.surfaces[place]["status"]))
         parts.append(smile_panels(quotes, curves))
         caption = "Model less quote, basis points of vol; a dot is a quote."
         parts.append(charts.place(f"residuals-{place}", _residuals(quotes), "Residuals over the surface", caption))
     intro = "Every quote beside the fitted model."
     if len(run.surfaces) > SHOWN:
-        intro = "The worst surface, the median one and the last; the tables hold all of them."
+        unit = "tenor" if run.of_cube else "surface"
+        intro = f"The worst {unit}, the median one and the last; quotes.parquet and curves.parquet hold all of them."
     return Section("smiles", "Fit", intro, join(parts))
 
 
@@ -443,10 +461,11 @@ def _quotes(run: _Run) -> Section:
     for surface in run.surfaces[:50]:
         expiries = run.quotes.filter(pl.col("surface") == surface["name"])["expiry"].n_unique()
         rows.append([surface["name"], formats.count(surface["n_quotes"]), formats.count(expiries)])
-    parts = [scrolling_table(("Surface", "Quotes", "Expiries"), rows, caption="Surfaces")]
+    parts = [scrolling_table(("Tenor" if run.of_cube else "Surface", "Quotes", "Expiries"), rows, caption="Quotes")]
     if len(run.surfaces) > 50:
         parts.append(note(f"The first 50 of {formats.count(len(run.surfaces))}."))
     notes = [(s["name"], text) for s in run.surfaces for text in s["notes"]]
+    notes += [("All", text) for text in run.metrics.get("notes", [])]
     if notes:
         several = len(run.surfaces) > 1
         lines = [el("li", f"{name}: {text}" if several else text) for name, text in notes[:100]]
@@ -463,6 +482,7 @@ def _reproduction(run: _Run) -> Section:
     pairs: list[tuple[object, object]] = [
         ("Made", formats.day(metrics.get("created", formats.MISSING)).replace("T", " ")),
         *origin(metrics, metrics.get("data_hash")),
+        *((name.capitalize(), f"{one['path']}, {one['hash']}") for name, one in metrics.get("networks", {}).items()),
         *((f"Seconds, {name}", formats.significant(value, 3)) for name, value in metrics["seconds"].items()),
         *metrics["versions"].items(),
     ]

@@ -13,6 +13,7 @@ import polars as pl
 
 __all__ = [
     "COLORS",
+    "DIVERGING",
     "MAX_ASSETS",
     "Figure",
     "Numbers",
@@ -33,6 +34,7 @@ Numbers = np.ndarray
 
 # One colour per strategy, the same in every chart; told apart by the colour-blind too.
 COLORS = {"network": "#0b4f8a", "buy_and_hold": "#7d848c", "ridge": "#d17a00", "momentum": "#1b8a6b", "har": "#a14a86"}
+DIVERGING = [[0.0, "#0b4f8a"], [0.5, "#f3f4f6"], [1.0, "#c8553d"]]  # about 0, blue below
 OTHER_COLORS = ("#6b5b95", "#8c564b", "#4b9cd3", "#b5a000", "#c0504d")
 
 BLOCKS = {

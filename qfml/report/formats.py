@@ -186,6 +186,20 @@ def sort_strategies(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
+def model_name(kind: str) -> str:
+    """The name of a model as it is written in a sentence.
+
+    >>> model_name("rough_bergomi"), model_name("heston"), model_name("local_vol")
+    ('rough Bergomi', 'Heston', 'local vol')
+    """
+    words = kind.split("_")
+    return " ".join(_PROPER.get(word, word) for word in words)
+
+
+_PROPER = {name.lower(): name for name in ("Bates", "Bergomi", "Black", "Heston", "Merton", "SABR", "Scholes", "SVI")}
+_PROPER["ssvi"] = "SSVI"
+
+
 def day(value: Any) -> str:
     """A moment without the parts that say nothing: the date alone where the time is midnight."""
     try:

@@ -85,6 +85,8 @@ td small { display: block; font-size: 11.5px; font-weight: 400; color: var(--mut
 .key .dot { display: inline-block; width: 7px; height: 7px; border-radius: 50%; margin: 0 7px 1px 16px; }
 .key .dot:first-child { margin-left: 0; }
 .note + .key { margin-top: 22px; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 18px 28px; }
+.maps .plot { margin: 0; min-width: 0; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 14px 20px; }
 .curves.many { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px 14px; }
 .curves figure { margin: 0; break-inside: avoid; }
@@ -171,10 +173,12 @@ SCRIPT = """
   };
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const charts = {};
+  let printing = false;
   for (const [key, figure] of Object.entries(figures)) {
     const place = document.getElementById("chart-" + key);
     charts[key] = place;
     Plotly.newPlot(place, filled(figure.data), themed(figure.layout), config);
+    new ResizeObserver(() => { if (!printing) Plotly.Plots.resize(place); }).observe(place);
   }
   for (const button of document.querySelectorAll("button[data-log]"))
     button.addEventListener("click", () => {
@@ -183,11 +187,13 @@ SCRIPT = """
       Plotly.relayout(charts[button.dataset.log], { "yaxis.type": on ? "log" : "linear", "yaxis.autorange": true });
     });
   window.addEventListener("beforeprint", () => {
+    printing = true;
     for (const part of document.querySelectorAll("details")) part.open = true;
     for (const place of Object.values(charts)) Plotly.relayout(place, { width: 680, autosize: false });
   });
   window.addEventListener("afterprint", () => {
     for (const place of Object.values(charts)) Plotly.relayout(place, { width: null, autosize: true });
+    printing = false;
   });
 })();
 """

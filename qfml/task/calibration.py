@@ -20,9 +20,11 @@ from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, as_quo
 from qfml.calibration.calibrate import _method  # pyright: ignore[reportPrivateUsage]
 from qfml.calibration.inverse import InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
+from qfml.calibration.local_vol import LocalVolCalibration
+from qfml.calibration.local_vol_table import local_vol_table
 from qfml.calibration.posterior import Posterior, half_spreads, posterior, residual_std
 from qfml.calibration.result import Calibration
-from qfml.calibration.sources import SURFACE_SOURCES, SurfaceSource
+from qfml.calibration.sources import CUBE_SOURCES, SURFACE_SOURCES
 from qfml.calibration.walk_forward import (
     _checked,  # pyright: ignore[reportPrivateUsage]
     walk_forward_calibration,
@@ -33,6 +35,7 @@ from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
 from qfml.export.inverse_maps import map_hash
 from qfml.task.base import Say, as_settings, replace_file, write_metrics
+from qfml.task.calibration_cube import check_cube, fitted_cube
 from qfml.task.calibration_inputs import claimed, load_networks
 from qfml.task.calibration_tables import curve_table, data_hash, fit_entry, quote_table
 
@@ -114,7 +117,7 @@ class CalibrationTask:
     """A calibration: the root of a config with `task: calibration`.
 
     Args:
-        surface: where the quotes come from.
+        surface: where the quotes come from: surfaces of `SURFACE_SOURCES`, or a swaption cube of `CUBE_SOURCES`.
         model: what is fitted to them: one of `CALIBRATION_MODELS`, or with the method "neural" any `kind` of
             `pricers.MODELS` that the surrogate stands for.
         method: "exact", "neural", "inverse", or "polished" (one of these two, then exact); None takes "polished" where
@@ -135,7 +138,7 @@ class CalibrationTask:
     """
 
     task: ClassVar[str] = "calibration"
-    surface: Annotated[SurfaceSource, OneOf(SURFACE_SOURCES)]
+    surface: Annotated[Any, OneOf(SURFACE_SOURCES | CUBE_SOURCES)]
     model: Annotated[Any, _Fitted()]
     method: str | None = None
     surrogate: str | None = None
@@ -152,6 +155,8 @@ class CalibrationTask:
     def __post_init__(self) -> None:
         if self.inverse is not None and self.inverse_training is not None:
             raise ConfigError("`inverse` names a map and `inverse_training` trains one: leave out one of the two")
+        if self._of_cube:
+            check_cube(self)
         if isinstance(self.model, SurrogateOnly):
             self._check_surrogate_only()
         self._check_starts()
@@ -199,12 +204,36 @@ class CalibrationTask:
             )
 
     @property
+    def _of_cube(self) -> bool:
+        return self.surface.kind in CUBE_SOURCES
+
+    @property
     def _model(self) -> Any:
         """The model as `calibrate` takes it: by name where only the surrogate knows it."""
         return self.model.kind if isinstance(self.model, SurrogateOnly) else self.model
 
     def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
         """Read, calibrate, judge and write everything but the report; a calibration that was killed starts anew."""
+        begin = time.perf_counter()
+        found = fitted_cube(self, folder, say) if self._of_cube else self._fitted(folder, say)
+        config_hash = config.config_hash(as_settings(self))
+        made = provenance(
+            seeds=[self.seed], data_hash=found["data_hash"], config_hash=config_hash, threads=torch.get_num_threads()
+        )
+        metrics = found | {
+            "task": self.task,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": self.surface.describe(),
+            "config_hash": config_hash,
+            "versions": made["versions"],
+            "provenance": made,
+            "seconds": found["seconds"] | {"total": time.perf_counter() - begin},
+        }
+        write_metrics(folder, metrics)
+
+    def _fitted(self, folder: Path, say: Say) -> dict[str, Any]:
+        """Calibrate surfaces and write their tables; what `metrics.json` says of them."""
         begin = time.perf_counter()
         named = self.surface.read()
         surfaces = list(named.values())
@@ -231,6 +260,8 @@ class CalibrationTask:
         metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
         replace_file(folder / "quotes.parquet", quote_table(found, named).write_parquet)
         replace_file(folder / "curves.parquet", curve_table(found, named, metrics["fit"]["surfaces"]).write_parquet)
+        if isinstance(found, LocalVolCalibration):
+            replace_file(folder / "local_vol.parquet", local_vol_table(found, list(named)).write_parquet)
         if self.posterior is not None:
             start = time.perf_counter()
             metrics["posterior"] = self._posterior(folder, found, networks)
@@ -239,21 +270,7 @@ class CalibrationTask:
             start = time.perf_counter()
             metrics["out_of_sample"] = self._ahead(folder, surfaces, networks)
             seconds["walk_forward"] = time.perf_counter() - start
-        config_hash = config.config_hash(as_settings(self))
-        made = provenance(seeds=[self.seed], data_hash=hashed, config_hash=config_hash, threads=torch.get_num_threads())
-        metrics |= {
-            "task": self.task,
-            "name": self.name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source": self.surface.describe(),
-            "networks": used,
-            "data_hash": hashed,
-            "config_hash": config_hash,
-            "versions": made["versions"],
-            "provenance": made,
-            "seconds": seconds | {"total": time.perf_counter() - begin},
-        }
-        write_metrics(folder, metrics)
+        return metrics | {"networks": used, "data_hash": hashed, "seconds": seconds}
 
     def _check_history(self, surfaces: Sequence[Surface]) -> None:
         """Refuse surfaces that are no history where one is asked for, before anything is calibrated."""

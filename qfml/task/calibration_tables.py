@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,12 @@ import polars as pl
 
 from qfml import config
 from qfml.calibration import Surface
+from qfml.calibration.cube_tables import CURVE_POINTS, CURVE_ROOM
 from qfml.calibration.result import Calibration
 from qfml.report.calibration import shown_surfaces
 
-__all__ = ["curve_table", "data_hash", "fit_entry", "quote_table"]
+__all__ = ["array_hash", "curve_table", "data_hash", "fit_entry", "quote_table"]
 
-CURVE_POINTS = 61  # of a drawn smile
-CURVE_ROOM = 0.15  # beyond the outermost quotes, share of their range
 MOST_CURVES = 400  # last surfaces whose smiles are written, beside those that the page shows
 
 
@@ -140,8 +139,13 @@ def curve_table(found: Any, named: Mapping[str, Surface], fitted: Sequence[Mappi
 
 def data_hash(surfaces: Sequence[Surface]) -> str:
     """16 hex digits of all quotes."""
-    digest = hashlib.sha256()
-    for surface in surfaces:
-        for name in ("strike", "expiry", "vol", "weight", "forward", "discount"):
-            digest.update(np.ascontiguousarray(getattr(surface, name)).tobytes())
+    names = ("strike", "expiry", "vol", "weight", "forward", "discount")
+    return array_hash(getattr(surface, name) for surface in surfaces for name in names)
+
+
+def array_hash(arrays: Iterable[np.ndarray], said: str = "") -> str:
+    """16 hex digits of all arrays, in their order, and of what is said beside them."""
+    digest = hashlib.sha256(said.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
