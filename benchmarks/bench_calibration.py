@@ -25,11 +25,11 @@ from measure import Contender
 
 from qfml.calibration import HestonCalibration, Surface, calibrate
 from qfml.calibration.dax import DATE, DAYS, SPOT, STRIKES, ZERO_RATES
-from qfml.calibration.exact import exact_vols
+from qfml.calibration.exact import exact_vols, refined
 from qfml.calibration.inverse import InverseMap
 from qfml.calibration.layout import Layout
 from qfml.calibration.model import Quotes
-from qfml.calibration.neural import neural_start, refined
+from qfml.calibration.neural import neural_start
 from qfml.calibration.surface import as_quotes
 
 START = {"v0": 0.1, "kappa": 2.0, "theta": 0.1, "sigma": 0.8, "rho": -0.5}  # as QuantLib's own test has it, about

@@ -69,8 +69,7 @@ def quotes_at(log_moneyness: Any, expiry: Any, n_surfaces: int = 1) -> Quotes:
     k, expiry = (
         torch.as_tensor(value, dtype=torch.float64).expand(n_surfaces, -1) for value in (log_moneyness, expiry)
     )
-    one = torch.ones_like(k)
-    return Quotes(k, expiry, one, one, one, one, one)
+    return Quotes.bare(k, expiry)
 
 
 def history_of(rows: list[list[float]], noise: float = 0.0, spread: float | None = None) -> SurfaceHistory:

@@ -17,9 +17,10 @@ from pricers.characteristic_gradient import (
     jumps_on_the_line_with_gradient,
 )
 from pricers.models import Bates
-from qfml.calibration.fourier_vols import Characteristic, planned_vols, planned_vols_and_jacobian
+from qfml.calibration.fourier_model import FourierCalibration, Table, columns
+from qfml.calibration.fourier_vols import Characteristic
 from qfml.calibration.heston import HESTON_PARAMETERS, heston_variance
-from qfml.calibration.model import Parameter, Quotes, draw_starts
+from qfml.calibration.model import Parameter
 
 __all__ = ["BatesCalibration"]
 
@@ -31,56 +32,17 @@ BATES_PARAMETERS = (
 )
 
 
-@dataclass(frozen=True)
-class BatesCalibration:
-    """Bates' eight parameters fitted to implied vols.
-
-    References:
-        Bates (1996), Jumps and stochastic volatility: exchange rate processes implicit in Deutsche mark options.
-
-    >>> [parameter.name for parameter in BatesCalibration().parameters][5:]
-    ['intensity', 'jump_mean', 'jump_std']
-    """
-
-    kind: ClassVar[str] = "bates"
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return BATES_PARAMETERS
-
-    @property
-    def law(self) -> Characteristic:
-        """The characteristic function for the kernel."""
-        return _LAW
-
-    def vols(self, x: Tensor, quotes: Quotes) -> Tensor:
-        return planned_vols(self.law, x, quotes)
-
-    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
-        return planned_vols_and_jacobian(self.law, x, quotes)
-
-    def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
-        return draw_starts(self.parameters, quotes.n_surfaces, n, generator)
-
-    def pricer(self, x: Tensor) -> Bates:
-        return Bates(*x.unbind(-1))
-
-
-def _columns(x: Tensor) -> tuple[Tensor, ...]:
-    return x.unsqueeze(-2).unbind(-1)  # each (R, 1)
-
-
 def _value(u: Tensor, expiry: Tensor, x: Tensor) -> Complex:
-    columns = _columns(x)
-    diffusion = heston_on_the_line(u, expiry, *columns[:5])
-    jumps = jump_log_characteristic(u, expiry, *columns[5:], shift=0.5)
+    each = columns(x)
+    diffusion = heston_on_the_line(u, expiry, *each[:5])
+    jumps = jump_log_characteristic(u, expiry, *each[5:], shift=0.5)
     return diffusion[0] + jumps[0], diffusion[1] + jumps[1]
 
 
 def _gradient(u: Tensor, expiry: Tensor, x: Tensor) -> tuple[Complex, tuple[Complex, ...]]:
-    columns = _columns(x)
-    diffusion, by_diffusion = heston_on_the_line_with_gradient(u, expiry, *columns[:5])
-    jumps, by_jumps = jumps_on_the_line_with_gradient(u, expiry, *columns[5:])
+    each = columns(x)
+    diffusion, by_diffusion = heston_on_the_line_with_gradient(u, expiry, *each[:5])
+    jumps, by_jumps = jumps_on_the_line_with_gradient(u, expiry, *each[5:])
     return (diffusion[0] + jumps[0], diffusion[1] + jumps[1]), (*by_diffusion, *by_jumps)
 
 
@@ -98,4 +60,16 @@ def _more_nodes(end: Tensor, x: Tensor) -> Tensor:
     return (4.0 + 0.36 * reach * jump_mean.abs()) / share
 
 
-_LAW = Characteristic(_value, _gradient, _variance, _more_nodes)
+@dataclass(frozen=True)
+class BatesCalibration(FourierCalibration):
+    """Bates' eight parameters fitted to implied vols.
+
+    References:
+        Bates (1996), Jumps and stochastic volatility: exchange rate processes implicit in Deutsche mark options.
+
+    >>> [parameter.name for parameter in BatesCalibration().parameters][5:]
+    ['intensity', 'jump_mean', 'jump_std']
+    """
+
+    kind: ClassVar[str] = "bates"
+    table: ClassVar[Table] = Table(BATES_PARAMETERS, Characteristic(_value, _gradient, _variance, _more_nodes), Bates)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -18,7 +18,17 @@ from qfml.calibration.fourier_vols import LEAST_PRICE, Characteristic, Grid, Sli
 from qfml.calibration.least_squares import CONVERGED, NOT_FINITE, least_squares
 from qfml.calibration.model import CalibrationModel, Quotes
 
-__all__ = ["Fit", "FourierModel", "exact_vols", "fit", "floored_vols_and_jacobian", "screened"]
+__all__ = [
+    "Fit",
+    "FourierModel",
+    "checked",
+    "exact_vols",
+    "fit",
+    "floored_vols_and_jacobian",
+    "joined",
+    "refined",
+    "screened",
+]
 
 BLOCK = 64  # problems that are solved side by side: their nodes stay in the cache
 SMALL_BLOCK, MOST_SMALL_BLOCKS = 16, 4  # fewer problems make blocks of their own, for several cores
@@ -101,6 +111,56 @@ def fit(
     return result
 
 
+def refined(
+    model: CalibrationModel, quotes: Quotes, start: Tensor, max_steps: int = 3, tolerance: float = 1e-10
+) -> Fit:
+    """A few exact steps from good starts, such as a network gives: for thousands of surfaces at once.
+
+    What `fit` does beyond them is left out: a kernel's nodes are those of the start throughout, and its vols are not
+    compared with the engine's, see `checked`; `kernel_error` is NaN, to say so.
+
+    Args:
+        model: what is fitted.
+        quotes: of S surfaces.
+        start: strictly inside the bounds of the parameters, (S, P).
+        max_steps: Levenberg-Marquardt steps, each one evaluation of vols and Jacobian; 0: the vols at the start.
+        tolerance: of the least squares, relative.
+    """
+
+    def block(rows: Tensor) -> Fit:
+        some, settings = quotes.at(rows), _bounds(model) | {"max_steps": max_steps, "tolerance": tolerance}
+        if isinstance(model, FourierModel):
+            residuals: Any = _Residuals(Grid.planned(model.law, start[rows], Slices.of(some), some), some)
+        else:
+            residuals = _plain_residuals(model, some)
+        found = least_squares(residuals, start[rows], **settings)
+        scale = torch.where(some.used, some.root_weight, math.nan)  # undone: what is no quote has no vol
+        vols, jacobian = found.residuals / scale + some.vol, found.jacobian / scale.unsqueeze(-1)
+        unknown = torch.full_like(found.cost, math.nan)
+        return Fit(found.x, vols, jacobian, found.cost, found.status, found.n_steps, unknown)
+
+    return _in_blocks(block, quotes.n_surfaces)
+
+
+def checked(model: CalibrationModel, quotes: Quotes, found: Fit) -> Fit:
+    """A fit with the engine's vols in place of the kernel's, their cost, and by how much the two differ."""
+
+    def block(rows: Tensor) -> Fit:
+        some, own = quotes.at(rows), _at(found, rows)
+        vols = exact_vols(model, own.x, some, floor=True)
+        cost, error = _cost_and_difference(some, vols, own.vols)
+        return replace(own, vols=vols, cost=cost, kernel_error=error)
+
+    return _in_blocks(block, quotes.n_surfaces)
+
+
+def _cost_and_difference(quotes: Quotes, vols: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs (S,) of the vols, and by how much the kernel's differ at most, infinite where one is no number."""
+    cost = torch.where(quotes.used, quotes.weight * (vols - quotes.vol).square(), 0.0).sum(-1)
+    error = torch.where(quotes.used, (kernel - vols).abs(), 0.0).nan_to_num(nan=math.inf).amax(-1)
+    return cost, error
+
+
 def screened(model: CalibrationModel, quotes: Quotes, starts: Tensor, n_best: int) -> Tensor:
     """The `n_best` of the starts (S, M, P) with the least costs, judged without a Jacobian: (S, n_best, P)."""
     n_surfaces, n_starts, _ = starts.shape
@@ -158,6 +218,16 @@ class _Residuals:
         return _weighted(model_vol, jacobian, vol, root_weight)
 
 
+def _plain_residuals(model: CalibrationModel, quotes: Quotes) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What least squares minimises of a model that answers for its vols."""
+
+    def function(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        some = quotes if len(index) == quotes.n_surfaces else quotes.at(index)
+        return _weighted(*model.vols_and_jacobian(x, some), some.vol, some.root_weight)
+
+    return function
+
+
 def _weighted(model_vol: Tensor, jacobian: Tensor, vol: Tensor, root_weight: Tensor) -> tuple[Tensor, Tensor]:
     used = root_weight > 0.0
     return (
@@ -175,12 +245,8 @@ def _bounds(model: CalibrationModel) -> dict[str, Any]:
 
 def _solve_plain(model: CalibrationModel, quotes: Quotes, start: Tensor, max_steps: int, tolerance: float) -> Fit:
     """A model that answers for its vols: one run."""
-
-    def function(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        some = quotes if len(index) == quotes.n_surfaces else quotes.at(index)
-        return _weighted(*model.vols_and_jacobian(x, some), some.vol, some.root_weight)
-
-    solution = least_squares(function, start, **_bounds(model), max_steps=max_steps, tolerance=tolerance)
+    residuals = _plain_residuals(model, quotes)
+    solution = least_squares(residuals, start, **_bounds(model), max_steps=max_steps, tolerance=tolerance)
     vols, jacobian = model.vols_and_jacobian(solution.x, quotes)
     return Fit(
         solution.x, vols, jacobian, solution.cost, solution.status, solution.n_steps, torch.zeros_like(solution.cost)
@@ -230,8 +296,7 @@ def _verified(model: FourierModel, quotes: Quotes, found: Fit, max_steps: int, t
         x[wrong], n_steps[wrong], status[wrong] = again.x, n_steps[wrong] + again.n_steps, again.status
         kernel, jacobian = grid.vols_and_jacobian(x[wrong], floor=True)
         vols = exact_vols(model, x[wrong], some, floor=True)
-        error = torch.where(some.used, (kernel - vols).abs(), 0.0).nan_to_num(nan=math.inf).amax(-1)
-        cost = torch.where(some.used, some.weight * (vols - some.vol).square(), 0.0).sum(-1)
+        cost, error = _cost_and_difference(some, vols, kernel)
         if result is None:
             result = vols, jacobian, cost, error
         else:
@@ -261,6 +326,11 @@ def _screen(model: CalibrationModel, quotes: Quotes, starts: Tensor) -> Tensor:
     return torch.stack(costs, dim=-1)
 
 
+def joined(parts: Sequence[Fit]) -> Fit:
+    """Fits of several batches as one."""
+    return Fit(*(torch.cat([getattr(part, name) for part in parts]) for name in Fit.__dataclass_fields__))
+
+
 def _at(found: Fit, rows: Tensor) -> Fit:
     return Fit(*(getattr(found, name)[rows] for name in Fit.__dataclass_fields__))
 
@@ -278,5 +348,5 @@ def _in_blocks(work: Callable[[Tensor], Any], n: int) -> Any:
     with side_by_side(torch.device("cpu"), len(blocks)) as pool_map:
         parts = list(pool_map(quiet, blocks))
     if isinstance(parts[0], Fit):
-        return Fit(*(torch.cat([getattr(part, name) for part in parts]) for name in Fit.__dataclass_fields__))
+        return joined(parts)
     return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from pricers.characteristic import mean_variance
 from pricers.characteristic_gradient import Complex, heston_on_the_line, heston_on_the_line_with_gradient
 from pricers.models import Heston
-from qfml.calibration.fourier_vols import Characteristic, planned_vols, planned_vols_and_jacobian
-from qfml.calibration.model import Parameter, Quotes, draw_starts
+from qfml.calibration.fourier_model import FourierCalibration, Table, columns
+from qfml.calibration.fourier_vols import Characteristic
+from qfml.calibration.model import Parameter
 
 __all__ = ["HESTON_PARAMETERS", "HestonCalibration", "heston_variance"]
 
@@ -25,49 +25,12 @@ HESTON_PARAMETERS = (
 )
 
 
-@dataclass(frozen=True)
-class HestonCalibration:
-    """Heston's five parameters fitted to implied vols.
-
-    References:
-        Heston (1993); Cui, del Bano Rollin and Germano (2017), Full and fast calibration of the Heston stochastic
-        volatility model; Andersen and Lake (2018), Robust high-precision option pricing by Fourier transforms.
-    """
-
-    kind: ClassVar[str] = "heston"
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return HESTON_PARAMETERS
-
-    @property
-    def law(self) -> Characteristic:
-        """The characteristic function for the kernel."""
-        return _LAW
-
-    def vols(self, x: Tensor, quotes: Quotes) -> Tensor:
-        return planned_vols(self.law, x, quotes)
-
-    def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
-        return planned_vols_and_jacobian(self.law, x, quotes)
-
-    def starts(self, quotes: Quotes, n: int, generator: torch.Generator) -> Tensor:
-        return draw_starts(self.parameters, quotes.n_surfaces, n, generator)
-
-    def pricer(self, x: Tensor) -> Heston:
-        return Heston(*x.unbind(-1))
-
-
-def _columns(x: Tensor) -> tuple[Tensor, ...]:
-    return x.unsqueeze(-2).unbind(-1)  # each (R, 1)
-
-
 def _value(u: Tensor, expiry: Tensor, x: Tensor) -> Complex:
-    return heston_on_the_line(u, expiry, *_columns(x))
+    return heston_on_the_line(u, expiry, *columns(x))
 
 
 def _gradient(u: Tensor, expiry: Tensor, x: Tensor) -> tuple[Complex, tuple[Complex, ...]]:
-    return heston_on_the_line_with_gradient(u, expiry, *_columns(x))
+    return heston_on_the_line_with_gradient(u, expiry, *columns(x))
 
 
 def heston_variance(expiry: Tensor, x: Tensor) -> Tensor:
@@ -76,4 +39,14 @@ def heston_variance(expiry: Tensor, x: Tensor) -> Tensor:
     return expiry * mean_variance(expiry, v0, kappa, theta)
 
 
-_LAW = Characteristic(_value, _gradient, heston_variance)
+@dataclass(frozen=True)
+class HestonCalibration(FourierCalibration):
+    """Heston's five parameters fitted to implied vols.
+
+    References:
+        Heston (1993); Cui, del Bano Rollin and Germano (2017), Full and fast calibration of the Heston stochastic
+        volatility model; Andersen and Lake (2018), Robust high-precision option pricing by Fourier transforms.
+    """
+
+    kind: ClassVar[str] = "heston"
+    table: ClassVar[Table] = Table(HESTON_PARAMETERS, Characteristic(_value, _gradient, heston_variance), Heston)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qfml import config
 from qfml.calibration.layout import Layout
-from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
+from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes, whole_surface
 from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Standardise
@@ -187,7 +187,7 @@ class InverseMap:
     @classmethod
     def train(
         cls,
-        model: CalibrationModel,
+        model: Any,
         layout: Layout,
         training: InverseTraining = InverseTraining(),
         box: Mapping[str, Any] | None = None,
@@ -201,9 +201,10 @@ class InverseMap:
             box: ranges of parameters by name, in place of the model's ranges of starts.
 
         Raises:
-            ConfigError: ranges that are not the model's.
+            ConfigError: ranges that are not the model's, or a model without parameters of a whole surface.
             DataError: the model gives no vols at the layout.
         """
+        whole_surface(model, "an inverse map")
         ranges = Box.of(model, box)
         made = _surfaces(model, layout, ranges, training)
         fits = _fits(made, training)
@@ -378,9 +379,9 @@ def _some_surfaces(model: CalibrationModel, layout: Layout, box: Box, z: Tensor)
     x = box.inside(z)
     expiry = torch.tensor(layout.expiry, dtype=torch.float64).expand(len(x), -1)
     # a short smile may have no vol that is known at the forward: 0.2 there only chooses where it is looked at
-    at_the_money = model.vols(x, _bare_quotes(torch.zeros_like(expiry), expiry)).nan_to_num(nan=0.2)
+    at_the_money = model.vols(x, Quotes.bare(torch.zeros_like(expiry), expiry)).nan_to_num(nan=0.2)
     places = layout.log_moneyness(at_the_money)
-    quotes = _bare_quotes(places.flatten(1), expiry[..., None].expand_as(places).flatten(1))
+    quotes = Quotes.bare(places.flatten(1), expiry[..., None].expand_as(places).flatten(1))
     vols, jacobian = model.vols_and_jacobian(x, quotes)
     known = vols.isfinite() & (vols > 0) & jacobian.isfinite().all(-1)
     kept = known.any(1)
@@ -390,12 +391,6 @@ def _some_surfaces(model: CalibrationModel, layout: Layout, box: Box, z: Tensor)
     metric = relative.mT @ relative / known.sum(1).clamp(min=1)[:, None, None]
     found = Quotes(**(vars(quotes) | {"vol": vols, "weight": known.double()}))
     return z[kept], found.at(kept), metric[kept]
-
-
-def _bare_quotes(log_moneyness: Tensor, expiry: Tensor) -> Quotes:
-    """Places at which a model is asked for its vols."""
-    one = torch.ones_like(log_moneyness)
-    return Quotes(log_moneyness.contiguous(), expiry.contiguous(), one, one, one, one, one)
 
 
 def _fits(made: _Made, training: InverseTraining) -> list[Any]:

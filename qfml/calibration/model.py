@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from qfml.errors import DataError
+from qfml.errors import ConfigError, DataError
 
-__all__ = ["CALIBRATION_MODELS", "CalibrationModel", "Parameter", "Quotes", "draw_starts"]
+__all__ = ["CALIBRATION_MODELS", "CalibrationModel", "Parameter", "Quotes", "draw_starts", "whole_surface"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,6 @@ class Quotes:
         vol: implied vol, annualised.
         weight: 0: there is no quote; a residual is the root of the weight times (model vol - vol).
         forward: to the expiry.
-        discount: discount factor to the expiry.
-        vega: of Black's price at the quote, per unit of discount times forward.
 
     Raises:
         DataError: a quote of positive weight that is not finite, without vol or expiry; a negative weight.
@@ -66,8 +64,6 @@ class Quotes:
     vol: Float64[Tensor, "S N"]
     weight: Float64[Tensor, "S N"]
     forward: Float64[Tensor, "S N"]
-    discount: Float64[Tensor, "S N"]
-    vega: Float64[Tensor, "S N"]
 
     def __post_init__(self) -> None:
         used = self.weight != 0.0
@@ -88,6 +84,12 @@ class Quotes:
                     f"`{name}` of a quote must be {rule}, got {value} for quote {quote} of surface {surface}; "
                     "give what is missing the weight 0"
                 )
+
+    @classmethod
+    def bare(cls, log_moneyness: Float64[Tensor, "S N"], expiry: Float64[Tensor, "S N"]) -> Quotes:
+        """Places at which a model is asked for its vols: with vols, weights and forwards of 1."""
+        one = torch.ones_like(log_moneyness)
+        return cls(log_moneyness.contiguous(), expiry.contiguous(), one, one, one)
 
     @property
     def n_surfaces(self) -> int:
@@ -138,6 +140,21 @@ class CalibrationModel(Protocol):
 
 
 CALIBRATION_MODELS: dict[str, type] = {}  # by `kind`; filled where the package is imported
+
+
+def whole_surface(model: Any, what: str) -> None:
+    """Refuses a model, or the name of one, that has no parameters of a whole surface: for `what` that needs them.
+
+    Raises:
+        ConfigError: the model is fitted by a search of its own (`sabr`, `svi`, `ssvi`, `local_vol`).
+    """
+    found = CALIBRATION_MODELS.get(model) if isinstance(model, str) else model
+    if hasattr(found, "fit_surfaces"):
+        kind = getattr(found, "kind", model)
+        raise ConfigError(
+            f"{what} is for models with parameters of a whole surface, such as heston and bates, and {kind} has none: "
+            "take another model"
+        )
 
 
 def draw_starts(parameters: tuple[Parameter, ...], n_surfaces: int, n: int, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,9 @@
-"""Calibration through a trained surrogate, from a start that a network or a search gives."""
+"""Networks in a calibration: a surrogate as a model that is calibrated, an inverse map as a start or an answer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,30 +12,20 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pricers.parallel import side_by_side
-from qfml.calibration.exact import Fit, FourierModel, fit, screened
-from qfml.calibration.fourier_vols import Grid, Slices
 from qfml.calibration.inverse import InverseMap
-from qfml.calibration.least_squares import least_squares
 from qfml.calibration.model import CalibrationModel, Parameter, Quotes, draw_starts
-from qfml.engine.streams import stream
 from qfml.errors import ConfigError
 from qfml.surrogate.surrogate import Surrogate
 
 __all__ = [
-    "NeuralFit",
     "SurrogateModel",
     "inside_bounds",
     "inverse_answer",
     "inverse_warnings",
-    "neural_calibration",
     "neural_start",
-    "refined",
 ]
 
-N_STARTS, N_SCREENED = 4, 64  # starts that are followed, and those among which they are chosen
 _OF_THE_QUOTES = ("expiry", "log_moneyness")
-BLOCK = 64  # surfaces whose quadrature nodes stay in the cache
 MARGIN = 1e-3  # share of a parameter's range by which a start lies inside the bounds
 EDGE = 0.01  # share of a parameter's range within which a solution counts as at the edge
 
@@ -140,7 +131,7 @@ class SurrogateModel:
         """The model of `pricers` that the surrogate stands for: of one surface (P,), or of a batch (S, P)."""
         batch = x.reshape(-1, x.shape[-1])
         one = torch.ones(len(batch), 1, dtype=torch.float64)
-        columns = self.surrogate.problem.columns(self.inputs(batch, Quotes(*(one,) * 7))[:, 0])
+        columns = self.surrogate.problem.columns(self.inputs(batch, Quotes.bare(one, one))[:, 0])
         _, model, _ = self.surrogate.problem.assembled(
             {name: column.reshape(x.shape[:-1]) for name, column in columns.items()}
         )
@@ -153,81 +144,21 @@ class SurrogateModel:
         return ~inside & quotes.used
 
     def warnings(self, x: Float64[Tensor, "S P"], quotes: Quotes) -> tuple[tuple[str, ...], ...]:
-        """What is to be said of each solution: at the edge of the box, quotes outside of it."""
+        """What is to be said of each place: at the edge of the box, quotes outside of it."""
         low, high = bounds(self.parameters)
         log = torch.tensor([p.scale == "log" for p in self.parameters])
-        low, high, place = (torch.where(log, value.abs().log(), value) for value in (low, high, x))
-        share = (place - low) / (high - low)
-        outside = self.outside(x, quotes)
+        names = [one.name for one in self.parameters]
+        lost, n_quotes = self.outside(x, quotes).sum(1).tolist(), quotes.used.sum(1).tolist()
         found = []
-        for row, lost, n_quotes in zip(share.tolist(), outside.sum(1).tolist(), quotes.used.sum(1).tolist()):
-            sentences = [
-                f"`{one.name}` is at the {'lower' if own < EDGE else 'upper'} edge of the surrogate's box, "
-                f"{one.lower if own < EDGE else one.upper:g}: the optimum may lie outside; calibrate by method exact"
-                for one, own in zip(self.parameters, row)
-                if not EDGE <= own <= 1 - EDGE
-            ]
-            if lost:
-                sentences.append(
-                    f"{lost} of {n_quotes} quotes lie outside of the surrogate's box by expiry or strike: its vols "
-                    "are extrapolated there"
-                )
-            found.append(tuple(sentences))
+        for said, n_lost, n in zip(
+            _edges(x, names, low, high, log, "the surrogate's box"), lost, n_quotes, strict=True
+        ):
+            outside = (
+                f"{n_lost} of {n} quotes lie outside of the surrogate's box by expiry or strike: its vols are "
+                "extrapolated there"
+            )
+            found.append((*said, outside) if n_lost else said)
         return tuple(found)
-
-
-@dataclass(frozen=True, eq=False)
-class NeuralFit:
-    """Surfaces calibrated through a surrogate.
-
-    Attributes:
-        model: the surrogate as a model.
-        fit: parameters, vols of the surrogate, Jacobian, cost, status and steps of each surface.
-        warnings: sentences about each surface.
-    """
-
-    model: SurrogateModel
-    fit: Fit
-    warnings: tuple[tuple[str, ...], ...]
-
-
-def neural_calibration(
-    quotes: Quotes,
-    surrogate: Surrogate | SurrogateModel,
-    start: Float64[Tensor, "S P"] | None = None,
-    *,
-    inverse: InverseMap | None = None,
-    n_starts: int = N_STARTS,
-    seed: int = 0,
-    max_steps: int = 50,
-    tolerance: float = 1e-6,
-) -> NeuralFit:
-    """Calibrate surfaces through a surrogate.
-
-    Args:
-        quotes: of S surfaces.
-        surrogate: trained over a box of its model's parameters.
-        start: parameters to start from, moved into the box where they lie outside.
-        inverse: a network that gives the starts.
-        n_starts: without either, the best so many of 64 points of the box are followed.
-        seed: of these points.
-        max_steps: Levenberg-Marquardt steps from each start.
-        tolerance: of the least squares; a surrogate's own error is far above.
-
-    Returns:
-        The fits, with a sentence about each surface whose solution lies at the edge of the box or whose quotes lie
-        outside of it.
-    """
-    model = surrogate if isinstance(surrogate, SurrogateModel) else SurrogateModel(surrogate)
-    if start is None and inverse is not None:
-        start = neural_start(quotes, inverse, model)
-    if start is None:
-        drawn = model.starts(quotes, max(N_SCREENED, n_starts), stream(seed, "neural", "starts"))
-        starts = screened(model, quotes, drawn, n_starts)
-    else:
-        starts = inside_bounds(start, model.parameters)[:, None]
-    found = fit(model, quotes, starts, max_steps=max_steps, tolerance=tolerance)
-    return NeuralFit(model, found, model.warnings(found.x, quotes))
 
 
 def neural_start(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -> Float64[Tensor, "S P"]:
@@ -260,63 +191,32 @@ def inverse_answer(quotes: Quotes, inverse: InverseMap, model: CalibrationModel)
     return found[:, order]
 
 
-def inverse_warnings(x: Float64[Tensor, "S P"], inverse: InverseMap, model: CalibrationModel) -> list[tuple[str, ...]]:
+def inverse_warnings(
+    x: Float64[Tensor, "S P"], inverse: InverseMap, model: CalibrationModel
+) -> tuple[tuple[str, ...], ...]:
     """What is to be said of an inverse map's answers: which lie at the edge of the box that it was trained on."""
-    box, found = inverse.box, []
+    box = inverse.box
     order = [box.names.index(one.name) for one in model.parameters]
-    ends = torch.tensor([[box.low[i] for i in order], [box.high[i] for i in order]], dtype=torch.float64)
+    low, high = (torch.tensor([ends[i] for i in order], dtype=torch.float64) for ends in (box.low, box.high))
     log = torch.tensor([bool(box.log[i]) for i in order])
-    low, high = torch.where(log, ends.abs().log(), ends)
-    share = (torch.where(log, x.abs().log(), x) - low) / (high - low)
-    for row in share.tolist():
-        found.append(
-            tuple(
-                f"`{one.name}` is at the {'lower' if own < EDGE else 'upper'} edge of the inverse map's box, "
-                f"{ends[0 if own < EDGE else 1, i]:g}: the truth may lie outside; calibrate by method exact"
-                for i, (one, own) in enumerate(zip(model.parameters, row, strict=True))
-                if not EDGE <= own <= 1 - EDGE
-            )
+    return _edges(x, [one.name for one in model.parameters], low, high, log, "the inverse map's box")
+
+
+def _edges(
+    x: Float64[Tensor, "S P"], names: Sequence[str], low: Tensor, high: Tensor, log: Tensor, box: str
+) -> tuple[tuple[str, ...], ...]:
+    """A sentence about each parameter that lies at the edge of a box, or beyond."""
+    place, start, end = (torch.where(log, value.abs().log(), value) for value in (x, low, high))
+    ends = list(zip(low.tolist(), high.tolist(), strict=True))
+    return tuple(
+        tuple(
+            f"`{name}` is at the {'lower' if own < EDGE else 'upper'} edge of {box}, "
+            f"{least if own < EDGE else most:g}: the optimum may lie outside; calibrate by method exact"
+            for name, own, (least, most) in zip(names, row, ends, strict=True)
+            if not EDGE <= own <= 1 - EDGE
         )
-    return found
-
-
-def refined(model: FourierModel, quotes: Quotes, start: Float64[Tensor, "S P"], n_steps: int = 2) -> Fit:
-    """A few exact steps from good starts, such as `neural_start` gives: for thousands of surfaces at once.
-
-    What `calibrate` does beyond them is left out: the kernel's nodes are those of the start throughout, its vols are
-    not checked by the engine, and no search follows where the start was poor. `kernel_error` is NaN, to say so.
-
-    Args:
-        model: with a characteristic function.
-        quotes: of S surfaces.
-        start: strictly inside the bounds of the parameters.
-        n_steps: Levenberg-Marquardt steps, each one evaluation of vols and Jacobian.
-    """
-    low, high = bounds(model.parameters)
-
-    def block(rows: Tensor) -> Fit:
-        some = quotes.at(rows)
-        grid = Grid.planned(model.law, start[rows], Slices.of(some), some)
-        root = some.root_weight
-
-        def residuals(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            own = grid if len(index) == len(rows) else grid.at(index)
-            vols, jacobian = own.vols_and_jacobian(x, floor=True)
-            used, weight = some.used[index], root[index]
-            error = torch.where(used, weight * (vols - some.vol[index]), 0.0)
-            return error, torch.where(used[..., None], weight[..., None] * jacobian, 0.0)
-
-        with torch.no_grad():
-            found = least_squares(residuals, start[rows], lower=low, upper=high, max_steps=n_steps)
-        scale = torch.where(some.used, root, torch.nan)  # undone: what is no quote has no vol
-        vols, jacobian = found.residuals / scale + some.vol, found.jacobian / scale[..., None]
-        unchecked = torch.full_like(found.cost, torch.nan)
-        return Fit(found.x, vols, jacobian, found.cost, found.status, found.n_steps, unchecked)
-
-    blocks = torch.arange(quotes.n_surfaces).split(BLOCK)
-    with side_by_side(torch.device("cpu"), len(blocks)) as run:
-        parts = list(run(block, blocks))
-    return Fit(*(torch.cat([getattr(part, name) for part in parts]) for name in Fit.__dataclass_fields__))
+        for row in ((place - start) / (end - start)).tolist()
+    )
 
 
 def bounds(parameters: tuple[Parameter, ...]) -> tuple[Tensor, Tensor]:

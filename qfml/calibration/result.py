@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qfml.calibration.model import CalibrationModel, Quotes
+from qfml.calibration.smile_result import inside_share
 from qfml.calibration.uncertainty import Uncertainty
 
 __all__ = ["Calibration"]
@@ -28,7 +29,8 @@ class Calibration:
         method: "exact", "neural", "inverse" or "polished".
         x: parameters (S, P).
         params: the same by name.
-        std_error: by name; infinite where a parameter is not identified, NaN where it has none.
+        std_error: by name; infinite where a parameter is not identified, NaN where it has none; of a smoothed history
+            those of the penalised problem, see `uncertainty`.
         correlation: of the estimates, (S, P, P).
         vols: of the model, (S, N), by the exact engine where the model has one; NaN where there is no quote.
         residuals: model vol less quoted vol, (S, N); NaN where there is no quote.
@@ -36,7 +38,7 @@ class Calibration:
         max_bps: largest error of a vol, bps.
         sse: sum of squared errors in vol points (0.01), without weights.
         inside_bid_ask: share of the quotes with bid and ask whose model vol lies between; NaN where none has.
-        converged: whether the search ended at a minimum, (S,).
+        converged: whether the search ended at a minimum, (S,); never where there are no quotes.
         status: a sentence for each surface.
         n_steps: steps of the least squares that led to the fit, (S,).
         warnings: for each surface what is to be known about its parameters.
@@ -86,9 +88,7 @@ class Calibration:
         if not np.isfinite(self.x[surface]).all():
             return np.full(np.size(log_moneyness), np.nan)
         places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(1, -1)
-        one = torch.ones_like(places)
-        level = self.quotes.vol[surface][self.quotes.used[surface]].mean()
-        points = Quotes(places, expiry * one, level * one, one, one, one, one)
+        points = Quotes.bare(places, torch.full_like(places, expiry))
         with torch.no_grad():
             return self.model.vols(torch.as_tensor(self.x[surface : surface + 1]), points)[0].numpy()
 
@@ -119,6 +119,7 @@ def calibration(
     status: Sequence[str],
     n_steps: torch.Tensor,
     warnings: Sequence[Sequence[str]] = (),
+    from_neighbours: torch.Tensor | None = None,
 ) -> Calibration:
     """Puts a `Calibration` together: errors of the fit, and warnings, follow from the rest."""
     used = quotes.used.numpy()
@@ -132,6 +133,8 @@ def calibration(
     sse = np.where(count > 0, 1e4 * square.sum(-1), np.nan)
     values = x.numpy().copy()
     failed = ~np.isfinite(rmse)
+    if from_neighbours is not None:
+        failed &= ~from_neighbours.numpy()
     values[failed] = np.nan
     names = [parameter.name for parameter in model.parameters]
     errors = known.std_error.numpy().copy()
@@ -152,7 +155,7 @@ def calibration(
         rmse_bps=shaped(rmse),
         max_bps=shaped(largest),
         sse=shaped(sse),
-        inside_bid_ask=shaped(_inside(surfaces, fitted, used)),
+        inside_bid_ask=shaped(_inside(surfaces, residuals)),
         converged=converged.numpy() & ~failed,
         status=tuple(status),
         n_steps=n_steps.numpy(),
@@ -162,18 +165,8 @@ def calibration(
     )
 
 
-def _inside(surfaces: Sequence[Any], vols: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Share of the two-sided quotes with the model between bid and ask."""
-    share = np.full(len(vols), np.nan)
-    for i, surface in enumerate(surfaces):
-        bid, ask = getattr(surface, "bid", None), getattr(surface, "ask", None)
-        if bid is None or ask is None:
-            continue
-        n = len(bid)
-        two_sided = np.isfinite(bid) & np.isfinite(ask) & (bid > 0.0) & used[i, :n]
-        if two_sided.any():
-            share[i] = np.mean((vols[i, :n] >= bid)[two_sided] & (vols[i, :n] <= ask)[two_sided])
-    return share
+def _inside(surfaces: Sequence[Any], residuals: np.ndarray) -> np.ndarray:
+    return inside_share(surfaces, residuals) if surfaces else np.full(len(residuals), np.nan)
 
 
 def _warnings(
@@ -185,15 +178,16 @@ def _warnings(
         said = list(more[i]) if len(more) else []
         if not failed[i]:
             n_parameters = len(model.parameters)
-            if n_quotes[i] < n_parameters:
+            told = known.identified[i]
+            if n_quotes[i] < n_parameters and bool(known.std_error[i].isinf().any()):
                 said.append(f"not identified: {n_quotes[i]} quotes for {n_parameters} parameters")
             else:
                 said += [
                     f"`{parameter.name}` is not identified: the quotes do not determine it"
-                    for parameter, told in zip(model.parameters, known.identified[i].tolist(), strict=True)
-                    if not told
+                    for parameter, seen in zip(model.parameters, told.tolist(), strict=True)
+                    if not seen
                 ]
-                if n_quotes[i] == n_parameters:
+                if n_quotes[i] == n_parameters and bool(known.std_error[i].isnan().all()):
                     said.append(f"no standard errors: {n_quotes[i]} quotes for {n_parameters} parameters")
             said += [
                 f"`{parameter.name}` is at its bound, between {parameter.lower:g} and {parameter.upper:g}"

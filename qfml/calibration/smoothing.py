@@ -6,6 +6,7 @@ solved in time proportional to the number of days.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -17,17 +18,15 @@ from torch import Tensor
 from qfml.calibration.exact import Fit, exact_vols, floored_vols_and_jacobian
 from qfml.calibration.least_squares import COST, MAX_STEPS, NO_DESCENT, NOT_FINITE
 from qfml.calibration.model import CalibrationModel, Parameter, Quotes
+from qfml.calibration.uncertainty import at_bounds
 
-__all__ = ["NOT_SMOOTHED", "NOT_SMOOTHED_STATUS", "smoothed", "unit_scale"]
+__all__ = ["FROM_NEIGHBOURS", "NOT_SMOOTHED", "neighbours_information", "smoothed", "unit_scale"]
 
 MOST_DAMPING = 1e12
 STEEP_DAMPING = 1.0  # of the diagonal: from here on a step is short because it has failed
 NOISE = 1e-6  # relative error of the objective, as nodes of the quadrature change: a smaller gain cannot be seen
-NOT_SMOOTHED = -1  # a code besides those of the least squares
-NOT_SMOOTHED_STATUS = (
-    "not smoothed: the objective of all days together is not finite where it starts; the parameters are those of the "
-    "day on its own"
-)
+NOT_SMOOTHED, FROM_NEIGHBOURS = -1, -2  # codes besides those of the least squares
+HELD = 1e12  # information on a parameter at its bound, over the largest there is
 
 
 def smoothed(
@@ -42,7 +41,8 @@ def smoothed(
     r"""Minimises $\sum_t r_t^\top W_t r_t + \lambda \sum_t |y_t - y_{t-1}|^2$ over the parameters of all days.
 
     y goes from 0 to 1 over the range of starts of a parameter, linearly or logarithmically. Days that have failed, or
-    have no quotes, take the parameters that the penalty gives them from their neighbours.
+    have no quotes, take the parameters that the penalty gives them from their neighbours; without quotes their status
+    is `FROM_NEIGHBOURS`.
 
     Args:
         model: what is fitted.
@@ -91,6 +91,44 @@ def unit_scale(parameters: tuple[Parameter, ...], x: Tensor) -> tuple[Tensor, Te
         else:
             y[:, i], slope[:, i] = (x[:, i] - low) / (high - low), high - low
     return y, slope
+
+
+def neighbours_information(
+    x: Tensor, jacobian: Tensor, weight: Tensor, parameters: tuple[Parameter, ...], smoothness: float
+) -> Tensor:
+    r"""What each day of a smoothed history knows from the others: the matrices $\Pi_t$ (S, P, P), in units of x.
+
+    The inverse of all days' normal matrix with the penalty, $A = \mathrm{diag}(N_t) + \lambda L \otimes I$, has on its
+    diagonal the blocks $(N_t + \Pi_t)^{-1}$. A day hands on what it knows through the penalty as conductances in series
+    do: $f_{t+1} = \lambda (N_t + f_t) (\lambda I + N_t + f_t)^{-1}$, the same backwards, and $\Pi_t = f_t + b_t$.
+
+    Args:
+        x: parameters (S, P).
+        jacobian: of the vols (S, N, P).
+        weight: of the quotes (S, N), 0: no quote.
+        parameters: P parameters; one that lies at its bound on a day is held there.
+        smoothness: $\lambda$.
+    """
+    _, slope = unit_scale(parameters, x)
+    used = (weight > 0.0).unsqueeze(-1)
+    weighted = torch.where(used, weight.sqrt().unsqueeze(-1) * jacobian * slope.unsqueeze(-2), 0.0).nan_to_num()
+    held = at_bounds(x, parameters)
+    weighted = torch.where(held.unsqueeze(-2), 0.0, weighted)
+    normal = weighted.mT @ weighted
+    normal = normal + torch.diag_embed(held * (HELD * (smoothness + normal.abs().max())))
+    unit = smoothness * torch.eye(x.shape[1], dtype=x.dtype)
+
+    def handed_on(days: Sequence[Tensor]) -> list[Tensor]:
+        known = [torch.zeros_like(unit)]
+        for own in days[:-1]:
+            total = own + known[-1]
+            passed = smoothness * torch.linalg.solve(unit + total, total)
+            known.append(0.5 * (passed + passed.mT))
+        return known
+
+    days = list(normal.unbind(0))
+    forward, backward = torch.stack(handed_on(days)), torch.stack(handed_on(days[::-1])).flip(0)
+    return (forward + backward) / (slope.unsqueeze(-1) * slope.unsqueeze(-2))
 
 
 class _Days:
@@ -172,5 +210,6 @@ class _Days:
         used = self.quotes.used
         cost = torch.where(used, self.quotes.weight * (vols - self.quotes.vol).square(), 0.0).sum(-1)
         error = torch.where(used, (kernel - vols).abs(), 0.0).amax(-1)
-        codes = torch.full_like(found.status, status)
+        empty = ~used.any(-1)
+        codes = torch.where(empty & ~empty.all(), FROM_NEIGHBOURS, status)
         return Fit(x, vols, jacobian, cost, codes, found.n_steps + n_steps, error)

@@ -49,12 +49,9 @@ def as_quotes(surfaces: Any) -> Quotes:
     index = torch.from_numpy(np.where(real, start[:, None] + column, start[:, None]))
     flat = {
         name: torch.from_numpy(np.concatenate([getattr(surface, name) for surface in batch]))
-        for name in ("strike", "expiry", "vol", "weight", "forward", "discount")
+        for name in ("strike", "expiry", "vol", "weight", "forward")
     }
-    log_moneyness = torch.log(flat["strike"] / flat["forward"])
-    vega = black_vega(log_moneyness, flat["expiry"], flat["vol"])
-    columns = {"log_moneyness": log_moneyness, "vega": vega} | flat
-    del columns["strike"]
-    padded = {name: values[index] for name, values in columns.items()}
+    log_moneyness = torch.log(flat.pop("strike") / flat["forward"])
+    padded = {name: values[index] for name, values in ({"log_moneyness": log_moneyness} | flat).items()}
     padded["weight"] = padded["weight"] * torch.from_numpy(real)
     return Quotes(**padded)

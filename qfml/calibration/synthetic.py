@@ -182,5 +182,4 @@ class SyntheticHeston:
 
 
 def _vols(model: Any, x: Tensor, log_moneyness: Tensor, expiry: Tensor) -> Tensor:
-    one = torch.ones_like(log_moneyness)
-    return model.vols(x, Quotes(log_moneyness, expiry.contiguous(), one, one, one, one, one))
+    return model.vols(x, Quotes.bare(log_moneyness, expiry))

@@ -19,7 +19,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,8 @@ from torch import Tensor
 from qfml.calibration.exact import exact_vols
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.layout import vols_at
-from qfml.calibration.model import CalibrationModel
+from qfml.calibration.model import CalibrationModel, whole_surface
+from qfml.calibration.smile_result import inside_share
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import ConfigError, DataError
 from qfml.metrics.bootstrap import bootstrap_interval
@@ -61,15 +65,29 @@ class WalkForwardCalibration:
     metrics: dict[str, Any]
 
     def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write the tables and the metrics into `folder`; returns their paths by name."""
+        """Write the tables and the metrics into `folder`; returns their paths by name.
+
+        They are written beside it first: a result that stood there before is replaced as a whole, or not at all.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {name: folder / f"{name}.parquet" for name in ("errors", "parameters")}
-        for name, path in paths.items():
-            getattr(self, name).write_parquet(path)
-        paths["metrics"] = folder / "metrics.json"
-        paths["metrics"].write_text(json.dumps(self.metrics, indent=1, allow_nan=False), encoding="utf-8")
-        return paths
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished, before = (folder.with_name(f".{folder.name}-{uuid.uuid4().hex}") for _ in range(2))
+        try:
+            unfinished.mkdir()
+            for name in ("errors", "parameters"):
+                getattr(self, name).write_parquet(unfinished / f"{name}.parquet")
+            text = json.dumps(self.metrics, indent=1, allow_nan=False)
+            (unfinished / "metrics.json").write_text(text, encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, before)  # no folder that holds files can be replaced in one go
+            os.replace(unfinished, folder)
+        except BaseException:
+            if before.exists() and not folder.exists():
+                os.replace(before, folder)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+        return {path.stem: path for path in sorted(folder.glob("*.*"))}
 
     def path(self, parameter: str) -> pl.DataFrame:
         """The days of one parameter: date, value and standard error.
@@ -112,13 +130,18 @@ def walk_forward_calibration(
             gives the starts of every day instead.
         method: of `calibrate`.
         seed: of its starts, and of the bootstrap.
-        options: further arguments of `calibrate`.
+        options: further arguments of `calibrate`; those of a search hold where there is one.
 
     Raises:
-        ConfigError: horizons or `every` that make no sense.
+        ConfigError: horizons or `every` that make no sense; a model without parameters of a whole surface; an option
+            that a walk day by day cannot heed.
         DataError: the history is too short for any judgement.
     """
+    whole_surface(model, "a walk-forward calibration")
     horizons = _checked(history, horizons, every)
+    for name, way_out in _NOT_OF_A_WALK.items():
+        if name in options:
+            raise ConfigError(f"`{name}` is no option of a walk-forward calibration: {way_out}")
     warm = warm and all(options.get(network) is None for network in ("surrogate", "inverse"))
     days: list[_Day] = []
     for number in range(0, len(history), every):
@@ -137,6 +160,10 @@ def walk_forward_calibration(
     return WalkForwardCalibration(errors, parameters, _metrics(history, days, errors, horizons, seed))
 
 
+_NOT_OF_A_WALK = {
+    "start": "each day starts from the one before, with `warm`, or is searched for",
+    "smoothness": "it would let a day see later ones, and each is calibrated by itself",
+}
 _ERRORS: dict[str, Any] = {
     "date": pl.Datetime("us"),
     "horizon": pl.Int64,
@@ -222,13 +249,9 @@ def _calibrated(
     seed: int,
     options: dict[str, Any],
 ) -> _Day:
-    from qfml.calibration.calibrate import calibrate  # it is above most of this package
-
     begin = time.perf_counter()
     try:
-        found = calibrate(surface, model, method, seed=seed, start=None if before is None else before.x, **options)
-        if before is not None and not _trusted(found, before):
-            found = calibrate(surface, model, method, seed=seed, **options)
+        found = _fitted(surface, model, method, before, seed, options)
     except (DataError, ArithmeticError) as error:
         return _Day(number, surface, None, None, None, str(error), time.perf_counter() - begin)
     seconds = time.perf_counter() - begin
@@ -236,6 +259,20 @@ def _calibrated(
     if not np.isfinite(x).all():
         return _Day(number, surface, None, None, found, found.status[0], seconds)
     return _Day(number, surface, x, found.model, found, None, seconds)
+
+
+def _fitted(
+    surface: Surface, model: Any, method: str | None, before: _Day | None, seed: int, options: dict[str, Any]
+) -> Any:
+    """From the parameters of the day before where that fits well, else as `calibrate` does it."""
+    from qfml.calibration.calibrate import calibrate  # it is above most of this package
+
+    if before is not None:
+        of_fit = {name: value for name, value in options.items() if name not in ("n_starts", "n_polished")}
+        found = calibrate(surface, model, method, start=before.x, **of_fit)
+        if _trusted(found, before):
+            return found
+    return calibrate(surface, model, method, seed=seed, **options)
 
 
 def _trusted(found: Any, before: _Day) -> bool:
@@ -273,11 +310,7 @@ def _errors(surface: Surface, vols: np.ndarray, common: np.ndarray) -> tuple[Any
     counted = surface.weight > 0
     judged = counted & common & np.isfinite(surface.vol)
     own = BPS * (vols - surface.vol)[judged]
-    inside = None
-    if surface.bid is not None and surface.ask is not None:
-        two_sided = judged & np.isfinite(surface.bid) & np.isfinite(surface.ask)
-        if two_sided.any():
-            inside = float(((vols >= surface.bid) & (vols <= surface.ask))[two_sided].mean())
+    inside = _number(inside_share([surface], np.where(judged, vols - surface.vol, np.nan)[None])[0])
     counts = int(counted.sum()), int((counted & np.isfinite(vols)).sum()), len(own)
     if not len(own):
         return *counts, None, None, None, inside

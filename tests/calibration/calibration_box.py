@@ -26,7 +26,7 @@ def parameters(seed, n, jumps=False):
 
 def bare_quotes(log_moneyness, expiry, vol=None, weight=None):
     one = torch.ones_like(log_moneyness)
-    return Quotes(log_moneyness, expiry, one if vol is None else vol, one if weight is None else weight, one, one, one)
+    return Quotes(log_moneyness, expiry, one if vol is None else vol, one if weight is None else weight, one)
 
 
 def surfaces(model, x, expiries):

@@ -78,7 +78,7 @@ def test_missing_quotes_are_filled_in(trained: InverseMap) -> None:
 
 def test_calibration_by_the_map_and_polished_from_it(trained: InverseMap) -> None:
     surface = surface_of([0.25, -0.2, 0.3, 1.0])
-    read_off = calibrate(surface, FormulaSmile(), "inverse", inverse=trained)
+    read_off = calibrate(surface, FormulaSmile(), "inverse", inverse=trained, max_steps=0)
     assert read_off.params["level"] == pytest.approx(0.25, abs=0.04)
     polished = calibrate(surface, FormulaSmile(), inverse=trained)
     assert polished.method == "polished"
@@ -175,10 +175,13 @@ def test_answers_are_neither_moved_nor_silent_about_the_edge(
     surface = surface_of([0.25, -0.2, 0.3, 1.0])
     own = torch.tensor([[0.0101, -0.2, 0.3, 1.0]], dtype=torch.float64)
     monkeypatch.setattr(InverseMap, "start", lambda self, quotes: own)
-    found = calibrate(surface, FormulaSmile(), "inverse", inverse=trained)
+    found = calibrate(surface, FormulaSmile(), "inverse", inverse=trained, max_steps=0)
     assert found.x.tolist() == own.tolist()
     assert any("`level` is at the lower edge of the inverse map's box, 0.1" in said for said in found.warnings[0])
     assert not any("`bend` is at the" in said for said in found.warnings[0])
+    polished = calibrate(surface, FormulaSmile(), inverse=trained)
+    said = "the network's start: `level` is at the lower edge of the inverse map's box, 0.1"
+    assert polished.warnings[0][0].startswith(said)
     with pytest.raises(ConfigError, match="starts nowhere"):
         calibrate(surface, FormulaSmile(), "inverse", inverse=trained, start=own[0].tolist())
 

@@ -21,7 +21,7 @@ def quotes_of(surfaces: list[list[tuple[float, float, float]]], weights: list[li
         table[i, : len(rows)] = torch.tensor(rows, dtype=torch.float64)
         weight[i, : len(rows)] = 1.0 if weights is None else torch.tensor(weights[i], dtype=torch.float64)
     one = torch.ones_like(weight)
-    return Quotes(table[..., 1], table[..., 0], table[..., 2], weight, one, one, one)
+    return Quotes(table[..., 1], table[..., 0], table[..., 2], weight, one)
 
 
 def read_by_hand(rows: list[tuple[float, float, float]], layout: Layout) -> np.ndarray:

@@ -8,10 +8,10 @@ import torch
 from formula_smile import quotes_at
 
 from qfml.calibration.calibrate import calibrate
-from qfml.calibration.exact import exact_vols, fit
+from qfml.calibration.exact import exact_vols, fit, refined
 from qfml.calibration.heston import HestonCalibration
 from qfml.calibration.model import Quotes
-from qfml.calibration.neural import SurrogateModel, inside_bounds, neural_calibration, refined
+from qfml.calibration.neural import SurrogateModel, inside_bounds
 from qfml.errors import ConfigError
 from qfml.surrogate import Problem, Range, Surrogate
 from qfml.surrogate.target import Target
@@ -100,20 +100,20 @@ def test_jacobian_is_that_of_the_vols() -> None:
 def test_surfaces_are_found_again_from_many_starts_and_from_one() -> None:
     quotes, truth = surfaces(TRUTH), torch.tensor(TRUTH, dtype=torch.float64)
     for start in (None, torch.tensor([[0.2, 0.05, -0.5]] * 3, dtype=torch.float64)):
-        found = neural_calibration(quotes, formula(), start, tolerance=1e-10)
-        torch.testing.assert_close(found.fit.x, truth, rtol=1e-5, atol=1e-7)
-        assert found.fit.converged.all()
-        assert found.warnings == ((), (), ())
+        found = calibrate(quotes, "rough_bergomi", "neural", surrogate=formula(), start=start, tolerance=1e-10)
+        torch.testing.assert_close(torch.as_tensor(found.x), truth, rtol=1e-5, atol=1e-7)
+        assert found.converged.all()
+        assert not any("box" in line for said in found.warnings for line in said)
 
 
 def test_optimum_beyond_the_box_and_quotes_beyond_it_are_said() -> None:
     narrow = formula(box=BOX | {"hurst": Range(0.15, 0.4)})
     quotes = surfaces(TRUTH, expiries=(0.1, 0.5, 3.0))
-    found = neural_calibration(quotes, narrow)
+    found = calibrate(quotes, "rough_bergomi", "neural", surrogate=narrow)
     at_edge = [any("`hurst` is at the lower edge" in one for one in own) for own in found.warnings]
     assert at_edge == [True, False, True]
     assert all(any("quotes lie outside" in one for one in own) for own in found.warnings)
-    outside = found.model.outside(found.fit.x, quotes)
+    outside = SurrogateModel(narrow).outside(torch.as_tensor(found.x), quotes)
     assert outside.equal(quotes.used & (quotes.expiry > 2.0))
 
 

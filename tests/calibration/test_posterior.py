@@ -49,7 +49,7 @@ def line_quotes() -> Quotes:
     weight[1] = torch.linspace(0.5, 2.0, 9)
     weight[1, -2:] = 0.0
     one = torch.ones_like(k)
-    return Quotes(k, one, vol, weight, one, one, one)
+    return Quotes(k, one, vol, weight, one)
 
 
 def test_posterior_of_a_linear_model_is_the_normal_law_of_least_squares() -> None:

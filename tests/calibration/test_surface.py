@@ -296,19 +296,19 @@ def test_a_batch_is_padded_with_quotes_of_no_weight():
     np.testing.assert_array_equal(quotes.log_moneyness[1], long.log_moneyness)
     assert quotes.weight[0].tolist() == [1.0] * 10 + [0.0] * 5
     assert quotes.weight[1].tolist() == [2.0] * 15
-    for name in ("log_moneyness", "expiry", "vol", "forward", "discount", "vega"):
+    for name in ("log_moneyness", "expiry", "vol", "forward"):
         padding = getattr(quotes, name)[0, 10:]
         assert bool((padding == getattr(quotes, name)[0, 0]).all()), name
 
 
-def test_vega_of_a_batch_is_blacks():
+def test_vega_weights_are_squares_of_blacks_vega():
     surface = grid()
-    quotes = as_quotes(surface)
     columns = [torch.from_numpy(c.copy()) for c in (surface.forward, surface.strike, surface.expiry, surface.vol)]
     vol = columns[3].requires_grad_()
     price = black_price(*columns[:3], vol, torch.from_numpy(surface.discount.copy()))
     (vega,) = torch.autograd.grad(price.sum(), vol)
-    np.testing.assert_allclose((quotes.vega * quotes.forward * quotes.discount)[0], vega, rtol=1e-12)
+    weight, square = surface.reweighted("vega").weight, vega.numpy() ** 2
+    np.testing.assert_allclose(weight / weight.sum(), square / square.sum(), rtol=1e-12)
 
 
 def test_a_batch_of_nothing_is_refused():

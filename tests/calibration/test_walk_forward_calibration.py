@@ -135,3 +135,20 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         run(history, horizons=(3,))
     with pytest.raises(ConfigError, match="`vol` was not calibrated"):
         run(history, horizons=(1,)).path("vol")
+
+
+def test_result_is_replaced_as_a_whole_or_not_at_all(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = run(history_of(path(2)), horizons=(1,)), run(history_of(path(3)), horizons=(1,))
+    first.save(tmp_path / "walk")
+
+    def broken(*_: Any, **__: Any) -> str:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qfml.calibration.walk_forward.json.dumps", broken)
+        with pytest.raises(OSError, match="no space"):
+            second.save(tmp_path / "walk")
+    assert pl.read_parquet(tmp_path / "walk" / "errors.parquet").equals(first.errors)
+    second.save(tmp_path / "walk")
+    assert pl.read_parquet(tmp_path / "walk" / "errors.parquet").equals(second.errors)
+    assert [one.name for one in tmp_path.iterdir()] == ["walk"]
