@@ -1,6 +1,8 @@
 """`task: surrogate` from the command line: labels, training, judgement, page, resume and export of a small one."""
 
+import itertools
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,10 @@ from command_line import qfml
 import pricers as pr
 from qfml.errors import ConfigError
 from qfml.surrogate import Surrogate
+from qfml.surrogate.points import GivenPoints
 
 ROOT = Path(__file__).parents[1]
-SHORT = {  # the settings that the head of each config shows for a minute, and smaller still
-    "surrogate_heston": ["labels.n_points=200", "training.trainer.max_epochs=3"],
-    "surrogate_rough_bergomi": ["labels.n_points=16", "labels.engine.n_paths=256", "judgement.engine.n_paths=256"],
-    "surrogate_asian_barrier": ["labels.n_points=64", "labels.engine.n_paths=32", "judgement.engine.n_paths=64"],
-    "surrogate_bermudan": ["labels.n_points=4", "labels.strikes_per_law=4"],
-}
-JUDGED = ["judgement.n_points=120", "judgement.n_calibration=120", "judgement.n_greeks=0", "judgement.speed_paths=0"]
+CONFIGS = sorted((ROOT / "configs").glob("surrogate_*.yaml"))
 
 SMALL = {
     "task": "surrogate",
@@ -171,6 +168,72 @@ def test_labels_where_the_error_is_are_added(tmp_path):
     assert "further labels where the error is" in done.err
 
 
+def refined(place, **settings):
+    """A quick config with rounds of refinement."""
+    trainer = SMALL["training"]["trainer"] | {"max_epochs": 3}
+    write(
+        place,
+        labels=SMALL["labels"] | {"n_points": 100},
+        refinement={"n_points": 40, "rounds": 2} | settings,
+        training=SMALL["training"] | {"trainer": trainer, "n_seeds": 1},
+        judgement={"n_points": 100, "n_calibration": 100, "n_greeks": 0, "speed_paths": 0},
+    )
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory):
+    """A finished run of two rounds of refinement."""
+    place = tmp_path_factory.mktemp("rounds")
+    refined(place)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=place)
+    assert done.code == 0, done.err
+    return place
+
+
+def test_each_round_adds_its_labels_to_those_before(two_rounds):
+    found = metrics(two_rounds / "run")["labels"]
+    assert (found["n_laws"], found["n_labels"]) == (180, 1440)
+    folders = list((two_rounds / "labels").glob("labels-*"))
+    assert len(folders) == 3
+    chosen = [GivenPoints.load(path) for path in (two_rounds / "labels").glob("*/points.safetensors")]
+    assert sorted(points.round for points in chosen) == [1, 2]
+    assert len({points.parent for points in chosen}) == 2  # each rests on the networks of the round before
+
+
+@pytest.mark.parametrize("call", ["refined_points", "make_labels", "fit_surrogate"])
+def test_a_run_killed_between_rounds_resumes_to_the_same_bits(call, two_rounds, tmp_path):
+    """Before the points of the second round are chosen, before they are labelled, before they are learned from."""
+    nth = {"refined_points": 2, "make_labels": 3, "fit_surrogate": 3}[call]
+    refined(tmp_path)
+    before = (
+        f"import os\nimport qfml.task.surrogate as t\nplain, seen = t.{call}, []\n"
+        "def count(*a, **k):\n    seen.append(1)\n"
+        f"    if len(seen) == {nth}:\n        os.kill(os.getpid(), 9)\n    return plain(*a, **k)\nt.{call} = count"
+    )
+    assert qfml("run", "config.yaml", "--out", "run", cwd=tmp_path, before=before).code == -9
+    assert sorted(path.name for path in (tmp_path / "run" / "rounds").glob("surrogate-*")) == [
+        "surrogate-0",
+        "surrogate-1",
+    ]
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert metrics(tmp_path / "run")["hash"] == metrics(two_rounds / "run")["hash"]
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {
+        path.name for path in (two_rounds / "labels").iterdir()
+    }
+
+
+def test_weighted_rounds_learn_from_the_same_points_of_the_first_round_by_other_weights(two_rounds, tmp_path):
+    refined(tmp_path, weighted=True, rounds=1)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "labels").iterdir()}
+    assert names < {path.name for path in (two_rounds / "labels").iterdir()}
+    weighted, plain = (Surrogate.load(place / "run" / "rounds" / "surrogate-1") for place in (tmp_path, two_rounds))
+    assert weighted.report["n_train"] == plain.report["n_train"]
+    assert weighted.hash != plain.hash
+
+
 @pytest.mark.slow
 def test_the_run_is_exported_with_its_greeks(small):
     from qfml.export import load_exported
@@ -222,12 +285,37 @@ def test_as_few_calibration_points_as_a_bound_needs_are_enough(tmp_path):
                 read_task(SMALL | {"judgement": {"level": level, "n_calibration": least - 1}})
 
 
+def minute_recipe(path):
+    """The words behind `qfml` of the command for a minute, as the head of a config shows it."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = "\n".join(line.removeprefix("#") for line in head).replace("\\\n", " ")
+    (recipe,) = [line for line in text.splitlines() if "qfml run" in line and "--set" in line]
+    command, told = recipe.split("#")
+    words = shlex.split(command)
+    assert (words[:3], told.strip()) == (["qfml", "run", f"configs/{path.name}"], "the same in a minute")
+    return words[1:]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipe_for_a_minute_is_a_config_that_can_be_run(path):
+    from qfml import config
+    from qfml.task import read_task
+
+    words = minute_recipe(path)[2:]
+    assert set(words[::2]) == {"--set"}
+    settings = config.read_yaml(path)
+    assert read_task(config.override(settings, words[1::2])) != read_task(settings)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
-def test_every_config_runs_small(name, tmp_path):
-    overrides = [*SHORT[name], *JUDGED, "training.trainer.max_epochs=3", "labels.folder=labels", "workers=1"]
-    words = [word for setting in overrides for word in ("--set", setting)]
-    done = qfml("run", ROOT / "configs" / f"{name}.yaml", *words, "--out", "run", cwd=tmp_path)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipe_for_a_minute_learns_something(path, tmp_path):
+    words = minute_recipe(path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    done = qfml(*words, "--out", "run", cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "run" / "report.html").is_file()
-    assert metrics(tmp_path / "run")["judgement"]["points"]["n_points"] >= 100
+    found = metrics(tmp_path / "run")["judgement"]
+    assert found["error"]["r2"] > 0.9  # of labels with noise too
+    assert found["conformal"]["p_value"] > 1e-3
+    assert set(found["greeks"]) == set(metrics(tmp_path / "run")["labels"]["inputs"])

@@ -9,8 +9,19 @@ jump. Given the path of the variance the log price is normal from one fixing dat
 the live side of the barrier, from the truncated normal law, and carries the probability of having stayed there as a
 weight: the payoff times the weight has the same mean, less variance, and no jump. The last date is integrated out: a
 Black formula between strike and barrier takes its place, so that the payoff has no kink either, and no label is exactly
-0 because none of its paths ended in the money. Derivatives along the path are unbiased where the scheme of the variance
-is smooth; what QE's switch between its two branches adds is far below the noise of labels.
+0 because none of its paths ended in the money.
+
+**Paths whose variance stays near 0** between two dates cross the barrier or not by their drift alone, and the jump is
+back: as a slope of the size of 1 over the deviation, on paths too rare to be met. So a least variance is added between
+any two dates. It moves prices of a year by less than 0.03 basis points of spot, also at a v0 of 1 % and a sigma of 1;
+without it (at 1e-12) the slope in rho at v0 = theta = 0.04, kappa = 1, sigma = 1 came out 4 % too small in most samples
+of 260,000 paths and three times too large in some.
+
+**QE's switch.** The scheme of the variance takes one of two laws of the same two moments, and the price given the
+variance may jump where a path changes from one to the other; derivatives along the path miss that. Against
+central differences on common noise of 260,000 to 2 million paths, with sigma = 1 and v0 from 0.01 to 0.04, that is
+below what can be seen: 1 % of the slopes of European options in v0, kappa and theta, 2 % of that in sigma, where the
+noise of a label of 128 paths is 20 % and more.
 """
 
 from __future__ import annotations
@@ -36,7 +47,7 @@ CUDA_BLOCK = 2**20
 GROUPS = 32  # of paths of one label, whose scatter gives the standard error of its gradient
 FEWEST_PATHS = 16
 FARTHEST = 37.0  # standard deviations; beyond, a normal probability is below the least double
-LEAST_VARIANCE = 1e-12  # of the log price between two dates: a path whose variance stayed at 0 has finite derivatives
+LEAST_VARIANCE = 1e-7  # of the log price between two dates, 3 basis points squared; see the module
 MODELS = (pr.Heston, pr.BlackScholes)  # whose steps do not depend on the time
 _special: Any = torch.special  # has no type stubs
 

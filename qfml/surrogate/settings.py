@@ -26,7 +26,7 @@ __all__ = [
     "MonteCarloLabels",
 ]
 
-FORMAT = 2  # raised when the same settings give other labels than before
+FORMAT = 3  # raised when the same settings give other labels than before
 MOST_POINTS = 2**30  # of a Sobol sequence as torch makes it
 
 

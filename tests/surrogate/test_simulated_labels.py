@@ -123,6 +123,26 @@ def test_gradients_are_differences_on_the_same_noise(kind: str, barrier: float):
         assert gap.abs().mean() < 2e-3 * slope.abs().mean() + 1e-5, name
 
 
+def test_a_variance_that_stays_near_zero_gives_no_rare_giant_slopes():
+    """Where the variance of many paths dies out, slopes are differences in the mean, and none is huge."""
+    point = POINT.clone()
+    point[0, :5] = torch.tensor([0.04, 1.0, 0.04, 1.0, -0.7], dtype=torch.float64)
+    rho, problem = NAMES.index("rho"), AsianBarriers()
+    labels = simulated_labels(problem, point.repeat(1024, 1), 128, N_STEPS, seed=5, gradients=True)
+    ends = []
+    for sign in (1.0, -1.0):
+        moved = point.clone()
+        moved[0, rho] += sign * 0.007
+        rows = moved.repeat(1024, 1)
+        ends.append(simulated_labels(problem, rows, 128, N_STEPS, seed=5, gradients=False).value)
+    assert labels.gradient is not None
+    slope, difference = labels.gradient[:, rho], (ends[0] - ends[1]) / 0.014
+    assert slope.abs().max() < 20 * slope.abs().median()
+    gap = slope - difference
+    assert abs(gap.mean()) < 4 * gap.std() / 32
+    assert gap.std() / 32 < 0.02 * abs(difference.mean())
+
+
 def test_standard_errors_are_the_scatter_of_repeats():
     labels = repeated(AsianBarriers(), POINT, 512, 64, gradients=True)
     assert labels.gradient is not None
