@@ -13,7 +13,7 @@ import numpy as np
 from qfml.calibration.surface import Surface
 from qfml.errors import ConfigError
 
-__all__ = ["FitOptions", "SurfaceFitter", "count_option", "of_one"]
+__all__ = ["FitOptions", "SurfaceFitter", "count_option", "flag_option", "of_one"]
 
 # options of `calibrate` that none of these models has: what stands for "not asked for", and the way out
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -149,3 +149,13 @@ def count_option(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < math.inf:
         raise ConfigError(f"`{name}` must be a whole number, 1 or more, got {value!r}")
     return value
+
+
+def flag_option(name: str, value: Any) -> None:
+    """True or False.
+
+    Raises:
+        ConfigError: it is neither: a word such as "no" would count as true.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{name}` must be true or false, got {value!r}")

@@ -28,7 +28,7 @@ class SurfaceHistory(Sequence[Surface]):
         remarks: dates that reading left out, and why.
 
     Raises:
-        DataError: no surface, one without a date, or dates out of order.
+        DataError: no surface, one without a date, dates out of order, or several underlyings.
 
     >>> day = Surface.dax_2002()
     >>> history = SurfaceHistory([day])
@@ -46,6 +46,9 @@ class SurfaceHistory(Sequence[Surface]):
                 raise DataError(f"a history holds surfaces, got {type(surface).__name__} at place {number}")
             if surface.date is None:
                 raise DataError(f"every surface of a history needs a `date`; the one at place {number} has none")
+        names = sorted({surface.name for surface in self._surfaces if surface.name})
+        if len(names) > 1:
+            raise DataError(f"a history is of one underlying, got {', '.join(names)}; make one of each")
         late = np.flatnonzero(np.diff(self.dates) <= np.timedelta64(0))
         if late.size:
             first, second = self.dates[late[0]], self.dates[late[0] + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import torch
 from pricers import FiniteDifference, LocalVol, Market, VolSurface, implied_vol
 from pricers.black import black_greeks
 from pricers.instruments.european import European
-from qfml.calibration.fit_options import SurfaceFitter
+from qfml.calibration.fit_options import SurfaceFitter, count_option
 from qfml.calibration.model import Quotes
 from qfml.calibration.smile_result import inside_share
 from qfml.calibration.smiles import Smiles, smiles_of
@@ -33,7 +34,7 @@ class LocalVolSurface(SurfaceFitter):
         knots_per_quote: knots of the surface for each quote.
 
     Raises:
-        ConfigError: a number that is not above 0.
+        ConfigError: a number that is not above 0, knots that are no whole number.
     """
 
     kind: ClassVar[str] = "local_vol"
@@ -42,9 +43,11 @@ class LocalVolSurface(SurfaceFitter):
     knots_per_quote: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("smoothing", "knots_per_quote"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"`{name}` of local_vol must be above 0, got {getattr(self, name)}")
+        smoothing: Any = self.smoothing
+        number = isinstance(smoothing, int | float) and not isinstance(smoothing, bool)
+        if not number or not 0.0 < smoothing < math.inf:
+            raise ConfigError(f"`smoothing` of local_vol must be a number above 0, got {smoothing!r}; 1e-4 is usual")
+        count_option("knots_per_quote", self.knots_per_quote)
 
     @classmethod
     def alone(cls, result: LocalVolCalibration) -> LocalVolCalibration:
@@ -216,12 +219,24 @@ class LocalVolCalibration:
         )
 
     def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
-        """Fitted vols (m,) of one surface at log-moneyness (m,) and an expiry (years); NaN where the fit failed."""
+        """Fitted vols (m,) of one surface at log-moneyness (m,) and an expiry (years) up to its last.
+
+        They are NaN where the fit failed, and outside of the surface's knots, which reach beyond its quotes.
+
+        Raises:
+            DataError: an expiry outside.
+        """
         places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(-1)
-        found = self.vol_surfaces[surface]
+        vols, found = torch.full_like(places, torch.nan), self.vol_surfaces[surface]
         if found is None:
-            return np.full(len(places), np.nan)
-        return found.vol(places, torch.tensor(expiry, dtype=torch.float64)).detach().numpy()
+            return vols.numpy()
+        last = found.expiries[-1].item()
+        if not 0.0 < expiry <= last:
+            raise DataError(f"`expiry` must lie in (0, {last:g}], where there are quotes, got {expiry:g}")
+        low, high = found.edges
+        inside = (places >= low) & (places <= high)
+        vols[inside] = found.vol(places[inside], torch.tensor(expiry, dtype=torch.float64)).detach()
+        return vols.numpy()
 
     def rmse_bps_by_expiry(self, surface: int = 0) -> dict[float, float]:
         """Root mean square error of each expiry of one surface, basis points of vol."""

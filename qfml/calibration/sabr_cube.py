@@ -72,6 +72,8 @@ class SabrCube:
     def vol(self, expiry: Any, tenor: Any, strike: Any, forward: Any = None, *, quote: str = "lognormal") -> np.ndarray:
         """Vols at any expiry, tenor and strike inside the cube; arguments broadcast.
 
+        NaN where Hagan's expansion gives no positive vol.
+
         Args:
             expiry: years.
             tenor: years.
@@ -98,15 +100,17 @@ class SabrCube:
         )
         parts = (torch.from_numpy(np.array(part)) for part in (level, beta, rho, nu))
         vols = sabr_vols(torch.log(place / rate), years, *parts)
+        some = vols > 0.0
         if quote == "normal":
             call = place >= rate
-            values = [black_price(rate, place, years, vols, option=option) for option in ("call", "put")]
+            known = torch.where(some, vols, 1.0)
+            values = [black_price(rate, place, years, known, option=option) for option in ("call", "put")]
             found = [
                 bachelier_implied_vol(value, rate, place, years, option=option, errors="nan")
                 for value, option in zip(values, ("call", "put"), strict=True)
             ]
             vols = torch.where(call, *found)
-        return vols.numpy()
+        return torch.where(some, vols, torch.nan).numpy()
 
     def _between(self, expiry: np.ndarray, tenor: np.ndarray) -> tuple[np.ndarray, ...]:
         """Level, beta, rho, nu and forward, bilinear in expiry and tenor."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pricers import SABR
-from qfml.calibration.fit_options import FitOptions, SurfaceFitter
+from qfml.calibration.fit_options import FitOptions, SurfaceFitter, flag_option
 from qfml.calibration.sabr import (
     level_at_the_money,
     level_slopes,
@@ -60,8 +60,14 @@ class SabrSmile(SurfaceFitter):
     at_the_money: bool = False
 
     def __post_init__(self) -> None:
-        if self.beta is not None and not 0.0 <= self.beta <= 1.0:
-            raise ConfigError(f"`beta` of SABR must lie in [0, 1], got {self.beta:g}; rates often take 0.5, equities 1")
+        beta: Any = self.beta
+        number = isinstance(beta, int | float) and not isinstance(beta, bool)
+        if beta is not None and not (number and 0.0 <= beta <= 1.0):
+            raise ConfigError(
+                f"`beta` of SABR must be a number in [0, 1], or None to fit it, got {beta!r}; rates often take 0.5, "
+                "equities 1"
+            )
+        flag_option("at_the_money", self.at_the_money)
         if self.beta is None and self.at_the_money:
             raise ConfigError("`at_the_money` needs a `beta`: one smile does not tell beta from rho; write beta: 0.5")
 
@@ -171,7 +177,11 @@ class SabrSmile(SurfaceFitter):
         return sabr_vols(log_moneyness, smiles.expiry.unsqueeze(-1), *columns)
 
     def vols(self, log_moneyness: Tensor, expiry: Tensor, forward: Tensor, reported: Tensor) -> Tensor:
-        """Vols at other log-moneyness (n, m) of expiries and forwards (n,), from reported parameters (n, 4)."""
+        """Vols at other log-moneyness (n, m) of expiries and forwards (n,), from reported parameters (n, 4).
+
+        NaN where the expansion gives no positive number.
+        """
         alpha, beta, rho, nu = (part.unsqueeze(-1) for part in reported.unbind(-1))
         level = alpha * forward.unsqueeze(-1) ** (beta - 1.0)
-        return sabr_vols(log_moneyness, expiry.unsqueeze(-1), level, beta, rho, nu)
+        vols = sabr_vols(log_moneyness, expiry.unsqueeze(-1), level, beta, rho, nu)
+        return torch.where(vols > 0.0, vols, torch.nan)

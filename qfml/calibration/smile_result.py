@@ -100,7 +100,7 @@ class SmileCalibration:
         expiries = self.expiries if self.expiries.ndim == 1 else self.expiries[surface]
         slots = np.flatnonzero(np.isclose(expiries, expiry, rtol=1e-9, atol=0.0))
         if not len(slots):
-            known = ", ".join(f"{years:.4g}" for years in expiries[np.isfinite(expiries)])
+            known = ", ".join(f"{years:.4g}" for years in expiries[np.isfinite(expiries)]) or "none"
             raise DataError(f"`expiry` must be one of {known}, where a smile was fitted, got {expiry:g}")
         every = self.vols(log_moneyness)
         return (every if self.expiries.ndim == 1 else every[surface])[slots[0]]

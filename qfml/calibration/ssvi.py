@@ -341,7 +341,7 @@ def _result(
         converged=torch.isin(fit.status, torch.tensor(CONVERGED)).numpy(),
         status=tuple(STATUS[int(code)] for code in fit.status.tolist()),
         n_steps=fit.n_steps.numpy(),
-        warnings=_warnings(fit, held, rows),
+        warnings=_warnings(fit, rows, smiles.table(smiles.expiry)),
         surfaces=surfaces,
     )
 
@@ -378,7 +378,7 @@ def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndar
     )
 
 
-def _warnings(fit: FittedSmiles, held: FittedSmiles, rows: _Rows) -> tuple[tuple[str, ...], ...]:
+def _warnings(fit: FittedSmiles, rows: _Rows, expiries: np.ndarray) -> tuple[tuple[str, ...], ...]:
     """What the user must know about each surface."""
     x, n_fitted = fit.x, 3 + rows.exists.sum(-1)
     rises = x[:, 3:] / torch.where(rows.exists, x[:, 3:].cumsum(-1), torch.inf)
@@ -403,9 +403,7 @@ def _warnings(fit: FittedSmiles, held: FittedSmiles, rows: _Rows) -> tuple[tuple
         }
         lines += [name for name, reached in ends.items() if reached]
         if bool(flat[row].any()):
-            number = int(flat[row].nonzero()[0, 0])
-            lines.append(
-                f"theta of expiry number {number} is held at that before it: the quotes fall (calendar arbitrage)"
-            )
+            held = ", ".join(f"{years:.4g}" for years in expiries[row][flat[row].numpy()])
+            lines.append(f"theta is held at that before it where the quotes fall (calendar arbitrage): expiry {held}")
         every.append(tuple(lines))
     return tuple(every)

@@ -270,7 +270,9 @@ def _with_spot(rows: Rows, how: Reading, labels: tuple[str, ...]) -> tuple[Rows,
     spot, surface = rows["spot"], rows["surface"]
     first = np.zeros(len(labels), np.int64)
     first[surface[::-1]] = np.arange(surface.shape[0])[::-1]
-    bad = ~((spot > 0.0) & (spot == spot[first[surface]]))
+    # a date may do without one where the forwards are given
+    absent = np.isnan(spot) & np.isnan(spot[first[surface]]) & ("forward" in rows)
+    bad = ~(absent | ((spot > 0.0) & (spot == spot[first[surface]])))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -278,7 +280,7 @@ def _with_spot(rows: Rows, how: Reading, labels: tuple[str, ...]) -> tuple[Rows,
             f"the first of its date has {spot[first[surface[row]]]:.10g}; correct it, or ignore the column and give "
             "forwards"
         )
-    return rows, tuple(float(value) for value in spot[first])
+    return rows, tuple(None if np.isnan(value) else float(value) for value in spot[first])
 
 
 def _table(rows: Rows, labels: tuple[str, ...]) -> QuoteTable:

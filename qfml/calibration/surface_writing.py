@@ -23,8 +23,9 @@ def table_of(surfaces: Sequence[Surface]) -> pl.DataFrame:
     columns: dict[str, Any] = {}
     if any(surface.date is not None for surface in surfaces):
         columns["date"] = np.repeat(np.array([surface.date for surface in surfaces], "datetime64[us]"), length)
-    if any(surface.name for surface in surfaces):
-        columns["name"] = np.repeat(np.array([surface.name for surface in surfaces]), length)
+    names = [surface.name for surface in surfaces if surface.name]
+    if names:  # one underlying, which not every surface need name
+        columns["name"] = np.repeat(np.array([surface.name or names[0] for surface in surfaces]), length)
     if any(surface.spot is not None for surface in surfaces):
         columns["spot"] = np.repeat([np.nan if surface.spot is None else surface.spot for surface in surfaces], length)
     columns |= {name: _joined(surfaces, name) for name in ("strike", "expiry", "forward", "discount", "vol")}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qfml.calibration.fit_options import FitOptions, SurfaceFitter
+from qfml.calibration.fit_options import FitOptions, SurfaceFitter, flag_option
 from qfml.calibration.least_squares import least_squares
 from qfml.calibration.smile_fit import BLOCK, FittedSmiles, chosen, fit_smiles
 from qfml.calibration.smile_result import SmileCalibration, calibrate_smiles
@@ -63,6 +63,9 @@ class SviSmile(SurfaceFitter):
     usual: ClassVar[Any] = FitOptions(n_starts=3, max_steps=400)  # nearly straight smiles: long flat valleys
     most_starts: ClassVar[int] = GRID_POINTS[0] * GRID_POINTS[1]
     butterfly_free: bool = True
+
+    def __post_init__(self) -> None:
+        flag_option("butterfly_free", self.butterfly_free)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,7 +164,8 @@ class SviSmile(SurfaceFitter):
         found = chosen(solution, torch.arange(len(every)), every)
         least = least_density(found.x, every)
         # the best of those without arbitrage; where there is none, the one with the least of it
-        rank = torch.where(least > 0.0, found.cost, 1e6 * (1.0 + found.cost) - least).reshape(n, n_starts)
+        free, cost, lack = (part.reshape(n, n_starts) for part in (least > 0.0, found.cost, -least))
+        rank = torch.where(free.any(-1, keepdim=True), torch.where(free, cost, torch.inf), lack)
         best = rank.argmin(-1) + n_starts * torch.arange(n)
         return chosen(solution, best, smiles), least[best]
 

@@ -22,6 +22,9 @@ ALIASES = {"option_expiry": "expiry", "swap_tenor": "tenor"}
 QUOTES = ("lognormal", "normal")
 MOST_VOL = {"lognormal": 5.0, "normal": 0.2}  # above: in percent or basis points
 MOST_RATE = 0.5  # absolute: above, a rate is in percent
+MOST_YEARS = 100.0  # above: in days or months
+SAME_YEARS, SAME_STRIKE = 1e-6, 1e-9  # closer: the same number, written twice
+LEAST_RATE_VOL = 5e-4  # of the rate, absolute: a lognormal vol below was perhaps a normal one
 BASIS_POINT = 1e-4
 
 
@@ -71,13 +74,14 @@ class SwaptionCube:
         self._check()
 
     def _check(self) -> None:
-        quoted = np.isfinite(self.vol)
+        quoted = ~np.isnan(self.vol)
         if not quoted.any():
             raise DataError("a cube needs quotes, got no vol that is a number")
+        years = f"years above 0 and at most {MOST_YEARS:g}", "divide months by 12, days by 365, or leave it out"
         percent = "rates are decimal: write 0.03 for 3 %"
         rules = {
-            "expiry": (self.expiry > 0.0, "years above 0", "leave it out"),
-            "tenor": (self.tenor > 0.0, "years above 0", "leave it out"),
+            "expiry": ((self.expiry > 0.0) & (self.expiry <= MOST_YEARS), *years),
+            "tenor": ((self.tenor > 0.0) & (self.tenor <= MOST_YEARS), *years),
             "forward": (np.abs(self.forward) <= MOST_RATE, f"at most {MOST_RATE:g}", percent),
             "strike": (np.abs(self.strike) <= MOST_RATE, f"at most {MOST_RATE:g}", percent),
             "weight": (self.weight >= 0.0, "0 or more", "0 leaves a quote out"),
@@ -96,12 +100,19 @@ class SwaptionCube:
             self._refuse(
                 values + self.shift <= 0.0, name, values, rule, "give a larger `shift`, or leave the quote out"
             )
-        keys = np.stack([self.expiry, self.tenor, self.strike])
-        _, first = np.unique(keys, axis=1, return_index=True)
-        again = np.ones(len(self.vol), dtype=bool)
-        again[first] = False
+        for name in ("expiry", "tenor"):
+            values = getattr(self, name)
+            distinct = np.unique(values)
+            close = np.isin(values, distinct[1:][np.diff(distinct) < SAME_YEARS])
+            rule = f"the same number as another one that is {SAME_YEARS:g} years away"
+            self._refuse(close, name, values, rule, "write both with the same digits")
+        keys = np.stack([self.expiry, self.tenor])
+        _, first, node = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+        order = np.lexsort((self.strike, node.reshape(-1)))
+        again = np.zeros(len(self.vol), dtype=bool)
+        same = (np.diff(node.reshape(-1)[order]) == 0) & (np.diff(self.strike[order]) < SAME_STRIKE)
+        again[order[1:][same]] = True
         self._refuse(again, "strike", self.strike, "quoted once for an expiry and tenor", "keep one of the quotes")
-        _, first, node = np.unique(keys[:2], axis=1, return_index=True, return_inverse=True)
         other = np.abs(self.forward - self.forward[first][node.reshape(-1)]) > 1e-12
         self._refuse(other, "forward", self.forward, "one number for an expiry and tenor", "correct it")
 
@@ -161,9 +172,16 @@ class SwaptionCube:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known about the quotes: how many are missing."""
+        """What is to be known about the quotes: how many are missing, vols that look like normal ones."""
         missing = int(np.isnan(self.vol).sum())
-        return (f"{missing} of {len(self)} quotes have no vol",) if missing else ()
+        notes = [f"{missing} of {len(self)} quotes have no vol"] if missing else []
+        of_rate = float(np.nanmedian(self.vol * (self.forward + self.shift)))
+        if self.quote == "lognormal" and of_rate < LEAST_RATE_VOL:
+            notes.append(
+                f"half of the vols move the rate by less than {1e4 * of_rate:.2g} bps a year: if they are normal vols, "
+                'say quote="normal"'
+            )
+        return tuple(notes)
 
     def lognormal_vol(self) -> np.ndarray:
         """Shifted-lognormal vols of the quotes: normal ones by way of their prices; NaN where there is no quote.

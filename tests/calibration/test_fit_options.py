@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qfml.calibration import LocalVolSurface, SabrSmile, SsviSurface, Surface, SviSmile, SwaptionCube, calibrate_cube
+from qfml.calibration.fit_options import flag_option
 from qfml.errors import ConfigError
 
 SEARCHING = (SabrSmile(beta=0.5), SviSmile(butterfly_free=False), SsviSurface())
@@ -71,3 +72,17 @@ def test_other_numbers_that_cannot_be(surface: Surface) -> None:
             SabrSmile().fit_surfaces([surface], tolerance=value)
     with pytest.raises(ConfigError, match="`n_starts` of sabr must be at most 20, the starts that it has, got 21"):
         SabrSmile().fit_surfaces([surface], n_starts=21)
+
+
+def test_settings_of_the_models_are_of_their_kind() -> None:
+    for beta in (float("nan"), 1.1, -0.1):
+        with pytest.raises(ConfigError, match=r"`beta` of SABR must be a number in \[0, 1\], or None"):
+            SabrSmile(beta=beta)
+    for knots in (0, True):
+        with pytest.raises(ConfigError, match="`knots_per_quote` must be a whole number"):
+            LocalVolSurface(knots_per_quote=knots)
+    for smoothing in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(ConfigError, match="`smoothing` of local_vol must be a number above 0"):
+            LocalVolSurface(smoothing=smoothing)
+    with pytest.raises(ConfigError, match="`at_the_money` must be true or false, got 'no'"):
+        flag_option("at_the_money", "no")  # a word counts as true

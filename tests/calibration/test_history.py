@@ -134,3 +134,24 @@ def test_a_history_is_a_batch():
     quotes = as_quotes(history())
     assert quotes.vol.shape == (3, 8)
     assert quotes.weight.sum(dim=1).tolist() == [8.0, 6.0, 8.0]
+
+
+def test_what_some_days_lack_comes_back_as_it_was(tmp_path):
+    """A spot, a name, bids and asks that only one of two days has."""
+    quotes = {"strike": [90.0, 100.0, 110.0], "expiry": 0.5, "vol": [0.22, 0.2, 0.19], "forward": 100.0}
+    one = Surface(**quotes, date="2020-01-01", spot=99.0, name="X")
+    other = Surface(**quotes, date="2020-01-02", bid=[0.21, 0.19, 0.18], ask=[0.23, 0.21, np.nan])
+    for kind in ("csv", "parquet"):
+        path = SurfaceHistory([one, other]).write(tmp_path / f"days.{kind}")
+        first, second = SurfaceHistory.read(path)
+        assert (first.spot, second.spot) == (99.0, None)
+        assert (first.name, second.name) == ("X", "X")
+        np.testing.assert_array_equal(second.ask, other.ask)
+        np.testing.assert_array_equal(second.vol, other.vol)
+
+
+def test_a_history_is_of_one_underlying():
+    quotes = {"strike": [90.0, 100.0], "expiry": 0.5, "vol": 0.2, "forward": 100.0}
+    days = [Surface(**quotes, date=f"2020-01-0{day}", name=name) for day, name in ((1, "X"), (2, "Y"))]
+    with pytest.raises(DataError, match="a history is of one underlying, got X, Y; make one of each"):
+        SurfaceHistory(days)

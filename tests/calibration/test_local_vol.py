@@ -69,10 +69,22 @@ def test_a_surface_that_cannot_be_fitted_leaves_the_others_alone(fitted: LocalVo
         fitted.pricer(1)
 
 
+def test_beyond_the_knots_there_is_no_vol() -> None:
+    """Quotes far out, as of a short expiry: a drawing that goes further than the surface is cut off, not refused."""
+    wide = Surface(strike=100.0 * np.exp([-1.5, 0.0, 1.5]), expiry=0.1, vol=[0.5, 0.3, 0.4], forward=100.0)
+    result = LocalVolSurface(knots_per_quote=1).fit_surfaces([wide])
+    vols = result.smile([-1.7, -1.5, 0.0, 1.5, 1.7], 0.1)
+    assert np.isnan(vols[[0, 4]]).all()
+    np.testing.assert_allclose(vols[1:4] - wide.vol, result.residuals[0], atol=1e-12)
+    for years in (0.0, 0.2):
+        with pytest.raises(DataError, match=r"`expiry` must lie in \(0, 0.1\], where there are quotes"):
+            result.smile([0.0], years)
+
+
 def test_settings_that_do_not_apply_are_refused() -> None:
     with pytest.raises(ConfigError, match="`n_starts` does not apply to local_vol"):
         calibrate(heston_surface(), "local_vol", n_starts=4)
-    with pytest.raises(ConfigError, match="`smoothing` of local_vol must be above 0"):
+    with pytest.raises(ConfigError, match=r"`smoothing` of local_vol must be a number above 0, got 0\.0"):
         LocalVolSurface(smoothing=0.0)
 
 

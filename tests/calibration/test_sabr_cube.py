@@ -1,5 +1,6 @@
 """The swaption cube: nodes come back in one batch, vols between them, tables, rules."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from calibration.known_cube import BETA, SHIFT, table
 
 import pricers as pr
 from pricers.black import bachelier_price, black_price
-from qfml.calibration import SabrCube, SwaptionCube, calibrate_cube
+from qfml.calibration import SabrCube, SabrSmile, Surface, SwaptionCube, calibrate_cube
 from qfml.errors import ConfigError, DataError
+
+WILD = {"alpha": 0.2, "beta": 1.0, "rho": -0.98, "nu": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,11 @@ def test_bad_quotes_are_named() -> None:
         ({"weight": [1.0, -1.0, 1.0]}, "`weight` must be 0 or more"),
         ({"tenor": [5.0, 5.0]}, "`tenor` of a cube must have the 3 numbers"),
         ({"shift": -0.01}, "`shift` of a cube must be one number of 0 or more"),
+        ({"vol": [0.4, np.inf, 0.28]}, "`vol` must be above 0 and at most 5 for lognormal vols, got inf at quote 1"),
+        ({"expiry": [365.0] * 3}, "`expiry` must be years above 0 and at most 100, got 365 .*divide months by 12"),
+        ({"tenor": [5.0, 5.0, 5.0 + 1e-9]}, "`tenor` must be the same number as another one .*with the same digits"),
+        ({"expiry": [1.0, 1.0 + 1e-13, 1.0]}, "`expiry` must be the same number as another one"),
+        ({"strike": [0.02, 0.02 + 1e-12, 0.03]}, "`strike` must be quoted once"),
     ]
     for change, message in cases:
         with pytest.raises(DataError, match=message):
@@ -148,3 +156,29 @@ def test_bad_quotes_are_named() -> None:
         dear.lognormal_vol()
     with pytest.raises(DataError, match="no quote of the cube has a vol and a weight"):
         calibrate_cube(SwaptionCube(**good, weight=0.0), BETA)
+
+
+def test_what_looks_like_other_vols_is_noted() -> None:
+    quotes = {"expiry": 1.0, "tenor": 5.0, "strike": [0.01, 0.02, 0.03], "forward": 0.02}
+    assert SwaptionCube(**quotes, vol=[0.4, 0.3, 0.28]).notes == ()
+    normal = [0.0085, 0.008, np.nan]
+    assert SwaptionCube(**quotes, vol=normal).notes == (
+        "1 of 3 quotes have no vol",
+        'half of the vols move the rate by less than 1.6 bps a year: if they are normal vols, say quote="normal"',
+    )
+    assert SwaptionCube(**quotes, vol=normal, quote="normal").notes == ("1 of 3 quotes have no vol",)
+
+
+def test_where_the_expansion_breaks_down_there_is_no_vol() -> None:
+    """At nu^2 T far above 1 and rho near -1 Hagan's correction for time exceeds the vol, and is negative."""
+    good = {"expiry": 10.0, "tenor": 5.0, "strike": [0.01, 0.02, 0.03], "forward": 0.02, "vol": [0.4, 0.3, 0.28]}
+    cube = calibrate_cube(SwaptionCube(**good), 1.0)
+    wild = replace(cube, params={name: np.full((1, 1), x) for name, x in WILD.items()})
+    assert 1.0 + (2.0 - 3.0 * WILD["rho"] ** 2) * WILD["nu"] ** 2 * 10.0 / 24.0 < -0.1
+    assert np.isnan(wild.vol(10.0, 5.0, 0.02))
+    assert np.isnan(wild.vol(10.0, 5.0, 0.02, quote="normal"))
+    surface = Surface(strike=[0.01, 0.02, 0.03], expiry=10.0, vol=[0.4, 0.3, 0.28], forward=0.02, strike_unit="price")
+    smile = SabrSmile(beta=1.0).fit_surfaces([surface])
+    wild_smile = replace(smile, params={name: np.array([x]) for name, x in WILD.items()})
+    assert np.isnan(wild_smile.smile([0.0], 10.0)).all()
+    assert np.isfinite(smile.smile([0.0], 10.0)).all()
