@@ -22,7 +22,8 @@ def quotes(vols: list[float], name: str = "") -> Surface:
 def fitted() -> LocalVolCalibration:
     """Two surfaces, and one that cannot be fitted between them."""
     lone = Surface(strike=[90.0], expiry=0.5, vol=0.2, forward=100.0, name="lone")
-    surfaces = [quotes([0.22, 0.2, 0.19], "down"), lone, quotes([0.21, 0.2, 0.2], "flat")]
+    flat = Surface(strike=[90.0, 110.0], expiry=1.0, vol=[0.21, 0.2], forward=100.0, name="flat")
+    surfaces = [quotes([0.22, 0.2, 0.19], "down"), lone, flat]
     return LocalVolSurface(knots_per_quote=1).fit_surfaces(surfaces)
 
 
