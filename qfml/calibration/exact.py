@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from pricers.analytic.fourier_law import model_law
 from pricers.black import black_total_vol
 from pricers.fourier import cos_european
-from pricers.parallel import side_by_side
+from pricers.parallel import one_thread, side_by_side
 from qfml.calibration.fourier_vols import LEAST_PRICE, Characteristic, Grid, Slices
 from qfml.calibration.least_squares import CONVERGED, NOT_FINITE, least_squares
 from qfml.calibration.model import CalibrationModel, Quotes
@@ -345,7 +346,8 @@ def _in_blocks(work: Callable[[Tensor], Any], n: int) -> Any:
         with torch.no_grad():
             return work(rows)
 
-    with side_by_side(torch.device("cpu"), len(blocks)) as pool_map:
+    # a lone block is small: a second thread inside of its operations costs more than it brings
+    with one_thread() if n_blocks == 1 else nullcontext(), side_by_side(torch.device("cpu"), n_blocks) as pool_map:
         parts = list(pool_map(quiet, blocks))
     if isinstance(parts[0], Fit):
         return joined(parts)
