@@ -32,7 +32,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network is given: named raw features, in windows of rows or not, with the units of some; and its label's."""
+    """What a network is given: named raw features, in windows or not, with the units of some and of its label."""
 
     names: tuple[str, ...]
     window: int | None

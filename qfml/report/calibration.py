@@ -104,11 +104,11 @@ def _headline(run: _Run) -> Html:
     fit, surfaces = run.fit, run.surfaces
     quotes = sum(s["n_quotes"] for s in surfaces)
     failed = sum(not s["converged"] for s in surfaces)
-    first = surfaces[0]
+    first, many = surfaces[0], len(surfaces) > 1
     model = formats.model_name(fit["model"])
     model = model[0].upper() + model[1:]
-    unit, kind = ("tenor", "tenors") if run.of_cube else ("surface", "surfaces")
-    many = len(surfaces) > 1
+    unit = "tenor" if run.of_cube else "surface"
+    kind = unit + "s" if many else unit
     errors = np.array([np.nan if s["rmse_bps"] is None else s["rmse_bps"] for s in surfaces], dtype=float)
     title = f"{model} fits {formats.count(quotes)} quotes to {formats.bps(_rounded(np.nanmedian(errors)))} of vol"
     if many:

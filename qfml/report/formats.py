@@ -187,17 +187,17 @@ def sort_strategies(names: Iterable[str]) -> list[str]:
 
 
 def model_name(kind: str) -> str:
-    """The name of a model as it is written in a sentence.
+    """The name of a model or an instrument as it is written in a sentence.
 
-    >>> model_name("rough_bergomi"), model_name("heston"), model_name("local_vol")
-    ('rough Bergomi', 'Heston', 'local vol')
+    >>> model_name("rough_bergomi"), model_name("heston"), model_name("local_vol"), model_name("european")
+    ('rough Bergomi', 'Heston', 'local vol', 'European')
     """
     words = kind.split("_")
     return " ".join(_PROPER.get(word, word) for word in words)
 
 
-_PROPER = {name.lower(): name for name in ("Bates", "Bergomi", "Black", "Heston", "Merton", "SABR", "Scholes", "SVI")}
-_PROPER["ssvi"] = "SSVI"
+_PROPER = {name.lower(): name for name in ("Bates", "Bergomi", "Black", "Heston", "Merton", "SABR", "Scholes")}
+_PROPER |= {name.lower(): name for name in ("SVI", "SSVI", "American", "Asian", "Bermudan", "European")}
 
 
 def day(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from qfml.report.formats import significant
 from qfml.report.markup import Html, el
 
-__all__ = ["coordinate_panels", "pair_panels"]
+__all__ = ["coordinate_panels", "pair_panels", "shade_key"]
 
 WIDTH, HEIGHT = 260, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 20
@@ -109,6 +109,13 @@ def _map(across: str, up: str, values: np.ndarray, counts: np.ndarray, high: flo
     cells.append(el("text", f"{up} \N{RIGHTWARDS ARROW}", x=9, y=SQUARE - 16, transform=turned))
     label = f"error over {across} and {up}"
     return el("figure", el("svg", *cells, viewBox=f"0 0 {SQUARE} {SQUARE}", role="img", aria_label=label))
+
+
+def shade_key(low: str, high: str) -> Html:
+    """The colours of the maps from the least to the largest, between two labels."""
+    stops = ", ".join(f"{_shade(k / 8)} {12.5 * k:g}%" for k in range(9))
+    bar = f"display:inline-block;width:120px;height:9px;margin:0 8px;background:linear-gradient(90deg, {stops})"
+    return el("span", low, el("i", style=bar), high, class_="nb")
 
 
 def _shade(share: float) -> str:

@@ -72,6 +72,7 @@ th.t, td.t { text-align: left; }
 th:first-child { padding-left: 0; }
 thead th { font-weight: 500; font-size: 12.5px; color: var(--muted); vertical-align: bottom; white-space: normal;
   border-bottom: 1px solid var(--ink); line-height: 1.3; }
+thead th code { white-space: nowrap; }
 tbody th { font-weight: 400; }
 tbody .marked > * { font-weight: 600; }
 td small { display: block; font-size: 11.5px; font-weight: 400; color: var(--muted); }

@@ -20,7 +20,7 @@ from qfml.report.layout import Charts, Section, note, warning
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page
 from qfml.report.provenance import origin
-from qfml.report.regions import coordinate_panels, pair_panels
+from qfml.report.regions import coordinate_panels, pair_panels, shade_key
 
 __all__ = ["write_surrogate_report"]
 
@@ -50,6 +50,16 @@ class _Run:
     def unit(self) -> str:
         """Of errors on this page."""
         return "bps of vol" if self.found["target"] == "implied_vol" else "bps of spot"
+
+    @property
+    def truth(self) -> str:
+        """What the surrogate is compared with."""
+        return "label" if self.found["conformal"]["of"] == "label" else "exact value"
+
+    @property
+    def tells_q999(self) -> bool:
+        """Whether 99.9 % of the points are fewer than all of them."""
+        return self.found["points"]["n_points"] > 1000
 
 
 def write_surrogate_report(folder: Path) -> Path:
@@ -91,14 +101,14 @@ def _bps(value: Any) -> str:
 
 def _headline(run: _Run) -> Html:
     found, error = run.found, run.found["error"]
-    title = f"Off by {_bps(error['rmse'])} {run.unit}, 99 % of points within {_bps(error['q99'])}"
+    title = f"Off by {_bps(error['rmse'])} {run.unit}, 99\u00a0% of points within {_bps(error['q99'])}"
     conformal = found["conformal"]
     cards = [
         ("Root mean square error", _bps(error["rmse"]), run.unit),
-        ("99.9 % of points within", _bps(error["q999"]), run.unit),
+        *([("99.9 % of points within", _bps(error["q999"]), run.unit)] if run.tells_q999 else []),
         ("Largest", _bps(error["max"]), f"of {formats.count(found['points']['n_points'])} fresh points"),
         (
-            f"Bound at {formats.percent(conformal['level'])}",
+            f"Bound at {100 * conformal['level']:g}%",
             _bps(conformal["bound"]),
             f"kept by {formats.percent(conformal['coverage'])}",
         ),
@@ -137,7 +147,13 @@ def _speed_cards(speed: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return []
     own = speed["surrogate"]
     milliseconds = f"{formats.significant(1e3 * own['batch_seconds']['least'], 3)} ms"
-    cards = [(f"{formats.count(own['n_batch'])} prices", milliseconds, f"{own['threads']} thread(s)")]
+    cards = [
+        (
+            f"{formats.count(own['n_batch'])} prices",
+            milliseconds,
+            _threads(own["threads"]),
+        )
+    ]
     if speed.get("ratio_simulated"):
         times = f"{formats.significant(speed['ratio_simulated'], 3)}{formats.TIMES}"
         cards.append(("Faster than simulation", times, "at equal error"))
@@ -146,15 +162,26 @@ def _speed_cards(speed: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _errors(run: _Run, charts: Charts) -> Section:
     found = run.found
+    measures = {
+        "rmse": "Root mean square",
+        "mean_abs": "Mean absolute",
+        "q99": "99 %",
+        "q999": "99.9 %",
+        "max": "Largest",
+    }
+    if not run.tells_q999:
+        del measures["q999"]
     rows = []
     for name, key in (("Vol, bps", "vol_bps"), ("Price, bps of spot", "price_bps")):
         own = found.get(key)
         if own:
-            rows.append([name, *(formats.significant(own[m], 3) for m in ("rmse", "mean_abs", "q99", "q999", "max"))])
-    heads = ("Error", "Root mean square", "Mean absolute", "99 %", "99.9 %", "Largest")
+            rows.append([name, *(formats.significant(own[measure], 3) for measure in measures)])
+    heads = ("Error", *measures.values())
     table = scrolling_table(heads, rows, caption="Errors on fresh points")
     error = found["error"]
-    r2 = formats.MISSING if error["r2"] is None else f"{error['r2']:.7f}"
+    r2 = (
+        formats.MISSING if error["r2"] is None else f"{error['r2']:.7f}" if error["r2"] > 0.99 else f"{error['r2']:.3f}"
+    )
     told = note(
         f"R² {r2}; mean squared error {formats.significant(error['mse'], 3)}, bias {_bps(error['bias'])} {run.unit}. "
         f"{formats.count(found['points']['n_points'])} points drawn independently of the labels, priced by "
@@ -164,7 +191,10 @@ def _errors(run: _Run, charts: Charts) -> Section:
         note(f"{formats.count(count)} points left out: {why}.") for why, count in found["points"]["left_out"].items()
     ]
     chart = charts.place(
-        "errors", _histogram(run), "Errors of fresh points", f"Surrogate less exact value, {run.unit}."
+        "errors",
+        _histogram(run),
+        "Errors of fresh points",
+        f"Surrogate less {run.truth}, {run.unit}; what lies beyond 99.5 % stands at the ends.",
     )
     worst = found.get("worst") or []
     parts = [table, told, *left_out, chart]
@@ -178,7 +208,7 @@ def _errors(run: _Run, charts: Charts) -> Section:
             ]
             for one in worst
         ]
-        heads = (f"Error, {run.unit}", "Exact value", *(el("code", name) for name in names))
+        heads = (f"Error, {run.unit}", run.truth.capitalize(), *(el("code", name) for name in names))
         parts += [el("h3", "The largest errors"), scrolling_table(heads, lines, caption="The largest errors")]
     return Section("errors", "Errors", "On fresh points of the box, which no training has seen.", join(parts))
 
@@ -196,7 +226,7 @@ def _histogram(run: _Run) -> Figure:
     }
     layout = {
         "bargap": 0.04,
-        "xaxis": {"title": {"text": f"{run.unit}; what lies beyond 99.5 % stands at the ends"}},
+        "xaxis": {"title": {"text": run.unit}},
         "yaxis": {"title": {"text": "points"}},
         "showlegend": False,
     }
@@ -215,17 +245,19 @@ def _regions(run: _Run) -> Section:
             el("h3", "Over pairs of coordinates"),
             pair_panels(names, arrays["pairs"], arrays["regions_by_pair"], BPS),
             note(
-                f"Root mean square error in bins of equal width along each coordinate's scale; the darkest is "
-                f"{formats.significant(darkest, 3)} {run.unit}."
+                "Root mean square error in bins of equal width along each coordinate's scale; white: no point. ",
+                shade_key(f"0 {run.unit}", f"{formats.significant(darkest, 3)} {run.unit}"),
             ),
         ]
     return Section("regions", "Regions", f"Where in the box the errors are, in {run.unit}.", join(parts))
 
 
 def _greeks(run: _Run) -> Section | None:
-    greeks = run.found["greeks"]
+    greeks, remark = run.found["greeks"], run.found.get("greeks_note")
+    intro = "Derivatives of the surrogate in each input, against those of the engine."
     if not greeks:
-        return None
+        return Section("greeks", "Greeks", intro, note(remark)) if remark else None
+    noisy = any(own["noise"] for own in greeks.values())
     units = run.metrics["labels"]["units"]
     rows = [
         [
@@ -235,14 +267,15 @@ def _greeks(run: _Run) -> Section | None:
             formats.significant(own["rmse"], 3),
             formats.percent(own["relative"]),
             formats.significant(own["q99"], 3),
-            formats.significant(own["noise"], 2) if own["noise"] else "",
+            *([formats.significant(own["noise"], 2) if own["noise"] else ""] if noisy else []),
         ]
         for name, own in greeks.items()
     ]
-    heads = ("In", "Unit", "Typical size", "Error (rms)", "Relative", "99 % within", "Noise of the label")
+    heads = ("In", "Unit", "Typical size", "Error (rms)", "Relative", "99 % within")
+    heads += ("Noise of the label",) if noisy else ()
     table = scrolling_table(heads, rows, n_text=2, caption="Errors of the derivatives")
-    intro = "Derivatives of the surrogate in each input, against those of the engine."
-    return Section("greeks", "Greeks", intro, table)
+    told = [note("Compared with derivatives ", remark)] if remark else []
+    return Section("greeks", "Greeks", intro, join([table, *told]))
 
 
 def _arbitrage(run: _Run) -> Section | None:
@@ -260,28 +293,30 @@ def _arbitrage(run: _Run) -> Section | None:
             titles.get(name, name),
             formats.count(own["count"]),
             formats.count(own["n_points"]),
-            formats.percent(own["share"]),
+            formats.percent(own["share"]) if own["count"] else "0",
             formats.significant(own["worst"], 3),
-            own["measured"],
         ]
         for name, own in found.items()
     ]
-    heads = ("Rule", "Violations", "Points", "Share", "Worst", "Measured by")
+    heads = ("Rule", "Violations", "Points", "Share", "Worst")
     table = scrolling_table(heads, rows, caption="Violations of no-arbitrage")
     intro = "Rules that the exact values obey, looked at on the fresh points."
-    return Section("arbitrage", "Arbitrage", intro, el("div", table, class_="wordy"))
+    told = [note(f"{titles.get(name, name)}: {own['measured']}.") for name, own in found.items()]
+    return Section("arbitrage", "Arbitrage", intro, join([table, *told]))
 
 
 def _bound(run: _Run) -> Section:
     own = run.found["conformal"]
     rows = [
-        ("Level", formats.percent(own["level"])),
+        ("Level", f"{100 * own['level']:g}%"),
         (f"Bound, {run.unit}", _bps(own["bound"])),
         ("Points it was taken from", formats.count(own["n_calibration"])),
         ("Further points", formats.count(own["n_test"])),
         ("Of these within the bound", formats.percent(own["coverage"])),
         ("95 % interval of that share", formats.interval((own["coverage_low"], own["coverage_high"]), formats.percent)),
     ]
+    if own.get("p_value") is not None:
+        rows.append(("Chance of so few, if the level holds", formats.probability(own["p_value"])))
     remarks = []
     if own["of"] == "label":
         remarks.append(note("The labels are simulated: the bound covers the distance to a label, its noise included."))
@@ -289,7 +324,39 @@ def _bound(run: _Run) -> Section:
         remarks.append(warning("The bound is kept by fewer fresh points than it says."))
     intro = "Split-conformal: of fresh points inside the box, at most 1 less the level exceed the bound."
     table = scrolling_table(("Error bound", "Value"), rows, caption="Conformal error bound")
-    return Section("bound", "Error bound", intro, join([*remarks, table]))
+    return Section("bound", "Error bound", intro, join([*remarks, table, *_coverage_by_bin(own)]))
+
+
+def _coverage_by_bin(own: Mapping[str, Any]) -> list[Html]:
+    """A row a coordinate: the share of the fresh points of each bin that keep the bound."""
+    by_coordinate: dict[str, list[Mapping[str, Any]]] = {}
+    for one in own.get("by_bin") or ():
+        by_coordinate.setdefault(one["name"], []).append(one)
+    if not by_coordinate:
+        return []
+    n_bins = max(map(len, by_coordinate.values()))
+    rows = [[el("code", name), *map(_bin, bins)] for name, bins in by_coordinate.items()]
+    known = [one for bins in by_coordinate.values() for one in bins if one["n"]]
+    worst = min(known, key=lambda one: (one["coverage"], -one["n"]))
+    ends = formats.interval((worst["low"], worst["high"]), lambda x: formats.significant(x, 3))
+    told = note(
+        "The level is of the whole box, and a bin may keep less. Fewest keep the bound where ",
+        el("code", worst["name"]),
+        f" lies in {ends}: {formats.percent(worst['coverage'])} of {formats.count(worst['n'])} points.",
+    )
+    heads = ("Along", *(f"Bin {number + 1}" for number in range(n_bins)))
+    return [
+        el("h3", "Share within the bound, bin by bin"),
+        scrolling_table(heads, rows, caption="Coverage by coordinate and bin"),
+        told,
+    ]
+
+
+def _bin(one: Mapping[str, Any]) -> Html:
+    if not one["n"]:
+        return el("span", formats.MISSING, title="no points")
+    ends = formats.interval((one["low"], one["high"]), lambda x: formats.significant(x, 3))
+    return el("span", formats.percent(one["coverage"]), title=f"{ends}: {formats.count(one['n'])} points")
 
 
 def _speed(run: _Run) -> Section | None:
@@ -310,7 +377,7 @@ def _speed(run: _Run) -> Section | None:
         name = f"{simulated['engine']}, as many paths as give the surrogate's error"
         rows.append([name, _seconds(simulated["seconds_per_price_at_equal_error"]), _times(speed["ratio_simulated"])])
     told = [
-        f"On {own['threads']} thread(s); the best of the rounds; {formats.count(own['n_batch'])} prices in a batch."
+        f"On {_threads(own['threads'])}; the best of the rounds; {formats.count(own['n_batch'])} prices in a batch."
     ]
     if simulated:
         told.append(
@@ -320,6 +387,10 @@ def _speed(run: _Run) -> Section | None:
     heads = ("", "Time for one price", "Of the surrogate's")
     table = scrolling_table(heads, rows, caption="Time for one price")
     return Section("speed", "Speed", "What a price costs, here and by the engines.", join([table, note(*told)]))
+
+
+def _threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
 
 
 def _seconds(value: float) -> str:
@@ -335,13 +406,12 @@ def _times(value: Any) -> str:
 
 def _training(run: _Run, charts: Charts) -> Section:
     labels, training = run.metrics["labels"], run.metrics["training"]
-    engine = ", ".join(f"{key} {value}" for key, value in labels["engine"].items() if value is not None)
     pairs: list[tuple[object, object]] = [
         ("Labels", f"{formats.count(labels['n_labels'])} of {formats.count(labels['n_laws'])} laws"),
-        ("Engine", engine),
+        ("Engine", _settings(labels["engine"])),
         ("Noise of the labels", f"{_bps(labels['std_error_rms'])} {run.unit}" if labels["std_error_rms"] else "none"),
         ("Derivatives", "learned from" if _learns_slopes(run.config) else "not learned from"),
-        ("Network", ", ".join(f"{key} {value}" for key, value in training["network"].items())),
+        ("Network", _settings(training["network"])),
         ("Parameters", formats.count(training["n_parameters"])),
         (
             f"Error on held-out laws, {run.unit}",
@@ -355,6 +425,18 @@ def _training(run: _Run, charts: Charts) -> Section:
         figure = _learning(history)
         parts.append(charts.place("learning", figure, "Loss by epoch", "Of the best seed; logarithmic."))
     return Section("training", "Training", "What the network learned from, and how.", join(parts))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """The kind of a part and what it is set to, without what is off."""
+    parts = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{key} {_settings(value)}")
+        elif key != "kind" and value is not None and value is not False and value != 0:
+            shown = "-".join(map(str, value)) if isinstance(value, list) else value
+            parts.append(f"{key.replace('_', ' ')} {shown}")
+    return f"{settings['kind']} ({', '.join(parts)})" if parts else str(settings["kind"])
 
 
 def _learns_slopes(config: str) -> bool:
@@ -389,7 +471,10 @@ def _reproduction(run: _Run) -> Section:
         ("Made", formats.day(metrics.get("created", formats.MISSING)).replace("T", " ")),
         ("Hash of the surrogate", el("code", metrics.get("hash", formats.MISSING))),
         *origin(metrics, metrics.get("data_hash")),
-        *((f"Seconds, {name}", formats.significant(value, 3)) for name, value in metrics["seconds"].items()),
+        *(
+            (f"Seconds, {name.replace('_', ' ')}", formats.significant(value, 3))
+            for name, value in metrics["seconds"].items()
+        ),
         *metrics["versions"].items(),
     ]
     parts = [definitions(pairs), el("details", el("summary", "Configuration"), el("pre", run.config), open=True)]

@@ -109,7 +109,8 @@ def local_vol_section(table: pl.DataFrame, quotes: pl.DataFrame, shown: Sequence
     for number, name in enumerate(shown):
         own = table.filter(pl.col("surface") == name)
         if not own.is_empty():
-            reach = ROOM * quotes.filter(pl.col("surface") == name)["log_moneyness"].abs().max()  # pyright: ignore[reportOperatorIssue]
+            places = quotes.filter(pl.col("surface") == name)["log_moneyness"].to_numpy()
+            reach = ROOM * float(np.abs(places).max())
             figure, highest = _heat(own, reach)
             title = f"Local volatility of {name}" if len(shown) > 1 else "Local volatility"
             caption = (

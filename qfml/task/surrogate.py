@@ -19,6 +19,7 @@ from qfml.config import Section
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError
+from qfml.report.formats import model_name
 from qfml.surrogate import LabelSettings, LabelTable, Problem, Surrogate, SurrogateTraining
 from qfml.surrogate.fitting import fit_surrogate
 from qfml.surrogate.judgement import JudgementSettings, judge
@@ -105,6 +106,7 @@ class SurrogateTask:
         begin = time.perf_counter()
         check_device(self.training.trainer.device)
         self._claim(folder / ROUNDS)
+        resumed = resume or any((folder / ROUNDS).glob("surrogate-*"))
         seconds = {"labels": 0.0, "training": 0.0}
         surrogate: Surrogate | None = None
         table: LabelTable | None = None
@@ -122,6 +124,8 @@ class SurrogateTask:
         start = time.perf_counter()
         judgement = judge(surrogate, self.judgement)
         seconds["judgement"] = time.perf_counter() - start
+        if resumed:  # what was trained before the kill has left no time
+            seconds["training_since_resume"] = seconds.pop("training")
         judgement.save(folder)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         judgement.surrogate.save(folder / MODEL)
@@ -170,9 +174,10 @@ class SurrogateTask:
 
     def _title(self) -> str:
         """What is learned, in words."""
-        kinds = (self.problem.instrument["kind"], self.problem.model["kind"])
-        instrument, model = (kind.replace("_", " ") for kind in kinds)
-        return f"{self.problem.target.replace('_', ' ')} of a {instrument} contract under {model}".capitalize()
+        instrument = model_name(self.problem.instrument["kind"])
+        article = "an" if instrument[0].lower() in "aio" else "a"  # a European one
+        target = self.problem.target.replace("_", " ").capitalize()
+        return f"{target} of {article} {instrument} contract under {model_name(self.problem.model['kind'])}"
 
     def _labels(self, number: int, surrogate: Surrogate | None, table: LabelTable | None, say: Say) -> LabelTable:
         """The labels of one round: of a Sobol sequence, then where the surrogate errs on what it learned from."""
@@ -191,6 +196,7 @@ class SurrogateTask:
                 value=table.value if self.problem.target == "implied_vol" else None,
                 strikes_per_law=self.labels.strikes(self.problem),
                 round_number=number,
+                std_error=table.std_error,
                 parent=surrogate.hash,
             )
             settings = replace(self.labels, n_points=self.refinement.n_points)
