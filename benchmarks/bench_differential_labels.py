@@ -68,8 +68,7 @@ parser.add_argument("--steps", type=int, default=48)
 parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000, 10_000, 20_000, 50_000])
 parser.add_argument("--updates", type=int, default=4000)
 parser.add_argument("--width", type=int, default=64)
-# of what a derivative counts: those of 64 paths are 5 times noisier, each in units of its size, than the values
-parser.add_argument("--balance", type=float, default=0.01)
+parser.add_argument("--balance", type=float, default=1.0)  # of a derivative beside the value, in units of their noise
 parser.add_argument("--seeds", type=int, default=2)
 parser.add_argument("--test-points", type=int, default=1024)
 parser.add_argument("--test-paths", type=int, default=2**14)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -41,6 +42,8 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
             `window - 1` rows of its group before it. Rows without a full window are no samples; `dropped` counts them.
         label_gradient: derivative of each label in the sample's features, in units of the label over the feature's,
             shape (N, F), or (N, L, F) for windows, cut or to be cut; what the loss `Twin` learns from.
+        label_gradient_weight: what the squared error of each of those derivatives counts, >= 0, in the same shape, such
+            as one over the variance of a simulated derivative; 1 if omitted.
 
     Raises:
         DataError: lengths that differ, NaN or infinity, a label that ends before its decision, a window that starts
@@ -71,6 +74,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
     window: int | None
     dropped: dict[str, int] = field(default_factory=dict)
     label_gradient: Tensor | None = None
+    label_gradient_weight: Tensor | None = None
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         feature_names: Sequence[str] | None = None,
         window: int | None = None,
         label_gradient: Any = None,
+        label_gradient_weight: Any = None,
     ) -> None:
         matrix = _float32(X, "X")
         if matrix.ndim not in (2, 3):
@@ -102,9 +107,12 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         ends = torch.arange(n)
         dropped: dict[str, int] = {}
         length = window
+        if label_gradient_weight is not None and label_gradient is None:
+            raise DataError("`label_gradient_weight` weighs derivatives, and there is no `label_gradient`: pass it too")
         if matrix.ndim == 3:
             length = matrix.shape[1]
             matrix, ends = matrix.reshape(n * length, -1), (ends + 1) * length - 1
+        slopes = (n, *([] if length is None else [length]), matrix.shape[-1])
         _fill(
             self,
             features=matrix,
@@ -120,7 +128,8 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
             feature_names=names,
             window=length,
             dropped=dropped,
-            label_gradient=_gradient(label_gradient, (n, *([] if length is None else [length]), matrix.shape[-1])),
+            label_gradient=_slopes(label_gradient, "label_gradient", slopes),
+            label_gradient_weight=_slopes(label_gradient_weight, "label_gradient_weight", slopes, least=0.0),
         )
         _check(self)
         if window is not None:
@@ -158,7 +167,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
     def to(self, device: torch.device | str) -> TimeDataset:
         """The same data with its tensors on `device`; times stay in numpy."""
         moved = {name: getattr(self, name).to(device) for name in ("features", "ends", "y")}
-        optional = {name: getattr(self, name) for name in ("weight", "label_gradient")}
+        optional = {name: getattr(self, name) for name in ("weight", "label_gradient", "label_gradient_weight")}
         moved |= {name: None if value is None else value.to(device) for name, value in optional.items()}
         return replaced(self, **moved)
 
@@ -172,7 +181,7 @@ class TimeDataset(torch.utils.data.Dataset):  # pyright: ignore[reportMissingTyp
         """16 hex digits that change when any feature, label, time, group, weight or return does."""
         digest = hashlib.sha256(repr((self.feature_names, self.window, self.group_names)).encode())
         arrays = [self.features, self.ends, self.y, self.weight, self.time, self.label_end, self.window_start]
-        for array in (*arrays, self.group, self.returns, self.label_gradient):
+        for array in (*arrays, self.group, self.returns, self.label_gradient, self.label_gradient_weight):
             if array is not None:
                 values = array.cpu().numpy() if isinstance(array, Tensor) else array
                 digest.update(values.dtype.str.encode())
@@ -235,7 +244,10 @@ def select_samples(ds: TimeDataset, keep: Array, reason: str) -> TimeDataset:
     return replaced(ds, **taken, dropped={**ds.dropped, **lost})
 
 
-_PER_SAMPLE = ("ends", "y", "time", "label_end", "window_start", "group", "weight", "returns", "label_gradient")
+_PER_SAMPLE = (
+    *("ends", "y", "time", "label_end", "window_start", "group", "weight", "returns"),
+    *("label_gradient", "label_gradient_weight"),
+)
 
 
 def _rows(column: Any, rows: Array) -> Any:
@@ -324,14 +336,16 @@ def _column(values: Any, name: str, n: int) -> Tensor:
     return column
 
 
-def _gradient(values: Any, shape: tuple[int, ...]) -> Tensor | None:
+def _slopes(values: Any, name: str, shape: tuple[int, ...], least: float = -math.inf) -> Tensor | None:
+    """One number for each feature that a sample sees."""
     if values is None:
         return None
-    gradient = _float32(values, "label_gradient")
-    if gradient.shape != shape:
-        raise DataError(f"`label_gradient` must have shape {shape}, that of the samples, got {tuple(gradient.shape)}")
-    _refuse(~torch.isfinite(gradient).flatten(1).all(1).numpy(), "`label_gradient` must be finite", gradient)
-    return gradient
+    slopes = _float32(values, name)
+    if slopes.shape != shape:
+        raise DataError(f"`{name}` must have shape {shape}, that of the samples, got {tuple(slopes.shape)}")
+    rule = f"`{name}` must be finite" + ("" if least == -math.inf else f" and >= {least:g}")
+    _refuse(~(torch.isfinite(slopes) & (slopes >= least)).flatten(1).all(1).numpy(), rule, slopes)
+    return slopes
 
 
 def _same(values: Array, name: str, n: int) -> Array:

@@ -41,10 +41,11 @@ def outputs_of(loss: Loss, forward: Callable[[Tensor], Tensor], x: Tensor) -> Te
 
 
 def labels_of(loss: Loss, ds: TimeDataset) -> Tensor:
-    """The labels (N,) of a loss, or (N, 1 + n) with their derivatives."""
+    """The labels (N,) of a loss; or (N, 1 + n) with their derivatives, (N, 1 + 2 n) with the weights of these."""
     if not loss.differential or ds.label_gradient is None:
         return ds.y
-    return torch.cat([ds.y[:, None], ds.label_gradient.flatten(1)], dim=1)
+    slopes = (ds.label_gradient, ds.label_gradient_weight)
+    return torch.cat([ds.y[:, None], *(part.flatten(1) for part in slopes if part is not None)], dim=1)
 
 
 def check_differential(loss: Loss, member: Member, place: int, ds: object, precision: str, compiled: bool) -> None:

@@ -23,7 +23,9 @@ class Twin(Additive):
         + \frac{\lambda n}{1 + \lambda n}\, \frac1n \sum_{j=1}^n \frac{(\partial_j f - \partial_j y)^2}{s_j^2}
 
     The derivatives of y are the data's `label_gradient`, in the features that the network sees. `Twin.of(ds, train)`
-    takes the sizes from training rows. In windows (L, F) the n features are those of all rows, oldest row first.
+    takes the sizes from training rows. Where the data have a `label_gradient_weight`, it multiplies the squared error
+    of each derivative: one over its variance, for simulated ones. In windows (L, F) the n features are those of all
+    rows, oldest row first.
 
     Args:
         label_scale: s, the standard deviation of the label, in its unit.
@@ -64,7 +66,12 @@ class Twin(Additive):
             raise UserError("`ds` has no `label_gradient`, from which a twin loss learns: give it one, or take mse")
         index = torch.as_tensor(rows, device=ds.y.device)
         label_scale = float(ds.y[index].double().std())
-        size = ds.label_gradient[index].flatten(1).double().square().mean(0).sqrt()
+        square = ds.label_gradient[index].flatten(1).double().square()
+        if ds.label_gradient_weight is None:
+            size = square.mean(0).sqrt()
+        else:
+            share = ds.label_gradient_weight[index].flatten(1).double()
+            size = ((square * share).sum(0) / share.sum(0)).nan_to_num(0.0).sqrt()
         if not label_scale > 0:
             raise UserError(f"the label of the {len(index)} `rows` does not vary: there is nothing to learn")
         if bool((size == 0).any()):
@@ -75,9 +82,18 @@ class Twin(Additive):
         return cls(label_scale, tuple(size.tolist()), balance)
 
     def rows(self, output: Tensor, y: Tensor) -> Rows:
-        """The error of each row; `output` and `y` (M, B, 1 + n) hold the value, then its n derivatives."""
+        """The error of each row.
+
+        Args:
+            output: (M, B, 1 + n), the value, then its n derivatives.
+            y: the same, then the n weights of the derivatives if they have any, (M, B, 1 + 2 n).
+        """
         weight = _weights(self, output.dtype, output.device)
-        return ((output - y).square() * weight).sum(-1)
+        n_known = output.shape[-1]
+        square = (output - y[..., :n_known]).square() * weight
+        if y.shape[-1] == n_known:
+            return square.sum(-1)
+        return square[..., 0] + (square[..., 1:] * y[..., n_known:]).sum(-1)
 
     def prediction(self, output: Tensor) -> Tensor:
         """The value."""

@@ -19,8 +19,9 @@ from qfml.errors import ConfigError, DataError
 from qfml.losses import MSE, Loss, Twin
 from qfml.networks import MLP, NETWORKS, ConvexMLP, MonotoneMLP, Network
 from qfml.surrogate.bounded import INNER, Bounded
-from qfml.surrogate.coordinates import Coordinates, columns_of
+from qfml.surrogate.coordinates import Coordinates, columns_of, row_jacobian
 from qfml.surrogate.labels import LabelTable, split_by_law
+from qfml.surrogate.noise import smoothed_variance
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.target import Target
 
@@ -62,10 +63,11 @@ class SurrogateTraining:
         combine: "best" predicts by the seed of least validation loss; "mean" by the mean over the seeds, which is more
             exact and takes as many times as long.
         validation_share: share of the laws (rows that differ by their strike at most) that decide which epoch was best.
-        twin: what one derivative counts beside the value (see `Twin`); None learns from values alone. The best epoch is
-            then that of the least squared error of the values, unless the trainer has another `monitor`.
-        noise_floor: a label of standard error e is weighted by 1 / (e^2 + floor^2), in the unit of the target; None
-            takes the root mean square error of the labels.
+        twin: what one derivative counts beside the value (see `Twin`), of simulated labels after both are measured in
+            their own noise, so that 1 is what independent noise would ask for; None learns from values alone. The best
+            epoch is then that of the least squared error of the values, unless the trainer has another `monitor`.
+        noise_floor: a label where simulations have the standard error e (`smoothed_variance`) is weighted by
+            1 / (e^2 + floor^2), in the unit of the target; None takes the root mean square error of the labels.
         seed: names the networks' seeds and the draw of the validation laws.
     """
 
@@ -144,7 +146,7 @@ def _shaped(problem: Problem, shape: Shape, network: Any) -> Network:
 
 
 def row_weights(slope: Tensor, std_error: Tensor, noise_floor: float | None) -> Tensor:
-    """Weights (N,) of mean 1 that make of a squared error of what is learnt one of the value, over its variance.
+    """Weights (N,) that make of a squared error of what is learnt one of the value, over its variance.
 
     Args:
         slope: by how much the value moves with what is learnt (N,).
@@ -155,7 +157,21 @@ def row_weights(slope: Tensor, std_error: Tensor, noise_floor: float | None) -> 
     if bool((std_error > 0).any()):
         floor = float(std_error.square().mean().sqrt()) if noise_floor is None else noise_floor
         weight = weight / (std_error.square() + floor**2)
-    return weight / weight.mean()
+    return weight
+
+
+def derivative_weights(target: Target, table: LabelTable, features: Tensor, weight: Tensor) -> Tensor:
+    """What the squared errors of simulated derivatives count (N, F) in a row that counts `weight` (N,).
+
+    Together they are one over the variance of each derivative of what is learnt in each feature: that of neighbours,
+    for derivatives along few paths have tails so heavy that one row in a hundred holds most of the sum of squares.
+    """
+    assert table.gradient_std_error is not None
+    inverse = torch.linalg.inv(row_jacobian(Coordinates(target.problem), table.inputs)).transpose(1, 2)
+    learnt = (table.gradient_std_error / target.slope(table.value, table.inputs)[:, None]).square()
+    variance = (inverse.square() @ learnt[..., None])[..., 0]
+    typical = torch.stack([smoothed_variance(features, column) for column in variance.unbind(1)], 1)
+    return 1.0 / (typical + typical.median(0).values) / weight[:, None]
 
 
 def training_data(problem: Problem, table: LabelTable, target: Target, settings: SurrogateTraining) -> TimeDataset:
@@ -165,26 +181,32 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
     time, and which rows are held out is decided by law (`split_by_law`), not by time.
     """
     inputs, value, std_error = table.inputs, table.value, table.std_error
-    learnt = target.encode(value, inputs)
+    learnt, features = target.encode(value, inputs), Coordinates(problem)(inputs)
+    if bool((std_error > 0).any()):
+        std_error = smoothed_variance(features, std_error.square()).sqrt()
     weight = row_weights(target.slope(value, inputs), std_error, settings.noise_floor)
-    if table.weight is not None:  # points that were drawn where the error is, weighted back to the whole box
-        weight = weight * table.weight / table.weight.mean()
-    gradient = None
+    gradient = gradient_weight = None
     if settings.twin is not None:
         if table.gradient is None:
             raise ConfigError(
                 "`twin` learns from derivatives, which these labels do not have: make them with gradients"
             )
         gradient = target.encode_gradient(value, table.gradient, inputs)
+        if table.gradient_std_error is not None:
+            gradient_weight = derivative_weights(target, table, features, weight)
+    weight = weight / weight.mean()
+    if table.weight is not None:  # points that were drawn where the error is, weighted back to the whole box
+        weight = weight * table.weight / table.weight.mean()
     row = np.arange(len(value))
     return TimeDataset(
-        Coordinates(problem)(inputs),
+        features,
         learnt,
         time=row,
         label_end=row + 1,
         weight=weight,
         feature_names=problem.inputs,
         label_gradient=gradient,
+        label_gradient_weight=gradient_weight,
     )
 
 
@@ -234,7 +256,7 @@ def train_networks(
             f"{len(val)} to validate: make more labels, or choose another `validation_share`"
         )
     network = network_for(problem, settings, target)
-    loss: Loss = MSE() if settings.twin is None else Twin.of(ds, train, settings.twin)
+    loss = loss_for(ds, train, settings.twin)
     members = [Member(network, train, val, seed=settings.seed + i) for i in range(settings.n_seeds)]
     prepared = time.perf_counter()
     trainer = settings.trainer if settings.twin is None else judged_by_values(settings.trainer)
@@ -258,6 +280,15 @@ def train_networks(
         "history": [list(fits[i].history) for i in order],
     }
     return Trained(target, tuple(fits[i] for i in order), report)
+
+
+def loss_for(ds: TimeDataset, train: np.ndarray, twin: float | None) -> Loss:
+    """Squared errors of the values, or of values and derivatives: in units of their sizes, or of their noise."""
+    if twin is None:
+        return MSE()
+    if ds.label_gradient_weight is None:
+        return Twin.of(ds, train, twin)
+    return Twin(1.0, (1.0,) * ds.n_features, twin)
 
 
 def judged_by_values(trainer: Trainer) -> Trainer:

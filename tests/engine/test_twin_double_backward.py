@@ -11,6 +11,7 @@ import qfml
 from qfml.data import TimeDataset
 from qfml.data.transforms import Standardise
 from qfml.engine.backward import losses_and_gradient
+from qfml.engine.differential import labels_of
 from qfml.engine.feed import Batch
 from qfml.engine.fit import load_fits, save_fits
 from qfml.engine.stack import Layout
@@ -232,3 +233,24 @@ def test_a_member_whose_rows_all_have_weight_zero_is_refused(loss):
     if not loss.additive:
         with pytest.raises(UserError, match=r"needs at least 2 periods whose weight is not 0, and `train` .* has 1"):
             trainer.fit(network, loss, ds, train=np.arange(90, 101))
+
+
+def test_weights_of_derivatives_multiply_their_squared_errors():
+    ds = make_data()
+    gradient = ds.label_gradient.numpy()
+    share = np.random.default_rng(3).uniform(0.0, 2.0, gradient.shape)
+    X, y, keys = ds.features.numpy(), ds.y.numpy(), {"time": ds.time, "label_end": ds.label_end}
+    weighted = TimeDataset(X, y, **keys, label_gradient=gradient, label_gradient_weight=share)
+    loss = qfml.Twin(0.5, (1.0, 2.0, 3.0), balance=0.7)
+    output = torch.randn(1, len(ds), 4, generator=torch.Generator().manual_seed(1))
+    found = loss.rows(output, labels_of(loss, weighted)[None])[0].double().numpy()
+    error = np.square(output[0].double().numpy() - np.c_[ds.y.numpy(), gradient])
+    expected = error[:, 0] / 0.25 + 0.7 * (share * error[:, 1:] / np.square([1.0, 2.0, 3.0])).sum(1)
+    np.testing.assert_allclose(found, expected / (1 + 0.7 * 3), rtol=1e-5)
+    size = np.sqrt((share * np.square(gradient))[TRAIN].sum(0) / share[TRAIN].sum(0))
+    np.testing.assert_allclose(qfml.Twin.of(weighted, TRAIN).gradient_scale, size, rtol=1e-5)
+    assert weighted.data_hash != ds.data_hash
+    with pytest.raises(DataError, match=r"`label_gradient_weight` must be finite and >= 0"):
+        TimeDataset(X, y, **keys, label_gradient=gradient, label_gradient_weight=-share)
+    with pytest.raises(DataError, match=r"there is no `label_gradient`: pass it too"):
+        TimeDataset(X, y, **keys, label_gradient_weight=share)
