@@ -36,7 +36,11 @@ def smoothed_variance(features: Tensor, variance: Tensor) -> Tensor:
         return variance.mean().clamp_min(torch.finfo(variance.dtype).tiny).expand_as(variance)
     floor = LEAST * float(variance.median()) or LEAST * float(variance.mean()) or torch.finfo(variance.dtype).tiny
     trees = HistGradientBoostingRegressor(
-        loss="absolute_error", max_iter=N_TREES, min_samples_leaf=LEAF, early_stopping=False, random_state=0
+        loss="absolute_error",
+        max_iter=N_TREES,
+        min_samples_leaf=LEAF,
+        early_stopping=False,  # pyright: ignore[reportArgumentType]  (the stubs know its default "auto" alone)
+        random_state=0,
     )
     trees.fit(features.numpy(), np.log(variance.numpy() + floor))
     return torch.from_numpy(np.exp(trees.predict(features.numpy()))).to(variance)
