@@ -200,7 +200,14 @@ def test_each_round_adds_its_labels_to_those_before(two_rounds):
     assert len({points.parent for points in chosen}) == 2  # each rests on the networks of the round before
 
 
-@pytest.mark.parametrize("call", ["refined_points", "make_labels", "fit_surrogate"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("refined_points", marks=pytest.mark.slow),
+        "make_labels",
+        pytest.param("fit_surrogate", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_between_rounds_resumes_to_the_same_bits(call, two_rounds, tmp_path):
     """Before the points of the second round are chosen, before they are labelled, before they are learned from."""
     nth = {"refined_points": 2, "make_labels": 3, "fit_surrogate": 3}[call]
