@@ -126,10 +126,10 @@ class CalibrationTask:
         inverse: folder of an inverse map, for "inverse", "neural" and "polished".
         inverse_training: train an inverse map where the first surface has its quotes, into the folder `inverse` of the
             run, and take that.
-        n_starts: starts that are looked at for each surface; None leaves it to the model. For the method "exact".
+        n_starts: starts that are looked at for each surface; None leaves it to the model. Not with an inverse map.
         seed: of the starts, the posterior and the bootstrap.
         warm: go through the surfaces one by one, each from the parameters of the one before; else all are searched at
-            once. For the method "exact".
+            once. Not with an inverse map or the method "polished".
         smoothness: weight of the squared changes of the parameters from surface to surface; 1e-4 makes a change through
             the whole range of a parameter as dear as one quote that is off by one vol point.
         posterior: draw from that of the first surface.
@@ -172,10 +172,9 @@ class CalibrationTask:
         """Refuse a method without what it needs, and what would do nothing under it."""
         method = _method(self.method, self.surrogate, self.inverse or self.inverse_training)
         for name, asked in (("n_starts", self.n_starts is not None), ("warm", self.warm)):
-            if asked and method != "exact":
-                raise ConfigError(
-                    f"`{name}` is for the method exact, and under {method} a network says where to start: leave it out"
-                )
+            mapped = self.inverse is not None or self.inverse_training is not None
+            if asked and (mapped or (name == "warm" and method == "polished")):
+                raise ConfigError(f"`{name}` is of a search for starts, which a network gives here: leave it out")
         ahead = self.walk_forward
         if ahead is None:
             return
@@ -183,6 +182,11 @@ class CalibrationTask:
             raise ConfigError(
                 f"`walk_forward.warm` is for the method exact, and under {method} a network gives the starts of every "
                 "day: leave it out"
+            )
+        if self.n_starts is not None and ahead.warm is not False:
+            raise ConfigError(
+                "`n_starts` is of a search, and each day of `walk_forward` starts from the one before: leave it out or "
+                "set `walk_forward.warm: false`"
             )
         if self.smoothness:
             raise ConfigError(
