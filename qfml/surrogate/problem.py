@@ -267,8 +267,8 @@ class Problem:
 
     def delta(self, columns: Columns, vol: Tensor) -> Tensor:
         """Call delta on the forward, N(d1), of the columns `log_moneyness` and expiry with the vol of each."""
-        moneyness = columns["log_moneyness"]
-        total = vol * self.expiry(columns).sqrt()
+        moneyness = columns["log_moneyness"].to(vol.dtype)
+        total = vol * self.expiry(columns).to(vol.dtype).sqrt()
         one = torch.ones_like(total)
         d1, _ = black_d1_d2(one, torch.exp(moneyness).expand_as(total), total)
         return normal_cdf(d1)

@@ -35,7 +35,7 @@ from qfml.surrogate.target import Target
 VERSION = 2  # of the file; a file of another one is refused
 ROWS_AT_A_TIME = 4096  # activations of so many rows stay in the cache
 ON_ERROR = ("raise", "flag")
-MONEYNESS_SLACK = 1e-9  # of the range of standardised moneyness: by rounding
+MONEYNESS_SLACK = 1e-6  # of the range of standardised moneyness: by rounding in float32
 
 
 @dataclass(frozen=True)
@@ -277,10 +277,12 @@ class Surrogate:
         def one(start: int) -> None:
             with torch.no_grad():
                 block = rows[start : start + ROWS_AT_A_TIME]
-                own = self._fast(block.t().float().contiguous().t())  # each column lies in one piece
-                by_axis = self.problem.outside(block, own.double() if self._needs_vol else None)
+                narrow = block.t().float().contiguous().t()  # each column lies in one piece
+                reference = self._reference(narrow)
+                own = self._fast(narrow, reference)
+                by_axis = self.problem.outside(block, own if self._needs_vol else None)
                 value[start : start + len(block)] = own
-                lost = by_axis.any(1) | ~own.isfinite() | self._beyond_labels(block)
+                lost = by_axis.any(1) | ~own.isfinite() | self._beyond_labels(narrow, reference)
                 outside[start : start + len(block)] = lost
 
         starts = range(0, len(rows), ROWS_AT_A_TIME)
@@ -296,12 +298,12 @@ class Surrogate:
         slack = MONEYNESS_SLACK * max(map(abs, self.moneyness))
         return torch.tensor([self.moneyness[0] - slack, self.moneyness[1] + slack], dtype=torch.float64)
 
-    def _beyond_labels(self, rows: Tensor) -> Tensor:
-        """Which rows (N,) lie further from the money than any label did."""
+    def _beyond_labels(self, rows: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Which rows (N,) lie further from the money than any label did; `reference` vols (N,) if known already."""
         limits = self.moneyness_limits
         if limits is None:
             return torch.zeros(len(rows), dtype=torch.bool)
-        z = rows[:, self._strike] / reference_deviation(self.problem, rows)
+        z = rows[:, self._strike] / reference_deviation(self.problem, rows, reference)
         return ~((z >= limits[0]) & (z <= limits[1]))
 
     @property
@@ -313,8 +315,7 @@ class Surrogate:
     def _needs_vol(self) -> bool:
         return any(axis.argument == "delta" for axis in self.problem.coordinates)
 
-    def _fast(self, inputs: Tensor) -> Tensor:
-        reference = self._reference(inputs)
+    def _fast(self, inputs: Tensor, reference: Tensor | None) -> Tensor:
         features = Coordinates(self.problem)(inputs, reference)
         learnt = [outputs(self.network, parameters, features) for parameters in self._parameters(inputs.dtype)]
         return self._decoded(learnt, inputs, reference)
