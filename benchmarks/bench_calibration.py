@@ -6,10 +6,11 @@
 Each surface is the DAX surface with its levels and its single vols disturbed at random: 13 strikes at 8 maturities. All
 contenders start from the same parameters, but for the rows of the multi-start, which search for themselves. QuantLib
 (HestonModelHelper, AnalyticHestonEngine, LevenbergMarquardt) takes the first surfaces one after another, on one core;
-its time is scaled. With `--map` there are rows of an inverse map (a network from surface to parameters, trained over
-the whole box into the folder where that does not exist yet, some minutes) by itself and with exact steps after it; its
-training is not part of their time, and is recorded. Errors are those of the exact engine, in bps of vol. Run it alone
-on an idle machine.
+its time is scaled. Further rows are of an inverse map (a network from surface to parameters over the whole box) by
+itself, with exact steps after it, and as `calibrate(..., method="inverse")` does all of it: three steps, judged by the
+exact engine, with standard errors. The map is read from the folder `--map`, or trained (some minutes, into that folder
+if it is named); its training is not part of the rows' time, and is recorded. Errors are those of the exact engine, in
+bps of vol. Run it alone on an idle machine.
 """
 
 from __future__ import annotations
@@ -91,13 +92,13 @@ def by_quantlib(quotes: Quotes) -> np.ndarray:
     return np.array(found)
 
 
-def contenders(n: int, n_peer: int, threads: int, inverse: InverseMap | None = None) -> dict[str, Contender]:
+def contenders(n: int, n_peer: int, threads: int, inverse: InverseMap) -> dict[str, Contender]:
     quotes = surfaces(n, seed=0)
     few = quotes.at(slice(0, n_peer))
     racing = measure.at_threads("exact", Contender(lambda: calibrate(quotes, start=START).x, n), threads)
     racing |= measure.at_threads("exact, multi-start", Contender(lambda: calibrate(quotes).x, n), threads)
     racing["QuantLib, one core"] = Contender(lambda: by_quantlib(few), n_peer)
-    return racing | ({} if inverse is None else neural(quotes, inverse, threads))
+    return racing | neural(quotes, inverse, threads)
 
 
 def neural(quotes: Quotes, inverse: InverseMap, threads: int) -> dict[str, Contender]:
@@ -113,15 +114,18 @@ def neural(quotes: Quotes, inverse: InverseMap, threads: int) -> dict[str, Conte
     for n_steps in (1, 2, 3):
         one = Contender(lambda n_steps=n_steps: steps(n_steps), n)
         racing |= measure.at_threads(f"inverse map and {n_steps} steps", one, threads)
-    return racing
+    whole = Contender(lambda: calibrate(quotes, method="inverse", inverse=inverse).x, n)
+    return racing | measure.at_threads('calibrate(method="inverse")', whole, threads)
 
 
-def trained_map(folder: Path) -> InverseMap:
-    """The map of the folder; one is trained there first where there is none."""
-    if not folder.exists():
-        layout = Layout.of(as_quotes([Surface.dax_2002("exact_days")]))
-        InverseMap.train(MODEL, layout, box=BOX).save(folder)
-    return InverseMap.load(folder)
+def trained_map(folder: Path | None) -> InverseMap:
+    """The map of the folder; where there is none it is trained, and kept if the folder is named."""
+    if folder is not None and folder.exists():
+        return InverseMap.load(folder)
+    made = InverseMap.train(MODEL, Layout.of(as_quotes([Surface.dax_2002("exact_days")])), box=BOX)
+    if folder is not None:
+        made.save(folder)
+    return made
 
 
 def fit_errors(parameters: np.ndarray, quotes: Quotes) -> dict[str, float]:
@@ -154,7 +158,7 @@ def main() -> None:
     parser.add_argument("--peer", type=int, default=10, help="surfaces that QuantLib takes")
     parser.add_argument("--map", type=Path, help="folder of an inverse map")
     options = parser.parse_args()
-    inverse = None if options.map is None else trained_map(options.map)
+    inverse = trained_map(options.map)
 
     before = measure.machine()
     quotes = surfaces(options.surfaces, seed=0)
@@ -182,7 +186,7 @@ def main() -> None:
         "surfaces": options.surfaces,
         "quotes_per_surface": 104,
         "start": START,
-        "inverse_map": None if inverse is None else inverse.report,
+        "inverse_map": inverse.report,
         "contenders": rows,
         "machine_before": before,
         "machine_after": measure.machine(),

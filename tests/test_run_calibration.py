@@ -159,6 +159,7 @@ def test_quotes_that_cannot_be_are_refused_and_leave_no_folder(columns, told, qu
         (("--set", "warm=true"), "`warm` goes from day to day, and there is one surface"),
         (("--set", "smoothness=1e-4"), "`smoothness` goes from day to day, and there is one surface"),
         (("--set", "inverse_training={}", "--set", "n_starts=8"), "`n_starts` is of a search for starts"),
+        (("--set", "inverse_training={}", "--set", "n_polished=2"), "`n_polished` is of a search for starts"),
         (("--set", "inverse_training={}", "--set", "warm=true"), "`warm` is of a search for starts"),
         (("--set", "walk_forward={}", "--set", "n_starts=8"), "set `walk_forward.warm: false`"),
         (("--set", "inverse_training={}", "--method", "exact"), "the method 'exact' uses no network"),
@@ -178,22 +179,23 @@ def test_settings_that_cannot_be_are_refused_and_leave_no_folder(arguments, told
 
 
 def test_every_key_of_a_history_reaches_the_calibration(monkeypatch, tmp_path):
-    """`warm` and `smoothness` the fit of all days, `n_starts` also that of the walk-forward."""
+    """`warm` and `smoothness` the fit of all days, the options of the least squares also that of the walk-forward."""
     asked = []
     monkeypatch.setattr(task, "calibrate", lambda *_, **keys: asked.append(keys))
     monkeypatch.setattr(task, "walk_forward_calibration", lambda *_, **keys: asked.append(keys))
     surface = {"kind": "synthetic_heston", "n_days": 3, "seed": 1}
-    keys = {"surface": surface, "model": "heston", "n_starts": 9}
+    options = {"n_starts": 9, "n_polished": 3, "max_steps": 7, "tolerance": 1e-8, "seed": 5}
+    keys = {"surface": surface, "model": "heston"} | options
     made = build(CalibrationTask, keys | {"warm": True, "walk_forward": {"warm": False, "horizons": [1]}})
     made._calibrated([], {})
     with pytest.raises(AttributeError):  # nothing to save
         made._ahead(tmp_path, list(made.surface.read().values()), {})
     build(CalibrationTask, keys | {"smoothness": 2e-4})._calibrated([], {})
-    seen = [{name: one.get(name) for name in ("n_starts", "warm", "smoothness")} for one in asked]
+    seen = [{name: one.get(name) for name in (*options, "warm", "smoothness")} for one in asked]
     assert seen == [
-        {"n_starts": 9, "warm": True, "smoothness": 0.0},
-        {"n_starts": 9, "warm": False, "smoothness": None},
-        {"n_starts": 9, "warm": False, "smoothness": 2e-4},
+        options | {"warm": True, "smoothness": 0.0},
+        options | {"warm": False, "smoothness": None},
+        options | {"warm": False, "smoothness": 2e-4},
     ]
 
 

@@ -60,16 +60,16 @@ class Coordinates:
 
     def __call__(self, inputs: Tensor, reference: Tensor | None = None) -> Tensor:
         """Features (N, d) of inputs (N, d) in natural units, in their dtype; `reference` vols (N,) if known already."""
-        columns = []
-        for place, limits in enumerate(self.problem.box.values()):
+        columns, ranges, own = [], list(self.problem.box.values()), self.standardised
+        if own is not None:
+            ranges[own] = self.standard_range
+        for place, limits in enumerate(ranges):
             column = inputs[:, place]
-            if place == self.standardised:
-                columns.append(
-                    scaled(column / reference_deviation(self.problem, inputs, reference), self.standard_range)
-                )
-            else:
-                columns.append(scaled(column, limits))
-        return torch.stack(columns, 1)
+            if place == own:
+                column = column / reference_deviation(self.problem, inputs, reference)
+            columns.append(torch.log(column) if limits.scale == "log" else column)
+        middle, half = (inputs.new_tensor(numbers) for numbers in zip(*map(middle_and_half, ranges), strict=True))
+        return (torch.stack(columns, 1) - middle) / half
 
     @property
     def standard_range(self) -> Range:
@@ -91,16 +91,15 @@ class Coordinates:
         return self.standardised is None and limits.scale == "linear"
 
 
-def scaled(column: Tensor, limits: Range) -> Tensor:
-    """A column mapped to [-1, 1] along the scale of its range.
+def middle_and_half(limits: Range) -> tuple[float, float]:
+    """Middle and half width of a range along its scale: what maps it to [-1, 1].
 
-    >>> scaled(torch.tensor([0.1, 1.0, 10.0]), Range(0.1, 10.0, "log"))
-    tensor([-1.,  0.,  1.])
+    >>> middle_and_half(Range(0.1, 0.4))
+    (0.25, 0.15000000000000002)
     """
     if limits.scale == "log":
-        middle, half = 0.5 * math.log(limits.low * limits.high), 0.5 * math.log(limits.high / limits.low)
-        return (torch.log(column) - middle) / half
-    return (column - 0.5 * (limits.low + limits.high)) / (0.5 * (limits.high - limits.low))
+        return 0.5 * math.log(limits.low * limits.high), 0.5 * math.log(limits.high / limits.low)
+    return 0.5 * (limits.low + limits.high), 0.5 * (limits.high - limits.low)
 
 
 def reference_deviation(problem: Problem, inputs: Tensor, reference: Tensor | None = None) -> Tensor:

@@ -252,18 +252,21 @@ class Problem:
             vol: implied vols, shape `(N,)`: a range of deltas needs them; without them it is not looked at.
         """
         columns = self.columns(inputs)
-        found: list[Tensor] = []
-        for axis, limits in zip(self.coordinates, self.box.values(), strict=True):
-            value, slack = columns[axis.input], 1e-9 * max(abs(limits.low), abs(limits.high))
+        limits = list(self.box.values())
+        slack = [1e-9 * max(abs(one.low), abs(one.high)) for one in limits]
+        low = inputs.new_tensor([one.low - more for one, more in zip(limits, slack, strict=True)])
+        high = inputs.new_tensor([one.high + more for one, more in zip(limits, slack, strict=True)])
+        found = ~((inputs >= low) & (inputs <= high))
+        for place, axis in enumerate(self.coordinates):  # the ranges of what is no input itself
             if axis.argument == "standard_moneyness":
-                value = value / (self.reference(columns) * self.expiry(columns).sqrt())
+                value = columns[axis.input] / (self.reference(columns) * self.expiry(columns).sqrt())
+                found[..., place] = ~((value >= low[place]) & (value <= high[place]))
+            elif axis.argument == "delta" and vol is None:
+                found[..., place] = ~columns[axis.input].isfinite()
             elif axis.argument == "delta":
-                if vol is None:
-                    found.append(~value.isfinite())
-                    continue
-                value, slack = self.delta(columns, vol), DELTA_SLACK
-            found.append(~((value >= limits.low - slack) & (value <= limits.high + slack)))
-        return torch.stack(found, dim=-1)
+                value, one = self.delta(columns, vol), limits[place]
+                found[..., place] = ~((value >= one.low - DELTA_SLACK) & (value <= one.high + DELTA_SLACK))
+        return found
 
     def delta(self, columns: Columns, vol: Tensor) -> Tensor:
         """Call delta on the forward, N(d1), of the columns `log_moneyness` and expiry with the vol of each."""

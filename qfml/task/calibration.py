@@ -127,6 +127,9 @@ class CalibrationTask:
         inverse_training: train an inverse map where the first surface has its quotes, into the folder `inverse` of the
             run, and take that.
         n_starts: starts that are looked at for each surface; None leaves it to the model. Not with an inverse map.
+        n_polished: starts that are followed to the end; likewise.
+        max_steps: of the least squares; None is the method's own, 3 for "inverse".
+        tolerance: of the least squares, relative; None is the method's own.
         seed: of the starts, the posterior and the bootstrap.
         warm: go through the surfaces one by one, each from the parameters of the one before; else all are searched at
             once. Not with an inverse map or the method "polished".
@@ -145,6 +148,9 @@ class CalibrationTask:
     inverse: str | None = None
     inverse_training: Annotated[InverseTraining, Section(InverseTraining)] | None = None
     n_starts: int | None = None
+    n_polished: int | None = None
+    max_steps: int | None = None
+    tolerance: float | None = None
     seed: int = 0
     warm: bool = False
     smoothness: float = 0.0
@@ -171,7 +177,8 @@ class CalibrationTask:
     def _check_starts(self) -> None:
         """Refuse a method without what it needs, and what would do nothing under it."""
         method = _method(self.method, self.surrogate, self.inverse or self.inverse_training)
-        for name, asked in (("n_starts", self.n_starts is not None), ("warm", self.warm)):
+        of_search = [(name, getattr(self, name) is not None) for name in ("n_starts", "n_polished")]
+        for name, asked in (*of_search, ("warm", self.warm)):
             mapped = self.inverse is not None or self.inverse_training is not None
             if asked and (mapped or (name == "warm" and method == "polished")):
                 raise ConfigError(f"`{name}` is of a search for starts, which a network gives here: leave it out")
@@ -206,6 +213,11 @@ class CalibrationTask:
                 f"`inverse_training` needs exact vols, and {kind} has only those of its surrogate: leave it out, or "
                 f"take one of {known}"
             )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What `calibrate` and a walk-forward calibration are asked for besides the method."""
+        return {name: getattr(self, name) for name in ("n_starts", "n_polished", "max_steps", "tolerance", "seed")}
 
     @property
     def _of_cube(self) -> bool:
@@ -297,8 +309,8 @@ class CalibrationTask:
         return found, {"path": OWN_MAP, "hash": map_hash(found)}
 
     def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
-        settings: dict[str, Any] = {"n_starts": self.n_starts, "seed": self.seed, "warm": self.warm}
-        return calibrate(surfaces, self._model, self.method, smoothness=self.smoothness, **settings, **networks)
+        settings: dict[str, Any] = {"warm": self.warm, "smoothness": self.smoothness} | self._options
+        return calibrate(surfaces, self._model, self.method, **settings, **networks)
 
     def _posterior(self, folder: Path, found: Any, networks: Mapping[str, Any]) -> dict[str, Any]:
         """Draws for the first surface, into `posterior.parquet`, and their summary; or why there are none."""
@@ -353,8 +365,7 @@ class CalibrationTask:
             every=settings.every,
             warm=settings.warm is not False,
             method=self.method,
-            seed=self.seed,
-            n_starts=self.n_starts,
+            **self._options,
             **networks,
         )
         found.save(folder / "walk_forward")

@@ -20,7 +20,7 @@ __all__ = ["check_cube", "fitted_cube", "has_tenors"]
 _TENORS = {"tenor", "swap_tenor"}
 _EXPIRIES = {"expiry", "option_expiry"}
 _COLUMNS = ("expiry", "tenor", "strike", "forward", "vol", "weight")
-_OFF = ("surrogate", "inverse", "inverse_training", "posterior", "walk_forward", "warm", "smoothness")
+_OFF = ("surrogate", "inverse", "inverse_training", "posterior", "walk_forward", "warm", "smoothness", "n_polished")
 
 
 def check_cube(task: Any) -> None:
@@ -50,7 +50,8 @@ def fitted_cube(task: Any, folder: Path, say: Say) -> dict[str, Any]:
     claimed(folder, {}, hashed)
     seconds = {"data": time.perf_counter() - start}
     start = time.perf_counter()
-    found = calibrate_cube(cube, task.model.beta, at_the_money=task.model.at_the_money, n_starts=task.n_starts)
+    options = {name: getattr(task, name) for name in ("n_starts", "max_steps", "tolerance")}
+    found = calibrate_cube(cube, task.model.beta, at_the_money=task.model.at_the_money, **options)
     seconds["calibration"] = time.perf_counter() - start
     for name, table in (("quotes", cube_quotes), ("curves", cube_curves), ("nodes", cube_nodes)):
         replace_file(folder / f"{name}.parquet", table(found).write_parquet)

@@ -7,7 +7,7 @@ from surrogate_cases import CALLS, HESTON_BOX, VOLS, rows_of
 import pricers as pr
 from qfml.errors import ConfigError
 from qfml.surrogate import Problem, Range
-from qfml.surrogate.coordinates import Coordinates, columns_of, row_jacobian, scaled
+from qfml.surrogate.coordinates import Coordinates, columns_of, row_jacobian
 from qfml.surrogate.tangents import log_reference_slopes, pulled_back
 from qfml.surrogate.target import Target, european_bounds
 
@@ -55,10 +55,15 @@ PROBLEMS = {"vols": VOLS, "rough": ROUGH, "fixed": FIXED, "puts": PUTS, "calls":
 
 
 def test_ranges_become_minus_one_to_one_along_their_scale():
-    column = torch.tensor([0.1, 1.0, 10.0]).double()
-    torch.testing.assert_close(scaled(column, Range(0.1, 10.0, "log")), torch.tensor([-1.0, 0.0, 1.0]).double())
-    column = torch.tensor([-1.0, 1.0, 3.0]).double()
-    torch.testing.assert_close(scaled(column, Range(-1.0, 3.0)), torch.tensor([-1.0, 0.0, 1.0]).double())
+    problem = Problem(
+        model={"kind": "black_scholes"},
+        instrument={"kind": "european", "expiry": 1.0},
+        box={"vol": Range(0.1, 0.4, "log"), "strike": Range(80.0, 120.0)},
+        target="price",
+    )
+    rows = torch.tensor([[0.1, 80.0], [0.2, 90.0], [0.4, 120.0]]).double()
+    expected = torch.tensor([[-1.0, -1.0], [0.0, -0.5], [1.0, 1.0]]).double()
+    torch.testing.assert_close(Coordinates(problem)(rows), expected)
 
 
 def test_the_strike_enters_in_reference_standard_deviations():
