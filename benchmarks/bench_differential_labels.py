@@ -1,13 +1,14 @@
 """What derivatives of Monte Carlo labels are worth: the error of a surrogate with and without them, by labels and time.
 
-    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--balance X]
+    python benchmarks/bench_differential_labels.py [--out FILE.json] [--paths N] [--sizes N ...] [--draws N]
 
 An Asian option with a barrier on its twelve monthly fixings under Heston; model, rate, strike and barrier vary. The
 same labels (noise of their own, `--paths` paths each) train the same networks twice: on values alone, and on values and
 pathwise derivatives. Both make the same number of updates. The error is that of fresh points against prices from
 `--test-paths` paths, whose own noise is subtracted. For each size of the plain one the table tells how many labels with
-derivatives reach its error (interpolated between sizes on a log-log scale), and how the whole times compare: making the
-labels and training. Run it alone on an idle machine.
+derivatives reach its error for good (interpolated between sizes on a log-log scale), and how the whole times compare:
+making the labels and training. Errors are root mean squares over `--draws` sets of labels that share none, or as many
+as there are. Run it alone on an idle machine.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ parser.add_argument("--out", type=Path)
 parser.add_argument("--threads", type=int, default=default_threads())
 parser.add_argument("--paths", type=int, default=64)
 parser.add_argument("--steps", type=int, default=48)
-parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 5000, 10_000, 20_000, 50_000])
+parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2500, 5000, 10_000, 25_000, 50_000])
+parser.add_argument("--draws", type=int, default=3, help="sets of labels of each size, where there are so many")
 parser.add_argument("--updates", type=int, default=4000)
 parser.add_argument("--width", type=int, default=64)
 parser.add_argument("--balance", type=float, default=1.0)  # of a derivative beside the value, in units of their noise
@@ -123,8 +125,8 @@ def trained_error(
 
 
 def interpolated(sizes: list[float], errors: list[float], wanted: float) -> float | None:
-    """Size at which the error is `wanted`, on a log-log scale; None beyond the ends."""
-    falling = np.minimum.accumulate(errors)
+    """Size from which on the error stays at or below `wanted`, on a log-log scale; None beyond the ends."""
+    falling = np.maximum.accumulate(errors[::-1])[::-1]
     if not falling[-1] <= wanted <= falling[0]:
         return None
     return float(np.exp(np.interp(-math.log(wanted), -np.log(falling), np.log(sizes))))
@@ -140,7 +142,7 @@ def compared(rows: list[dict[str, Any]]) -> None:
         for name, scale, own in (("labels", sizes, row["labels"]), ("time", seconds, row["plain"]["total_seconds"])):
             enough = interpolated(scale, errors, wanted)
             row[f"times_fewer_{name}" if name == "labels" else "times_less_time"] = enough and own / enough
-        if wanted > errors[0]:  # fewer than the smallest set would do
+        if wanted > max(errors):  # fewer than the smallest set would do
             row["times_fewer_labels_at_least"] = row["labels"] / sizes[0]
 
 
@@ -153,15 +155,20 @@ def main() -> None:
     _, seconds_without = labelled(sizes[-1], False, arguments)
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        part = table.rows(torch.arange(size))
-        row: dict[str, Any] = {"labels": size}
+        draws = [torch.arange(i * size, (i + 1) * size) for i in range(min(arguments.draws, sizes[-1] // size))]
+        row: dict[str, Any] = {"labels": size, "draws": len(draws)}
         ways = (("plain", None, seconds_without), ("differential", arguments.balance, seconds_with))
         for name, twin, seconds in ways:
-            found = trained_error(part, twin, arguments, test)
+            found = [trained_error(table.rows(draw), twin, arguments, test) for draw in draws]
+            errors = [one["rmse_bps"] for one in found]
+            training = sum(one["training_seconds"] for one in found) / len(found)
             label_seconds = seconds * size / sizes[-1]
-            row[name] = found | {
+            row[name] = {
+                "rmse_bps": math.sqrt(sum(error**2 for error in errors) / len(errors)),
+                "rmse_bps_of_draws": errors,
+                "training_seconds": training,
                 "label_seconds": label_seconds,
-                "total_seconds": label_seconds + found["training_seconds"],
+                "total_seconds": label_seconds + training,
             }
         rows.append(row)
         print(

@@ -26,6 +26,7 @@ from qfml.surrogate.problem import Problem
 from qfml.surrogate.target import Target
 
 PREDICTIONS = ("best", "mean")
+LEAST_VARIANCE = 1e-6  # of a derivative, beside the noisiest one's
 
 
 @dataclass(frozen=True)
@@ -163,15 +164,18 @@ def row_weights(slope: Tensor, std_error: Tensor, noise_floor: float | None) -> 
 def derivative_weights(target: Target, table: LabelTable, features: Tensor, weight: Tensor) -> Tensor:
     """What the squared errors of simulated derivatives count (N, F) in a row that counts `weight` (N,).
 
-    Together they are one over the variance of each derivative of what is learnt in each feature: that of neighbours,
-    for derivatives along few paths have tails so heavy that one row in a hundred holds most of the sum of squares.
+    Together they are one over the variance of each derivative of what is learnt in each feature: what is typical of its
+    place, or its own where that is greater. Derivatives along few paths have tails so heavy that one row in a hundred
+    holds most of the sum of squares; it shows in their own standard errors.
     """
     assert table.gradient_std_error is not None
     inverse = torch.linalg.inv(row_jacobian(Coordinates(target.problem), table.inputs)).transpose(1, 2)
     learnt = (table.gradient_std_error / target.slope(table.value, table.inputs)[:, None]).square()
     variance = (inverse.square() @ learnt[..., None])[..., 0]
     typical = torch.stack([smoothed_variance(features, column) for column in variance.unbind(1)], 1)
-    return 1.0 / (typical + typical.median(0).values) / weight[:, None]
+    floor = typical.median(0).values
+    floor = floor.clamp_min(LEAST_VARIANCE * float(floor.max()))  # a derivative without noise counts much, not for ever
+    return 1.0 / (torch.maximum(typical, variance) + floor) / weight[:, None]
 
 
 def training_data(problem: Problem, table: LabelTable, target: Target, settings: SurrogateTraining) -> TimeDataset:
@@ -192,7 +196,7 @@ def training_data(problem: Problem, table: LabelTable, target: Target, settings:
                 "`twin` learns from derivatives, which these labels do not have: make them with gradients"
             )
         gradient = target.encode_gradient(value, table.gradient, inputs)
-        if table.gradient_std_error is not None:
+        if table.gradient_std_error is not None and bool((table.gradient_std_error > 0).any()):
             gradient_weight = derivative_weights(target, table, features, weight)
     weight = weight / weight.mean()
     if table.weight is not None:  # points that were drawn where the error is, weighted back to the whole box

@@ -107,6 +107,24 @@ def test_derivatives_count_by_their_noise_in_the_features():
     assert float(ratio.max()) < 1.07
 
 
+def test_a_derivative_that_is_known_to_be_noisy_counts_little():
+    """Its own standard error names it, whatever is typical of its place; no noise at all is finite still."""
+    rows = points(2000)
+    slopes = torch.ones_like(rows)
+    noise = torch.tensor([0.1, 0.1]).double().expand(2000, 2).clone()
+    noise[5, 0] = 100.0
+    noise[:, 1] = 0.0
+    std_error = torch.full((2000,), 0.01).double()
+    target = Target(CALLS, "linear", 1.0)
+    table = table_of(rows, CALLS.exact(rows), std_error, slopes, noise)
+    share = training_data(CALLS, table, target, replace(TRAINING, twin=1.0)).label_gradient_weight.double()
+    typical = float(share[:, 0].median())
+    assert float(share[5, 0]) == pytest.approx(typical * 2 * (0.1 / 100.0) ** 2, rel=0.1)
+    assert bool(share.isfinite().all())
+    exact = table_of(rows, CALLS.exact(rows), 0 * std_error, slopes, 0 * noise)
+    assert training_data(CALLS, exact, target, replace(TRAINING, twin=1.0)).label_gradient_weight is None
+
+
 @pytest.mark.slow
 def test_derivatives_with_heavy_tails_still_help():
     """One derivative in fifteen is a hundred times noisier: unweighted they spoil what values tell."""
