@@ -119,7 +119,7 @@ def test_a_derivative_that_is_known_to_be_noisy_counts_little():
     table = table_of(rows, CALLS.exact(rows), std_error, slopes, noise)
     share = training_data(CALLS, table, target, replace(TRAINING, twin=1.0)).label_gradient_weight.double()
     typical = float(share[:, 0].median())
-    assert float(share[5, 0]) == pytest.approx(typical * 2 * (0.1 / 100.0) ** 2, rel=0.1)
+    assert float(share[5, 0]) == pytest.approx(typical * 2 * (3.0 * 0.1 / 100.0) ** 2, rel=0.1)
     assert bool(share.isfinite().all())
     exact = table_of(rows, CALLS.exact(rows), 0 * std_error, slopes, 0 * noise)
     assert training_data(CALLS, exact, target, replace(TRAINING, twin=1.0)).label_gradient_weight is None
