@@ -166,9 +166,9 @@ def derivative_weights(target: Target, table: LabelTable, features: Tensor, weig
     """What the squared errors of simulated derivatives count (N, F) in a row that counts `weight` (N,).
 
     Together they are one over the typical variance of each derivative at its place, of what is learnt in each feature.
-    Derivatives along few paths have tails so heavy that one row in a hundred holds most of the sum of squares, and their
-    own standard errors tell which: a row whose own are beyond `OUTLYING` times the typical ones counts by what is
-    beyond. To count every row by its own would be biased, for the paths that made the one made the other.
+    Derivatives along few paths have tails so heavy that one row in a hundred holds most of the sum of squares. Their
+    own errors tell which: a row whose own are beyond `OUTLYING` times the typical ones counts by what is beyond.
+    To count every row by its own would be biased, for the paths that made the one made the other.
     """
     assert table.gradient_std_error is not None
     inverse = torch.linalg.inv(row_jacobian(Coordinates(target.problem), table.inputs)).transpose(1, 2)
