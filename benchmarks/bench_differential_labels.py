@@ -8,7 +8,8 @@ pathwise derivatives. Both make the same number of updates. The error is that of
 `--test-paths` paths, whose own noise is subtracted. For each size of the plain one the table tells how many labels with
 derivatives reach its error for good (interpolated between sizes on a log-log scale), and how the whole times compare:
 making the labels and training. Errors are root mean squares over `--draws` sets of labels that share none, or as many
-as there are. Run it alone on an idle machine.
+as there are. Beside it, on exact labels (European calls by Fourier, gradients by automatic differentiation), the errors
+with and without derivatives. Run it alone on an idle machine.
 """
 
 from __future__ import annotations
@@ -34,11 +35,26 @@ from qfml.surrogate.box import Range
 from qfml.surrogate.fitting import fit_surrogate
 from qfml.surrogate.labels import LabelTable, make_labels, read_labels
 from qfml.surrogate.problem import Problem
-from qfml.surrogate.settings import LabelSettings, MonteCarloLabels
+from qfml.surrogate.settings import FourierLabels, LabelSettings, MonteCarloLabels
 from qfml.surrogate.simulated_labels import simulated_labels
 from qfml.surrogate.training import SurrogateTraining
 
 N_DATES = 12
+HESTON = {
+    "v0": Range(0.01, 0.16),
+    "kappa": Range(0.5, 5.0),
+    "theta": Range(0.01, 0.16),
+    "sigma": Range(0.1, 1.0),
+    "rho": Range(-0.9, 0.0),
+    "strike": Range(0.8, 1.2),
+}
+EXACT = Problem(
+    model={"kind": "heston"},
+    instrument={"kind": "european", "expiry": 1.0, "option": "call"},
+    market={"spot": 1.0},
+    box=HESTON,
+    target="price",
+)
 PROBLEM = Problem(
     model={"kind": "heston"},
     instrument={
@@ -48,16 +64,7 @@ PROBLEM = Problem(
         "option": "call",
     },
     market={"spot": 1.0},
-    box={
-        "v0": Range(0.01, 0.16),
-        "kappa": Range(0.5, 5.0),
-        "theta": Range(0.01, 0.16),
-        "sigma": Range(0.1, 1.0),
-        "rho": Range(-0.9, 0.0),
-        "rate": Range(0.0, 0.06),
-        "strike": Range(0.8, 1.2),
-        "barrier": Range(1.25, 1.8),
-    },
+    box=HESTON | {"rate": Range(0.0, 0.06), "barrier": Range(1.25, 1.8)},
     target="price",
 )
 
@@ -71,6 +78,8 @@ parser.add_argument("--draws", type=int, default=3, help="sets of labels of each
 parser.add_argument("--updates", type=int, default=4000)
 parser.add_argument("--width", type=int, default=64)
 parser.add_argument("--balance", type=float, default=1.0)  # of a derivative beside the value, in units of their noise
+parser.add_argument("--exact-sizes", type=int, nargs="+", default=[1000, 4000])
+parser.add_argument("--exact-balance", type=float, default=0.1, help="of a derivative, in units of its size")
 parser.add_argument("--seeds", type=int, default=2)
 parser.add_argument("--test-points", type=int, default=1024)
 parser.add_argument("--test-paths", type=int, default=2**14)
@@ -117,11 +126,31 @@ def trained_error(
         twin=twin,
     )
     begin = time.perf_counter()
-    surrogate = fit_surrogate(PROBLEM, table, settings)
+    surrogate = fit_surrogate(table.problem, table, settings)
     seconds = time.perf_counter() - begin
     inputs, price, noise = test
     squared = float((surrogate.predict(inputs).value.double() - price).square().mean()) - noise**2
     return {"rmse_bps": 1e4 * math.sqrt(max(squared, 0.0)), "training_seconds": seconds}
+
+
+def on_exact_labels(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Errors of both ways on labels without noise."""
+
+    def made(n: int, seed: int) -> LabelTable:
+        settings = LabelSettings(n, seed=seed, engine=FourierLabels(), gradients=True)
+        with tempfile.TemporaryDirectory() as folder:
+            return read_labels(make_labels(EXACT, settings, folder, workers=1)[0].parent)
+
+    fresh, table = made(arguments.test_points, seed=2), made(max(arguments.exact_sizes), seed=1)
+    test, rows = (fresh.inputs, fresh.value, 0.0), []
+    for size in arguments.exact_sizes:
+        part, row = table.rows(torch.arange(size)), {"labels": size}
+        for name, twin in (("plain", None), ("differential", arguments.exact_balance)):
+            row[name] = trained_error(part, twin, arguments, test)
+        rows.append(row)
+        told = " and ".join(f"{name} {row[name]['rmse_bps']:.2f} bps" for name in ("plain", "differential"))
+        print(f"{size:>7} exact labels: {told}", flush=True)
+    return rows
 
 
 def interpolated(sizes: list[float], errors: list[float], wanted: float) -> float | None:
@@ -188,6 +217,8 @@ def main() -> None:
         "updates": arguments.updates,
         "balance": arguments.balance,
         "rows": rows,
+        "exact_balance": arguments.exact_balance,
+        "rows_on_exact_labels": on_exact_labels(arguments),
         "command": command(),
         "machine": machine() | {"threads": arguments.threads},
         "versions": versions("torch", "numpy"),
