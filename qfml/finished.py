@@ -10,7 +10,7 @@ from typing import Any
 
 from qfml.errors import UserError
 
-__all__ = ["check_sections", "is_search", "read_metrics", "require"]
+__all__ = ["check_sections", "is_search", "read_metrics", "require", "tells_q999"]
 
 
 def is_search(folder: str | Path) -> bool:
@@ -70,3 +70,8 @@ def require(path: Path, section: str, found: Any, keys: Sequence[str]) -> None:
     missing = [f"`{section}.{key}`" for key in keys if key not in found]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; it is damaged or of another version: run it again")
+
+
+def tells_q999(judgement: Mapping[str, Any]) -> bool:
+    """Whether a surrogate's fresh points are so many that 99.9 % of them are fewer than all."""
+    return judgement["points"]["n_points"] >= 1000

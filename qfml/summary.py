@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from qfml.finished import read_metrics
+from qfml.finished import read_metrics, tells_q999
 from qfml.tune.space import short_names
 
 __all__ = ["SUMMARIES", "cell", "printable", "say_report", "show_run", "show_search"]
@@ -62,20 +62,28 @@ def _surrogate(found: dict[str, Any]) -> None:
     """Errors on fresh points, the bound, and what it saves."""
     judged = found["judgement"]
     table = rich.table.Table(title="on fresh points, basis points")
-    for head in ("error", "rms", "99 %", "99.9 %", "largest"):
-        table.add_column(head, justify="left" if head == "error" else "right")
+    heads = {"rmse": "rms", "q99": "99 %", "q999": "99.9 %", "max": "largest"}
+    if not tells_q999(judged):
+        del heads["q999"]
+    table.add_column("error")
+    for head in heads.values():
+        table.add_column(head, justify="right")
     for name, key in (("vol", "vol_bps"), ("price, of spot", "price_bps")):
         if own := judged.get(key):
-            table.add_row(name, *(f"{own[measure]:.2f}" for measure in ("rmse", "q99", "q999", "max")))
+            table.add_row(name, *(f"{own[measure]:.2f}" for measure in heads))
     out.print(table)
     bound, speed = judged["conformal"], judged["speed"]
     told = [
-        f"bound at {bound['level']:.0%}: {1e4 * bound['bound']:.2f} bps, kept by {bound['coverage']:.2%} of "
+        f"bound at {100 * bound['level']:g}%: {1e4 * bound['bound']:.2f} bps, kept by {bound['coverage']:.2%} of "
         f"{bound['n_test']:,} fresh points"
     ]
     if speed:
         own = speed["surrogate"]
-        told.append(f"{own['n_batch']:,} prices in {1e3 * own['batch_seconds']['least']:.1f} ms")
+        timed = {{"implied_vol": "vols", "time_value": "time values"}.get(judged["target"], "prices"): "batch_seconds"}
+        if "price_batch_seconds" in own:
+            timed.setdefault("prices", "price_batch_seconds")
+        for what, key in timed.items():
+            told.append(f"{own['n_batch']:,} {what} in {1e3 * own[key]['median']:.1f} ms")
         if ratio := speed.get("ratio_simulated"):
             told.append(f"{ratio:.0f} times faster than simulation to equal error")
     out.print("; ".join(told), highlight=False)

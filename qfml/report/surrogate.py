@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from qfml.errors import UserError
-from qfml.finished import check_sections, read_metrics
+from qfml.finished import check_sections, read_metrics, tells_q999
 from qfml.report import formats
 from qfml.report.charts import COLORS, Figure
 from qfml.report.folder import read_text
@@ -33,6 +33,8 @@ REQUIRED = {
 }
 ARRAYS = ("error", "value", "regions_by_coordinate", "regions_by_pair", "pairs", "training_error")
 BPS = 1e4
+TARGETS = {"implied_vol": "vols", "time_value": "time values"}  # other than prices
+NEGLIGIBLE = 0.01  # share of the surrogate's error below which the engine's own is not told
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,30 @@ class _Run:
     @property
     def truth(self) -> str:
         """What the surrogate is compared with."""
-        return "label" if self.found["conformal"]["of"] == "label" else "exact value"
+        if self.found["conformal"]["of"] == "label":
+            return "label"
+        return "engine's value" if self.stated else "exact value"
+
+    @property
+    def stated(self) -> str:
+        """What the engine says of the error of its own values; nothing where it is beyond what the page shows."""
+        bound, note = self.found["points"].get("error_bound"), self.found["points"].get("note")
+        if bound is None:
+            return ""
+        told = [] if not note else [f"of its values it says: {note}"]
+        if bound["max"] is None:
+            told.append("it states no bound of their error")
+        elif bound["max"] > NEGLIGIBLE * self.found["error"]["rmse"]:
+            told.append(
+                f"it bounds their error by {_bps(bound['rms'])} {self.unit} in the root mean square and "
+                f"{_bps(bound['max'])} at most, at {formats.count(bound['n_points'])} of the points"
+            )
+        return "; ".join(told)
 
     @property
     def tells_q999(self) -> bool:
         """Whether 99.9 % of the points are fewer than all of them."""
-        return self.found["points"]["n_points"] > 1000
+        return tells_q999(self.found)
 
 
 def write_surrogate_report(folder: Path) -> Path:
@@ -112,7 +132,7 @@ def _headline(run: _Run) -> Html:
             _bps(conformal["bound"]),
             f"kept by {formats.percent(conformal['coverage'])}",
         ),
-        *_speed_cards(found["speed"]),
+        *_speed_cards(found["target"], found["speed"]),
     ]
     parts = [
         el("div", el("dt", name), el("dd", value), el("dd", small, class_="interval")) for name, value, small in cards
@@ -141,23 +161,27 @@ def _headline(run: _Run) -> Html:
     )
 
 
-def _speed_cards(speed: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _speed_cards(target: str, speed: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What it saves; nothing where nothing was timed."""
     if not speed:
         return []
     own = speed["surrogate"]
-    milliseconds = f"{formats.significant(1e3 * own['batch_seconds']['least'], 3)} ms"
-    cards = [
-        (
-            f"{formats.count(own['n_batch'])} prices",
-            milliseconds,
-            _threads(own["threads"]),
-        )
-    ]
+    cards = []
+    for what, seconds in _batches(target, own):
+        milliseconds = f"{formats.significant(1e3 * seconds, 3)} ms"
+        cards.append((f"{formats.count(own['n_batch'])} {what}", milliseconds, _threads(own["threads"])))
     if speed.get("ratio_simulated"):
         times = f"{formats.significant(speed['ratio_simulated'], 3)}{formats.TIMES}"
         cards.append(("Faster than simulation", times, "at equal error"))
     return cards
+
+
+def _batches(target: str, own: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What was asked for in a batch, and its median seconds: the target, and prices where they are made of it."""
+    found = [(TARGETS.get(target, "prices"), own["batch_seconds"]["median"])]
+    if target in TARGETS and "price_batch_seconds" in own:
+        found.append(("prices", own["price_batch_seconds"]["median"]))
+    return found
 
 
 def _errors(run: _Run, charts: Charts) -> Section:
@@ -185,7 +209,7 @@ def _errors(run: _Run, charts: Charts) -> Section:
     told = note(
         f"R² {r2}; mean squared error {formats.significant(error['mse'], 3)}, bias {_bps(error['bias'])} {run.unit}. "
         f"{formats.count(found['points']['n_points'])} points drawn independently of the labels, priced by "
-        f"{found['points']['engine'].replace('_', ' ')}."
+        f"{found['points']['engine'].replace('_', ' ')}{'; ' if run.stated else ''}{run.stated}."
     )
     left_out = [
         note(f"{formats.count(count)} points left out: {why}.") for why, count in found["points"]["left_out"].items()
@@ -279,12 +303,13 @@ def _greeks(run: _Run) -> Section | None:
 
 
 def _arbitrage(run: _Run) -> Section | None:
-    found = run.found["arbitrage"]
+    found, remark = run.found["arbitrage"], run.found.get("arbitrage_note")
+    intro = "Rules that the exact values obey, looked at on the fresh points."
     if not found:
-        return None
+        return Section("arbitrage", "Arbitrage", intro, note(_sentence(remark))) if remark else None
     titles = {
         "density": "Negative density (butterfly)",
-        "calendar": "Falling total variance (calendar)",
+        "calendar": "Losing with the expiry (calendar)",
         "monotone": "Not monotone in the strike",
         "convex": "Not convex in the strike",
     }
@@ -300,9 +325,13 @@ def _arbitrage(run: _Run) -> Section | None:
     ]
     heads = ("Rule", "Violations", "Points", "Share", "Worst")
     table = scrolling_table(heads, rows, caption="Violations of no-arbitrage")
-    intro = "Rules that the exact values obey, looked at on the fresh points."
     told = [note(f"{titles.get(name, name)}: {own['measured']}.") for name, own in found.items()]
+    told += [note(_sentence(remark))] if remark else []
     return Section("arbitrage", "Arbitrage", intro, join([table, *told]))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _bound(run: _Run) -> Section:
@@ -364,36 +393,41 @@ def _speed(run: _Run) -> Section | None:
     if not speed:
         return None
     own = speed["surrogate"]
-    per_price = own["batch_seconds"]["least"] / own["n_batch"]
-    rows = [
-        ["Surrogate, in a batch", _seconds(per_price), ""],
-        ["Surrogate with all derivatives", _seconds(own["gradient_batch_seconds"]["least"] / own["n_batch"]), ""],
-        ["Surrogate, one at a time", _seconds(own["single_seconds"]["least"]), ""],
+    target, n = run.found["target"], own["n_batch"]
+    rows = [[f"Surrogate, {what} in a batch", _seconds(s / n), ""] for what, s in _batches(target, own)]
+    what = TARGETS.get(target, "prices")
+    rows += [
+        [f"Surrogate, {what} with all derivatives", _seconds(own["gradient_batch_seconds"]["median"] / n), ""],
+        ["Surrogate, one at a time", _seconds(own["single_seconds"]["median"]), ""],
     ]
     exact, simulated = speed.get("exact"), speed.get("simulated")
     if exact:
-        rows.append([f"{exact['engine']}", _seconds(exact["seconds_per_price"]), _times(speed["ratio_exact"])])
+        rows.append([f"{exact['engine']}, {what}", _seconds(exact["seconds_per_price"]), _times(speed["ratio_exact"])])
     if simulated:
-        name = f"{simulated['engine']}, as many paths as give the surrogate's error"
-        rows.append([name, _seconds(simulated["seconds_per_price_at_equal_error"]), _times(speed["ratio_simulated"])])
+        name = f"{simulated['engine']}, prices, as many paths as give the surrogate's error"
+        ratio = _times(speed.get("ratio_simulated"))
+        rows.append([name, _seconds(simulated["seconds_per_price_at_equal_error"]), ratio])
     told = [
-        f"On {_threads(own['threads'])}; the best of the rounds; {formats.count(own['n_batch'])} prices in a batch."
+        f"On {_threads(own['threads'])}; the median of the rounds, the first left out; {formats.count(n)} rows in a "
+        "batch, in float32, as the errors on this page."
     ]
     if simulated:
         told.append(
             f" Simulation was timed with {formats.count(simulated['n_paths'])} paths of {simulated['n_steps']} steps, "
             "and scaled by the square of its standard error."
         )
-    heads = ("", "Time for one price", "Of the surrogate's")
-    table = scrolling_table(heads, rows, caption="Time for one price")
-    return Section("speed", "Speed", "What a price costs, here and by the engines.", join([table, note(*told)]))
+    heads = ("", "Time for one", "Of the surrogate's")
+    table = scrolling_table(heads, rows, caption="Time for one value")
+    return Section("speed", "Speed", "What a value costs, here and by the engines.", join([table, note(*told)]))
 
 
 def _threads(count: int) -> str:
     return "one thread" if count == 1 else f"{count} threads"
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return formats.MISSING
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9)):
         if value >= size:
             return f"{formats.significant(value / size, 3)} {unit}"

@@ -5,7 +5,9 @@ value (or many-path label), in the unit of the target unless the name says `_bps
 
 metrics:
     target, unit            what is predicted, and its unit
-    points                  n_points, n_calibration, left_out (reason: count), engine, note
+    points                  n_points, n_calibration, left_out (reason: count), engine; note and error_bound, what the
+                            engine without noise says of its own values at the first of the points: n_points, rms, max
+                            in the unit of the target (None where it knows no number); None of simulated labels
     noise                   std_error_rms of the fresh labels, 0 if they are exact; of the error the labels' own share:
                             rmse_without_noise = sqrt(max(0, mse - std_error_rms^2))
     error                   mse, rmse, r2, bias, mean_abs, q99, q999, max
@@ -13,20 +15,23 @@ metrics:
                             vol; None where there are no vols
     price_bps               the same in basis points of spot
     worst                   the five largest errors: inputs by name, value, exact, error
-    greeks                  by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute error, noise; {}
-                            where none were asked for
+    greeks                  in float32, by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute
+                            error, noise; {} where none were asked for
     greeks_note             how the derivatives of the engine were made, or why there are none
-    arbitrage               density and calendar of vols, monotone and convex of prices: share, count, n_points, worst,
-                            measured; {} where no rule applies
+    arbitrage               density and calendar of vols, monotone, convex and calendar of prices: share, count,
+                            n_points, worst, measured; {} where no rule applies
+    arbitrage_note          which rules were not looked at, and why; "" if all were
     conformal               level, bound, unit, n_calibration, of ("value" | "label"), n_test, n_covered, coverage,
                             coverage_low, coverage_high (95 %, Clopper-Pearson, for the bound as it came out), p_value
                             (one-sided: of so few covered or fewer, the draw of the calibration points taken into
                             account), by_bin: list of name, low, high, n, coverage (None of an empty bin) along each
                             coordinate of the box
-    speed                   surrogate: threads, n_batch, batch_seconds, gradient_batch_seconds, single_seconds (least,
-                            median each); exact: engine, seconds_per_price; simulated: engine, n_paths, n_steps,
-                            seconds_per_price, std_error, seconds_per_price_at_equal_error; ratio_simulated,
-                            ratio_exact: their seconds over the surrogate's in a batch
+    speed                   surrogate: threads, n_batch, batch_seconds (of the target), price_batch_seconds
+                            (where the target is another), gradient_batch_seconds, single_seconds (least, median each);
+                            exact, the engine of the fresh labels where it draws nothing: engine, seconds_per_price (of
+                            the target); simulated: engine, n_paths, n_steps, seconds_per_price, std_error,
+                            seconds_per_price_at_equal_error; ratio_exact, ratio_simulated: their seconds over the
+                            surrogate's median in a batch, of the target and of prices
     regions                 coordinates, units, ranges (low, high, scale), n_bins, measures, pairs: names of the maps
 
 arrays:
@@ -55,8 +60,9 @@ import pricers as pr
 from pricers.noise import address
 from qfml.config import OneOf
 from qfml.errors import ConfigError
-from qfml.surrogate.arbitrage import arbitrage_of
+from qfml.surrogate.arbitrage import arbitrage_note, arbitrage_of
 from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
+from qfml.surrogate.exact_labels import target_values
 from qfml.surrogate.fresh import engine_slopes, fresh_labels
 from qfml.surrogate.labels import LabelTable
 from qfml.surrogate.points import unit_inputs
@@ -65,10 +71,11 @@ from qfml.surrogate.quoting import price_of
 from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, coverage_by_bin
 from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine
 from qfml.surrogate.shards import write_whole
-from qfml.surrogate.speed import engine_speed, surrogate_speed
+from qfml.surrogate.speed import exact_speed, simulation_speed, surrogate_speed
 from qfml.surrogate.surrogate import ErrorBound, Surrogate
 
 BPS = 1e4
+STATED_POINTS = 64  # at which the engine is asked for the error of its own values
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class JudgementSettings:
         n_greeks: points of which derivatives are judged; 0 leaves them out. Where the engine gives none itself, each
             costs 8 labels an input.
         n_bins: bins of each coordinate.
-        speed_paths: paths of the Monte Carlo that is timed beside the surrogate; 0 times nothing.
+        speed_paths: paths of the Monte Carlo that is timed beside the surrogate, 2 or more; 0 times nothing.
         speed_steps: its time steps.
         seed: of the points.
     """
@@ -99,9 +106,14 @@ class JudgementSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("n_points", 1), ("n_calibration", 1), ("n_greeks", 0), ("n_bins", 1), ("speed_paths", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
+        least = {"n_points": 1, "n_calibration": 1, "n_greeks": 0, "n_bins": 1, "speed_paths": 0, "speed_steps": 1}
+        for name, fewest in least.items():
+            if getattr(self, name) < fewest:
+                raise ConfigError(f"`{name}` must be {fewest} or more, got {getattr(self, name)}")
+        if self.speed_paths == 1:
+            raise ConfigError(
+                "`speed_paths` must be 0, which times nothing, or 2 or more, got 1: one path tells no standard error"
+            )
         if not 0 < self.level < 1:
             raise ConfigError(f"`level` must lie in (0, 1), got {self.level}")
 
@@ -155,6 +167,7 @@ def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Ju
             "n_calibration": len(held),
             "left_out": fresh.left_out,
             "engine": settings.engine.kind,
+            **_stated(problem, settings.engine, fresh.inputs),
         },
         "noise": _noise(error, fresh.std_error),
         "error": _errors(error) | {"r2": _r2(error, fresh.value), "bias": float(error.mean())},
@@ -164,6 +177,7 @@ def judge(surrogate: Surrogate, settings: JudgementSettings | None = None) -> Ju
         "greeks": greeks,
         "greeks_note": greeks_note,
         "arbitrage": arbitrage_of(surrogate, fresh.inputs),
+        "arbitrage_note": arbitrage_note(problem),
         "conformal": _coverage(bound, error)
         | {"by_bin": coverage_by_bin(problem, shares, error, bound.value, settings.n_bins)},
         "speed": _speed(surrogate, fresh.inputs, float(price_error.square().mean().sqrt()), settings),
@@ -196,6 +210,19 @@ def _values(surrogate: Surrogate, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         value, _ = surrogate.unchecked(inputs)
     return value.double()
+
+
+def _stated(problem: Problem, engine: LabelEngine, inputs: Tensor) -> dict[str, Any]:
+    """What an engine without noise says of the error of its own values, and its note, at a few fresh points."""
+    if engine.simulated:
+        return {"note": "simulated", "error_bound": None}
+    rows = inputs[:STATED_POINTS]
+    with torch.no_grad():
+        found = target_values(problem, problem.columns(rows), engine.engine())
+    bound = found.error_bound.expand(len(rows))
+    known = bool(bound.isfinite().all())
+    sizes = {"rms": float(bound.square().mean().sqrt()), "max": float(bound.max())} if known else {}
+    return {"note": found.note, "error_bound": {"n_points": len(rows), "rms": None, "max": None} | sizes}
 
 
 def _errors(error: Tensor) -> dict[str, float]:
@@ -278,7 +305,7 @@ def _greeks(surrogate: Surrogate, settings: JudgementSettings) -> tuple[dict[str
     if not n:
         return {}, "`n_greeks` is 0: derivatives were not compared", torch.zeros(0, len(names), dtype=torch.float64)
     slopes = engine_slopes(surrogate.problem, settings.engine, n, address(settings.seed, "points of greeks"))
-    error = surrogate.value_and_gradient(slopes.inputs)[1] - slopes.gradient
+    error = surrogate.value_and_gradient(slopes.inputs.float())[1].double() - slopes.gradient  # as they are timed
     found = {}
     for i, name in enumerate(names):
         size = float(slopes.gradient[:, i].square().mean().sqrt())
@@ -321,15 +348,19 @@ def _coverage(bound: ErrorBound, error: Tensor) -> dict[str, Any]:
 def _speed(surrogate: Surrogate, inputs: Tensor, rmse: float, settings: JudgementSettings) -> dict[str, Any]:
     if not settings.speed_paths:
         return {}
+    problem, engine = surrogate.problem, settings.engine
     own = surrogate_speed(surrogate, inputs)
     found: dict[str, Any] = {"surrogate": own}
-    found |= engine_speed(surrogate, inputs, rmse, settings.speed_paths, settings.speed_steps)
-    one = own["batch_seconds"]["median"] / own["n_batch"]
-    if "exact" in found:
-        found["ratio_exact"] = found["exact"]["seconds_per_price"] / one
-    simulated = found.get("simulated", {}).get("seconds_per_price_at_equal_error")
-    if simulated is not None:
-        found["ratio_simulated"] = simulated / one
+    exact = exact_speed(problem, inputs, None if engine.simulated else engine.engine())
+    if exact is not None:  # a value of the target against another
+        one = own["batch_seconds"]["median"] / own["n_batch"]
+        found |= {"exact": exact, "ratio_exact": exact["seconds_per_price"] / one}
+    simulated = simulation_speed(problem, inputs, rmse, settings.speed_paths, settings.speed_steps)
+    if simulated is not None:  # a price against another
+        found["simulated"] = simulated
+        if (seconds := simulated["seconds_per_price_at_equal_error"]) is not None:
+            prices = own.get("price_batch_seconds", own["batch_seconds"])
+            found["ratio_simulated"] = seconds / (prices["median"] / own["n_batch"])
     return found
 
 

@@ -139,6 +139,8 @@ def not_simulated(
     """Why a problem has no labels by simulation, in a sentence; None if it has, as far as `triple` is given."""
     if n_paths < FEWEST_PATHS:
         return f"`n_paths` of simulated labels must be {FEWEST_PATHS} or more, got {n_paths}"
+    if n_paths > MOST_PATHS:
+        return f"`n_paths` of simulated labels must be {MOST_PATHS:,} or less, got {n_paths:,}: take fewer"
     if target == "price":
         reason = None if triple is None else refusal(*triple)
         return None if reason is None else f"this problem has no labels by simulation: {reason}; use an exact engine"

@@ -277,7 +277,8 @@ class Surrogate:
         def one(start: int) -> None:
             with torch.no_grad():
                 block = rows[start : start + ROWS_AT_A_TIME]
-                narrow = torch.empty(block.shape[::-1]).copy_(block.t()).t()  # each column lies in one piece
+                narrow = torch.empty(block.shape[::-1], dtype=torch.float32)  # each column lies in one piece
+                narrow = narrow.copy_(block.t()).t()
                 reference = self._reference(narrow)
                 own = self._fast(narrow, reference)
                 by_axis = self.problem.outside(block, own if self._needs_vol else None)

@@ -9,6 +9,7 @@ import torch
 from surrogate_cases import CALLS, VOLS, quick, rows_of, table_of
 
 from pricers.black import black_price
+from pricers.noise import address
 from qfml.errors import ConfigError, DataError
 from qfml.surrogate import JudgementSettings, Problem, Range, Surrogate, fit_surrogate, judge
 from qfml.surrogate.arbitrage import arbitrage_of, derivatives_along, durrleman
@@ -314,7 +315,8 @@ def test_no_rule_is_claimed_where_none_holds():
     assert arbitrage_of(trained(digital, 40, quick(1, (4,))), rows_of(digital, 10)) == {}
 
 
-def test_speed_tells_what_was_timed(calls):
+def test_speed_tells_what_was_timed(calls, monkeypatch):
+    monkeypatch.setattr("qfml.surrogate.speed.MANY", 100)
     found = judge(
         calls, replace(FEW, n_points=64, n_calibration=100, n_greeks=0, speed_paths=64, speed_steps=4)
     ).metrics
@@ -325,6 +327,9 @@ def test_speed_tells_what_was_timed(calls):
     timed = speed["simulated"]
     assert timed["seconds_per_price_at_equal_error"] == pytest.approx(timed["seconds_per_price"] * ratio, rel=1e-9)
     assert found["greeks"] == {}
+    assert "price_batch_seconds" not in speed["surrogate"]
+    own = speed["surrogate"]["batch_seconds"]["median"] / 100
+    assert speed["ratio_simulated"] == pytest.approx(timed["seconds_per_price_at_equal_error"] / own)
 
 
 def test_what_cannot_be_judged_is_refused(calls):
@@ -332,5 +337,74 @@ def test_what_cannot_be_judged_is_refused(calls):
         judge(calls, replace(FEW, n_calibration=50))
     with pytest.raises(ConfigError, match=r"`level` must lie in \(0, 1\), got 1"):
         JudgementSettings(level=1.0)
-    with pytest.raises(ConfigError, match="`n_points` must be 1 or more, got 0"):
-        JudgementSettings(n_points=0)
+    for setting in ({"n_points": 0}, {"speed_steps": 0}):
+        with pytest.raises(ConfigError, match="must be 1 or more, got 0"):
+            JudgementSettings(**setting)
+    with pytest.raises(ConfigError, match="`speed_paths` must be 0, which times nothing, or 2 or more, got 1"):
+        JudgementSettings(speed_paths=1)
+
+
+def test_the_fewest_paths_and_steps_can_be_timed(calls, monkeypatch):
+    monkeypatch.setattr("qfml.surrogate.speed.MANY", 100)
+    few = replace(FEW, n_points=16, n_calibration=100, n_greeks=0, speed_paths=2, speed_steps=1)
+    json.dumps(judge(calls, few).metrics, allow_nan=False)
+
+
+def test_the_engine_that_made_the_labels_is_timed_and_its_own_error_told(calls, monkeypatch):
+    """By default a European call has a closed form; here its labels are of a coarse grid, and so is what is timed."""
+    monkeypatch.setattr("qfml.surrogate.speed.MANY", 100)
+    asked = []
+
+    def timed(problem, columns, engine=None):
+        asked.append(engine)
+        return target_values(problem, columns, engine)
+
+    monkeypatch.setattr("qfml.surrogate.speed.target_values", timed)
+    grid = FiniteDifferenceLabels(n_space=20, n_time=4)
+    settings = replace(
+        FEW, n_points=32, n_calibration=100, n_greeks=0, speed_paths=64, speed_steps=2, engine=grid, level=0.9
+    )
+    found = judge(calls, settings).metrics
+    assert found["speed"]["exact"]["engine"] == "FiniteDifference"
+    assert {(engine.n_space, engine.n_time) for engine in asked} == {(20, 4)}
+    own = found["speed"]["surrogate"]["batch_seconds"]["median"] / 100
+    assert found["speed"]["ratio_exact"] == pytest.approx(found["speed"]["exact"]["seconds_per_price"] / own)
+    bound = found["points"]["error_bound"]
+    assert bound["n_points"] == 32
+    assert 1e-5 < bound["rms"] < bound["max"] < 0.05
+    assert judge(calls, replace(settings, engine=ExactLabels(), speed_paths=0)).metrics["points"] == {
+        "n_points": 32,
+        "n_calibration": 100,
+        "left_out": {},
+        "engine": "exact",
+        "note": "",
+        "error_bound": {"n_points": 32, "rms": 0.0, "max": 0.0},
+    }
+
+
+def test_prices_of_a_surrogate_of_vols_are_timed_by_their_own_name(vols, monkeypatch):
+    monkeypatch.setattr("qfml.surrogate.speed.MANY", 100)
+    few = replace(FEW, n_points=32, n_calibration=100, n_greeks=0, speed_paths=64, speed_steps=2)
+    found = judge(vols, few).metrics["speed"]
+    own, simulated = found["surrogate"], found["simulated"]["seconds_per_price_at_equal_error"]
+    assert own["price_batch_seconds"]["least"] > 0
+    assert found["ratio_simulated"] == pytest.approx(simulated * 100 / own["price_batch_seconds"]["median"])
+
+
+def test_derivatives_are_judged_in_the_precision_they_are_timed_in(vols, of_vols):
+    slopes = engine_slopes(VOLS, ExactLabels(), FEW.n_greeks, address(FEW.seed, "points of greeks"))
+    single = vols.value_and_gradient(slopes.inputs.float())[1]
+    assert single.dtype == torch.float32
+    np.testing.assert_array_equal(of_vols.arrays["greeks_error"], (single.double() - slopes.gradient).numpy())
+
+
+def test_answers_do_not_depend_on_the_callers_default_dtype(vols):
+    rows = rows_of(VOLS, 50)
+    plain = vols.predict(rows, errors="flag")
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = vols.predict(rows, errors="flag")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(plain.value.nan_to_num(), double.value.nan_to_num())
+    assert torch.equal(plain.inside, double.inside)
