@@ -40,6 +40,7 @@ def loaded_after(statement: str) -> set[str]:
         (
             "qfml",
             {"ray", "fastapi", "tensorboard", "torch.utils.tensorboard", "wandb", "mlflow", "quantstats", "yfinance"}
+            | {"onnx", "onnxscript", "onnxruntime"}  # the exporter's, loaded where it is asked for
             | {"skfolio", "moto", "boto3", "pytest", "hypothesis", "beartype", "lightning", "skorch"},
         ),
     ],

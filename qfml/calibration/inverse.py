@@ -6,6 +6,7 @@ that its parameters give: directions in which the vols hardly move cost it next 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from qfml import config
@@ -36,10 +37,12 @@ from qfml.networks import MLP, NETWORKS, Network
 
 __all__ = ["Box", "InverseMap", "InverseTraining"]
 
-VERSION = 1  # of the files; a map of another version is refused
+VERSION = 2  # of the files; a map of another version is refused
 SURFACES_AT_A_TIME = 1024
 ROWS_AT_A_TIME = 4096  # of one forward pass
 RIDGE = 1e-3  # what the network's own coordinates count beside the vols, relative to the mean
+EDGE = 0.01  # share of a parameter's range within which an answer counts as at the edge
+_TENSORS = ("parameters", "centre", "scale", "lowest", "highest")
 _SMALLEST = 1e-6  # share of the box that stays between a prediction and its edge
 
 
@@ -163,6 +166,8 @@ class InverseMap:
         parameters: one flat row a member, float32.
         centre: means of the logarithms of the vols at the places, float32.
         scale: their standard deviations.
+        lowest: the least of those logarithms that the training saw, float32.
+        highest: the greatest.
         report: how it was trained, and how well it does on fresh surfaces: `vol_error_bps`, quantiles over surfaces of
             the root mean square difference between the model's vols at the predicted parameters and the surface's.
 
@@ -182,6 +187,8 @@ class InverseMap:
     parameters: Tensor
     centre: Tensor
     scale: Tensor
+    lowest: Tensor
+    highest: Tensor
     report: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -208,7 +215,7 @@ class InverseMap:
         ranges = Box.of(model, box)
         made = _surfaces(model, layout, ranges, training)
         fits = _fits(made, training)
-        affine = fits[0].transforms
+        affine, seen = fits[0].transforms, _log_vols(made.vols)
         inverse = cls(
             model=model,
             layout=layout,
@@ -217,6 +224,8 @@ class InverseMap:
             parameters=torch.stack([fit.parameters for fit in fits]).float(),
             centre=affine.centre,
             scale=affine.scale,
+            lowest=seen.amin(0),
+            highest=seen.amax(0),
         )
         facts = {
             "training": config.to_dict(training),
@@ -233,10 +242,33 @@ class InverseMap:
         Raises:
             DataError: a surface without quotes.
         """
-        return self._parameters(self.layout.vols(quotes))
+        return self.answer(quotes)[0]
+
+    def answer(self, quotes: Quotes) -> tuple[Float64[Tensor, "S P"], Int64[Tensor, " S"]]:
+        """Parameters (S, P), and at how many places (S,) a surface has a vol that the training never came to.
+
+        Raises:
+            DataError: a surface without quotes.
+        """
+        vols = self.layout.vols(quotes)
+        return self._parameters(vols), self._beyond(vols).sum(1)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change with model, layout, box, network or parameters."""
+        named = {name: config.to_dict(getattr(self, name)) for name in ("model", "layout", "box", "network")}
+        digest = hashlib.sha256(config.config_hash(named).encode())
+        for name in _TENSORS:
+            digest.update(getattr(self, name).cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _beyond(self, vols: Float64[Tensor, "S E K"]) -> Bool[Tensor, "S places"]:
+        """Which vols lie outside of the range that the training saw at their place."""
+        x = _log_vols(vols)
+        return ~((x >= self.lowest) & (x <= self.highest))
 
     def _parameters(self, vols: Float64[Tensor, "S E K"]) -> Float64[Tensor, "S P"]:
-        x = (vols.flatten(1).log().float() - self.centre) / self.scale
+        x = (_log_vols(vols) - self.centre) / self.scale
         views = self._layout().views(self.parameters)
         members = len(self.parameters)
         with torch.no_grad():
@@ -293,7 +325,7 @@ class InverseMap:
             "network": config.to_dict(self.network),
             "report": self.report,
         }
-        tensors = {"parameters": self.parameters, "centre": self.centre, "scale": self.scale}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # the folder is never half there
         try:
             write_folder(unfinished, tensors, state)
@@ -325,17 +357,23 @@ class InverseMap:
                 layout=config.build(Layout, state["layout"]),
                 box=config.build(Box, state["box"]),
                 network=config.build_kind(NETWORKS, state["network"]),
-                **{name: tensors[name] for name in ("parameters", "centre", "scale")},
+                **{name: tensors[name] for name in _TENSORS},
                 report=state["report"],
             )
             expected = (found._layout().width, found.layout.n_places)
         except (KeyError, ConfigError) as error:
             raise CheckpointError(f"{folder.name} is no inverse map of this library: {error}") from None
+        widths = {tuple(getattr(found, name).shape) for name in _TENSORS[1:]}
         shapes = (found.parameters.shape[-1], len(found.centre))
         names = tuple(one.name for one in found.model.parameters)
-        if shapes != expected or len(found.scale) != len(found.centre) or found.box.names != names:
+        if shapes != expected or len(widths) != 1 or found.box.names != names:
             raise CheckpointError(f"{folder.name} is damaged: its tensors do not fit its network, layout and model")
         return found
+
+
+def _log_vols(vols: Float64[Tensor, "S E K"]) -> Float32[Tensor, "S places"]:
+    """What the network sees of a surface, before it is standardised."""
+    return vols.flatten(1).log().float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,11 +95,11 @@ def inverse(asked: Asked) -> Found:
     assert model is not None
     max_steps, tolerance = asked.options["max_steps"], asked.options["tolerance"]
     max_steps = N_STEPS if max_steps is None else max_steps
-    answer = inverse_answer(quotes, asked.inverse, model)
+    answer, beyond = inverse_answer(quotes, asked.inverse, model)
     found = refined(model, quotes, answer, max_steps, TOLERANCE if tolerance is None else tolerance)
     found = checked(model, quotes, found)
     status = torch.where(found.status == MAX_STEPS, FEW_STEPS if max_steps else READ_OFF, found.status)
-    said, after = (inverse_warnings(x, asked.inverse, model) for x in (answer, found.x))
+    said, after = (inverse_warnings(x, asked.inverse, model, beyond) for x in (answer, found.x))
     # where steps have led to the edge or beyond it, what is said of the answer may be said twice
     both = tuple(tuple(dict.fromkeys((*first, *then))) for first, then in zip(said, after, strict=True))
     return Found(model, replace(found, status=status), both)
@@ -122,8 +122,8 @@ def polished(asked: Asked) -> Found:
         x, said = through.fit.x[:, [names.index(name) for name in _names(model)]], through.warnings
     else:
         assert model is not None
-        x = inverse_answer(quotes, asked.inverse, model)
-        said = inverse_warnings(x, asked.inverse, model)
+        x, beyond = inverse_answer(quotes, asked.inverse, model)
+        said = inverse_warnings(x, asked.inverse, model, beyond)
     steps = {name: asked.options[name] for name in ("max_steps", "tolerance")}
     search = Search.exact(len(model.parameters)).changed(steps)
     found = _searched(asked, model, search, _inside(x, model))

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from qfml.calibration.inverse import InverseMap
+from qfml.calibration.inverse import EDGE, InverseMap
 from qfml.calibration.model import CalibrationModel, Parameter, Quotes, draw_starts
 from qfml.errors import ConfigError
 from qfml.surrogate.surrogate import Surrogate
@@ -27,7 +27,6 @@ __all__ = [
 
 _OF_THE_QUOTES = ("expiry", "log_moneyness")
 MARGIN = 1e-3  # share of a parameter's range by which a start lies inside the bounds
-EDGE = 0.01  # share of a parameter's range within which a solution counts as at the edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +166,13 @@ def neural_start(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -
     Raises:
         ConfigError: the map is of other parameters.
     """
-    return inside_bounds(inverse_answer(quotes, inverse, model), model.parameters)
+    return inside_bounds(inverse_answer(quotes, inverse, model)[0], model.parameters)
 
 
-def inverse_answer(quotes: Quotes, inverse: InverseMap, model: CalibrationModel) -> Float64[Tensor, "S P"]:
-    """Parameters of `model` that an inverse map gives for surfaces, as they are.
+def inverse_answer(
+    quotes: Quotes, inverse: InverseMap, model: CalibrationModel
+) -> tuple[Float64[Tensor, "S P"], Int64[Tensor, " S"]]:
+    """Parameters of `model` that an inverse map gives for surfaces, as they are, and at how many places it guesses.
 
     Raises:
         ConfigError: the map is of other parameters.
@@ -186,20 +187,36 @@ def inverse_answer(quotes: Quotes, inverse: InverseMap, model: CalibrationModel)
     # a surface without quotes has no start, and no fit either: the middle of the box stands for it
     found = inverse.box.inside(torch.zeros(quotes.n_surfaces, len(names), dtype=torch.float64))
     some = quotes.used.any(1)
+    beyond = torch.zeros(quotes.n_surfaces, dtype=torch.int64)
     if bool(some.any()):
-        found[some] = inverse.start(quotes.at(some))
-    return found[:, order]
+        found[some], beyond[some] = inverse.answer(quotes.at(some))
+    return found[:, order], beyond
 
 
 def inverse_warnings(
-    x: Float64[Tensor, "S P"], inverse: InverseMap, model: CalibrationModel
+    x: Float64[Tensor, "S P"], inverse: InverseMap, model: CalibrationModel, beyond: Int64[Tensor, " S"]
 ) -> tuple[tuple[str, ...], ...]:
-    """What is to be said of an inverse map's answers: which lie at the edge of the box that it was trained on."""
+    """What is to be said of an inverse map's answers: which lie outside of what it was trained on, or at its edge.
+
+    Args:
+        x: the answers, or where steps have led from them.
+        inverse: the map.
+        model: what `x` are parameters of.
+        beyond: at how many places a surface has a vol that the training never came to.
+    """
     box = inverse.box
     order = [box.names.index(one.name) for one in model.parameters]
     low, high = (torch.tensor([ends[i] for i in order], dtype=torch.float64) for ends in (box.low, box.high))
     log = torch.tensor([bool(box.log[i]) for i in order])
-    return _edges(x, [one.name for one in model.parameters], low, high, log, "the inverse map's box")
+    said = _edges(x, [one.name for one in model.parameters], low, high, log, "the inverse map's box")
+    extrapolated = (
+        "the vols at {} of {} places of the surface lie outside of those that the inverse map was trained on: it "
+        "extrapolates there; calibrate by method exact"
+    )
+    return tuple(
+        (*lines, extrapolated.format(n, inverse.layout.n_places)) if n else lines
+        for lines, n in zip(said, beyond.tolist(), strict=True)
+    )
 
 
 def _edges(

@@ -14,7 +14,7 @@ from qfml.engine import Fit
 from qfml.errors import DataError, UserError
 from qfml.export.fit_stack import FitStack, Seen
 from qfml.export.model_file import Export, sealed, written
-from qfml.export.parity import N_POINTS, parity
+from qfml.export.parity import N_POINTS, Parity, parity
 from qfml.export.trace import Template
 
 __all__ = ["export_fits"]
@@ -49,8 +49,8 @@ def export_fits(
         ensemble: one graph with the mean of the fits' predictions.
         members: what names each fit, such as {"fold": 3, "seed": 0}; its seed if omitted.
         config_hash: of the settings that the fits came from.
-        points: raw features to compare on, shaped as the inputs; by default 10,000 are drawn about as wide as those
-            that the transforms were fitted on.
+        points: raw features to compare on, shaped as the inputs, beside the 10,000 that are always drawn about as wide
+            as those that the transforms were fitted on.
 
     Returns:
         What was written, in the order of `to`.
@@ -95,7 +95,7 @@ def export_fits(
         if stack.key not in templates:
             templates[stack.key] = stack.template()
         model = templates[stack.key].filled(stack.tensors)
-        agreement = parity(model.SerializeToString(), stack.reference, stack.points(N_POINTS) if at is None else at)
+        agreement = _agreement(model.SerializeToString(), stack, at)
         about = stack.metadata() | {"members": [dict(each) for each in who], "config_hash": config_hash}
         contents.append((path, sealed(model, about | {"parity": agreement.as_metadata()})))
         now = time.perf_counter()
@@ -103,6 +103,16 @@ def export_fits(
         begin = now
     written(contents)
     return exports
+
+
+def _agreement(model: bytes, stack: FitStack, at: Tensor | None) -> Parity:
+    """On the points drawn, and again with the user's beside them."""
+    drawn = stack.points(N_POINTS)
+    alone = parity(model, stack.reference, drawn)
+    if at is None:
+        return alone
+    # not the user's alone: a single one has no standard deviation to hold differences against
+    return parity(model, stack.reference, torch.cat([drawn, at]))
 
 
 def _checked_points(points: Any, seen: Seen) -> Tensor:

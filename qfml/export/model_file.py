@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,10 @@ def sealed(model: Any, metadata: Mapping[str, Any]) -> bytes:
 
 
 def written(contents: Sequence[tuple[Path, bytes]], *, outdated: Sequence[Path] = ()) -> None:
-    """Write files beside their places, prove each readable, and rename them all.
+    """Write files beside their places, prove each readable, and rename them all; then clear what a kill left earlier.
+
+    All are replaced or none, whatever error is raised. A process that is killed between two renames leaves some of
+    each, every one of them whole; the next export mends that.
 
     Args:
         contents: place and bytes of each file.
@@ -80,6 +84,8 @@ def written(contents: Sequence[tuple[Path, bytes]], *, outdated: Sequence[Path] 
             _write(new, content)
             _prove(new, content)
         _replace_all(made, outdated)
+        for path in (*(path for path, _ in contents), *outdated):
+            _clear_leftovers(path)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or contents[0][0]}: {error.strerror or error}; make room, or name another "
@@ -89,6 +95,15 @@ def written(contents: Sequence[tuple[Path, bytes]], *, outdated: Sequence[Path] 
         for new, _ in made:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove the files that an export of `path` left beside it when it was killed."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.(new|old)\Z")
+    for each in list(path.parent.iterdir()):
+        if ours.match(each.name):
+            with suppress(OSError):
+                each.unlink()
 
 
 def _replace_all(made: Sequence[tuple[Path, Path]], outdated: Sequence[Path]) -> None:

@@ -54,7 +54,8 @@ class ExportedModel:
             inputs: shape (N, d), columns in the order of `input_names`; or (N, L, d) for windows of L rows, the oldest
                 first; or a mapping with an array (N,), or (N, L), or a number for each name.
             units: the units that these inputs have, by name; refused where the file has others.
-            errors: "raise" refuses rows outside the box of a surrogate; "flag" leaves them to the output `inside`.
+            errors: "raise" refuses rows outside of what a surrogate or an inverse map was trained on; "flag" leaves
+                them to the output `inside`.
 
         Returns:
             Each output by name, N rows each.
@@ -120,11 +121,25 @@ class ExportedModel:
 
     def _refuse_outside(self, rows: np.ndarray, inside: np.ndarray) -> None:
         first = int(np.flatnonzero(~inside)[0])
+        count, flag = f"{int((~inside).sum())} of {len(rows)} rows", 'errors="flag" and read the output `inside`'
+        seen = self.metadata.get("trained_on")
+        if seen is not None:  # an inverse map
+            beyond = ~((rows[first] >= seen["lowest"]) & (rows[first] <= seen["highest"]))
+            place = int(np.argmax(beyond))
+            raise DataError(
+                f"{count} lie outside of what the map was trained on, first row {first}, "
+                + (
+                    f"where {self.input_names[place]} = {rows[first, place]:g} is not within "
+                    f"{seen['lowest'][place]:g} to {seen['highest'][place]:g}"
+                    if beyond.any()
+                    else f"whose parameters are at the edge of the box {self.metadata.get('box')}"
+                )
+                + f": calibrate these otherwise, or take {flag}"
+            )
         values = ", ".join(f"{name} = {value:g}" for name, value in zip(self.input_names, rows[first]))
         raise DataError(
-            f"{int((~inside).sum())} of {len(rows)} rows lie outside the box that the network was trained on, first "
-            f"row {first} ({values}); the box is {self.metadata.get('box')}: price these otherwise, or take "
-            'errors="flag" and read the output `inside`'
+            f"{count} lie outside the box that the network was trained on, first row {first} ({values}); the box is "
+            f"{self.metadata.get('box')}: price these otherwise, or take {flag}"
         )
 
     @property
@@ -136,10 +151,13 @@ def load_exported(path: str | Path) -> ExportedModel:
     """Read a file that `qfml export` wrote.
 
     Raises:
-        CheckpointError: there is no such file, it is not ours, or it was changed since it was written.
+        CheckpointError: there is no such file, it is a folder or a pipe, it is not ours, or it was changed since it was
+            written.
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"cannot read {path}: it is no file")  # a pipe would be waited for
         if path.stat().st_size >= _MOST_BYTES:
             raise CheckpointError(f"{path.name} is larger than an ONNX file can be")
         content = path.read_bytes()

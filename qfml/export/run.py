@@ -45,7 +45,7 @@ def export_run(folder: Any, out: Any = None, member: Any = None, *, say: Callabl
 
     Raises:
         UserError: the run is not finished, holds no such network, or one that cannot be exported.
-        CheckpointError: its files were changed.
+        CheckpointError: its files were changed, or the inverse map is not the one that the run has used.
     """
     folder = Path(folder)
     out = folder if out is None else Path(out)
@@ -67,15 +67,9 @@ def _exported(folder: Path, out: Path, member: Any) -> list[Export]:
     if task == "surrogate":
         place = folder if saved else folder / "surrogate"
         return export_surrogate(Surrogate.load(place), out, config_hash=config_hash)
-    own = folder / "inverse"  # a map that the run has trained
-    if task == "calibration" and settings.get("inverse") is None and not own.exists():
-        raise UserError(
-            f"the calibration in {folder} holds no network: what it found is in its metrics.json; a surrogate or an "
-            "inverse map is exported from its own folder"
-        )
     if task in ("calibration", "inverse_map"):
-        place = folder if saved else own if own.exists() else Path(settings["inverse"])
-        return [export_inverse_map(InverseMap.load(place), out / "model.onnx", config_hash=config_hash)]
+        found = InverseMap.load(folder) if saved else _run_s_map(folder, settings, metrics)
+        return [export_inverse_map(found, out / "model.onnx", config_hash=config_hash)]
     raise UserError(f"a run of the task {task!r} holds no network to export")
 
 
@@ -91,6 +85,49 @@ def _saved_kind(folder: Path) -> str | None:
     kinds = {"qfml.surrogate": "surrogate", "inverse_map": "inverse_map"}
     named = (state.get("format"), state.get("what")) if isinstance(state, dict) else ()
     return next((kinds[name] for name in named if isinstance(name, str) and name in kinds), None)
+
+
+def _run_s_map(folder: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> InverseMap:
+    """The inverse map that a calibration has used: the very same, by its hash."""
+    own, named = folder / "inverse", settings.get("inverse")
+    if named is None and not own.exists():
+        raise UserError(
+            f"the calibration in {folder} holds no network: what it found is in its metrics.json; a surrogate or an "
+            "inverse map is exported from its own folder"
+        )
+    if not own.exists() and not isinstance(named, str):
+        raise UserError(f"{folder / 'config.yaml'} is damaged: `inverse` must be a folder, got {named!r}")
+    networks = metrics.get("networks")
+    noted = networks.get("inverse") if isinstance(networks, Mapping) else None
+    wanted = noted.get("hash") if isinstance(noted, Mapping) else None
+    if not isinstance(wanted, str):
+        path = folder / "metrics.json"
+        raise UserError(
+            f"{path} lacks the hash of the inverse map, `networks.inverse.hash`: it is damaged; run it again"
+        )
+    place = own if own.exists() else Path(str(named))
+    if not place.is_dir():
+        begun = _begun_in(folder)
+        start = "" if begun is None else f"; the run was started in {begun}"
+        raise UserError(
+            f"the run's inverse map lies in the folder {place}, which is not seen from {Path.cwd()}{start}: export the "
+            "run from the directory in which it was started, or name the folder of the map itself"
+        )
+    found = InverseMap.load(place)
+    if found.hash != wanted:
+        raise CheckpointError(
+            f"the inverse map in {place} has the hash {found.hash}, and the run in {folder} used {wanted}: "
+            "restore it, run the calibration again, or export the map from its own folder"
+        )
+    return found
+
+
+def _begun_in(folder: Path) -> str | None:
+    """The directory in which a run was started, if it is noted."""
+    try:
+        return str(json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["directory"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only helps to find the way
+        return None
 
 
 def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

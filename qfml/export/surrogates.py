@@ -46,7 +46,8 @@ def export_surrogate(
 
     Args:
         surrogate: what is exported.
-        folder: where the files go; older ones are replaced, both or none.
+        folder: where the files go; older ones are replaced, both or none; a process that is killed
+            between the two leaves one of each, which the next export mends.
         config_hash: of the settings that the surrogate came from.
         greeks: whether to write the second file; if not, an older one is removed, which may be another surrogate's.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,15 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from qfml.errors import UserError
+
 __all__ = ["Template", "trace", "with_gradient"]
 
 # of the inputs (N, ...) and the tensors by name: the outputs, each with N rows first
 Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
 # ONNX's own layer norm gives the statistics, which the derivatives read, in float32 whatever its inputs
 _WRITTEN_OUT = [torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default]
+_TALKATIVE = [f"torch.onnx._internal.exporter.{name}" for name in ("_registration", "_core")]
 _PREFIX = "own."  # of a tensor's name in the graph, which the exporter gives to no result of its own
 
 
@@ -77,6 +81,9 @@ def trace(
         output_names: of the outputs in the graph, in their order.
         differentiated: whether `function` differentiates (see `with_gradient`). The exporter does not know torch's
             transforms, so that the operations they end in are traced before it sees them.
+
+    Raises:
+        UserError: an operation that ONNX has no equal of.
     """
     names, values = tuple(tensors), tuple(tensors.values())
     example = _unmistakable(example, values)
@@ -84,7 +91,7 @@ def trace(
     def positional(x: Tensor, *own: Tensor) -> Tensor | tuple[Tensor, ...]:
         return function(x, dict(zip(names, own, strict=True)))
 
-    with _quiet():
+    with _quiet(), _operations_named():
         if differentiated:
             written_out: Any = get_decompositions(_WRITTEN_OUT)
             traced = make_fx(positional, written_out, tracing_mode="symbolic", _allow_non_fake_inputs=True)
@@ -169,14 +176,36 @@ def _forget_origin(model: Any) -> None:
 
 
 @contextmanager
+def _operations_named() -> Iterator[None]:
+    """The exporter's errors as one that names the operation; its own tell how to extend torch."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        chain: list[str] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            chain.append(str(cause))
+            cause = cause.__cause__
+        named = re.search(r"OpOverload\(op='([\w.]+)'", "\n".join(reversed(chain)))
+        if named is None:
+            raise UserError(f"torch cannot write this network as ONNX: {chain[-1]}; serve it with qfml") from error
+        raise UserError(
+            f"the network or what surrounds it uses `{named[1]}`, which has no equal in ONNX: take another network or "
+            "transform, or serve it with qfml"
+        ) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of itself: libraries not installed, and a deprecation inside its own exporter."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without what torch says of itself: libraries not installed, tensors it has renamed, a deprecation of its own."""
+    logs = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

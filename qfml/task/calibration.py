@@ -33,7 +33,6 @@ from qfml.config import OneOf, Section, build, build_kind
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
-from qfml.export.inverse_maps import map_hash
 from qfml.task.base import Say, as_settings, replace_file, write_metrics
 from qfml.task.calibration_cube import check_cube, fitted_cube
 from qfml.task.calibration_inputs import claimed, load_networks
@@ -306,7 +305,7 @@ class CalibrationTask:
             say(f"inverse map trained: on fresh surfaces off by {error:.1f} bps of vol in the median")
             made.save(place)
         found = InverseMap.load(place)
-        return found, {"path": OWN_MAP, "hash": map_hash(found)}
+        return found, {"path": OWN_MAP, "hash": found.hash}
 
     def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
         settings: dict[str, Any] = {"warm": self.warm, "smoothness": self.smoothness} | self._options

@@ -9,7 +9,6 @@ from typing import Any
 
 from qfml.calibration.inverse import InverseMap
 from qfml.errors import CheckpointError, ConfigError, UserError
-from qfml.export.inverse_maps import map_hash
 from qfml.task.base import replace_text
 
 __all__ = ["INPUTS", "begun_in", "claimed", "load_networks"]
@@ -53,7 +52,7 @@ def _surrogate(path: str) -> tuple[Any, str]:
 
 def _inverse(path: str) -> tuple[Any, str]:
     found = InverseMap.load(path)
-    return found, map_hash(found)
+    return found, found.hash
 
 
 _LOAD = {"surrogate": _surrogate, "inverse": _inverse}

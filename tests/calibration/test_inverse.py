@@ -134,7 +134,7 @@ def test_saved_map_answers_alike_and_is_refused_once_changed(
     with pytest.raises(ConfigError, match="exists"):
         trained.save(folder)
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"version": 2}))
+    (folder / "state.json").write_text(json.dumps(state | {"version": 99}))
     with pytest.raises(CheckpointError, match="SHA-256"):
         InverseMap.load(folder)
     with pytest.raises(CheckpointError):
@@ -143,7 +143,12 @@ def test_saved_map_answers_alike_and_is_refused_once_changed(
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"version": 99}, "version 99"), ({"what": "surrogate"}, "no inverse map"), ({"model": {"kind": "?"}}, "known")],
+    [
+        ({"version": 99}, "version 99"),
+        ({"version": 1}, "version 1 .*train it anew"),
+        ({"what": "surrogate"}, "no inverse map"),
+        ({"model": {"kind": "?"}}, "known"),
+    ],
 )
 def test_map_of_another_kind_or_version_is_refused(
     trained: InverseMap, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], word: str
@@ -153,6 +158,22 @@ def test_map_of_another_kind_or_version_is_refused(
     inverse_module.write_folder(tmp_path / "other", tensors, state | change)
     with pytest.raises(CheckpointError, match=word):
         InverseMap.load(tmp_path / "other")
+
+
+def test_vols_that_the_training_never_came_to_are_said(trained: InverseMap) -> None:
+    surface, far = surface_of([0.25, -0.2, 0.3, 1.0]), surface_of([4.0, -0.2, 0.3, 1.0])
+    n = LAYOUT.n_places
+    assert trained.answer(as_quotes([surface, far]))[1].tolist() == [0, n]
+    for method in ("inverse", "polished"):
+        found = calibrate([surface, far], FormulaSmile(), method, inverse=trained)
+        said = [[line for line in lines if "extrapolates" in line] for lines in found.warnings]
+        assert [len(lines) for lines in said] == [0, 1]
+        assert f"the vols at {n} of {n} places of the surface lie outside" in said[1][0]
+    made = inverse_module._surfaces(FormulaSmile(), LAYOUT, trained.box, SMALL)
+    assert not trained._beyond(made.vols).any()
+    edge = made.vols.amax(0, keepdim=True)
+    assert not trained._beyond(edge).any()
+    assert trained._beyond(edge * (1 + 1e-6)).all()
 
 
 def test_settings_that_make_no_sense_are_refused(trained: InverseMap) -> None:
@@ -174,7 +195,7 @@ def test_answers_are_neither_moved_nor_silent_about_the_edge(
     """A small level on a logarithmic scale, far below a thousandth of the linear range."""
     surface = surface_of([0.25, -0.2, 0.3, 1.0])
     own = torch.tensor([[0.0101, -0.2, 0.3, 1.0]], dtype=torch.float64)
-    monkeypatch.setattr(InverseMap, "start", lambda self, quotes: own)
+    monkeypatch.setattr(InverseMap, "answer", lambda self, quotes: (own, torch.zeros(1, dtype=torch.int64)))
     found = calibrate(surface, FormulaSmile(), "inverse", inverse=trained, max_steps=0)
     assert found.x.tolist() == own.tolist()
     assert any("`level` is at the lower edge of the inverse map's box, 0.1" in said for said in found.warnings[0])

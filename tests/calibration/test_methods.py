@@ -104,8 +104,9 @@ def good_guess(monkeypatch: pytest.MonkeyPatch) -> tuple[InverseMap, Quotes, tor
     quotes = Quotes(**(vars(quotes) | {"vol": quotes.vol + 5e-4 * torch.from_numpy(rng.standard_normal((20, 21)))}))
     answer = x * torch.from_numpy(np.exp(0.05 * rng.standard_normal((20, 5))))
     empty = torch.zeros(1, 1)
-    made = InverseMap(HESTON, Layout.standard(0.1, 1.5), Box.of(HESTON), MLP(hidden=(4,)), empty, empty, empty)
-    monkeypatch.setattr(InverseMap, "start", lambda self, some: answer[: some.n_surfaces])
+    made = InverseMap(HESTON, Layout.standard(0.1, 1.5), Box.of(HESTON), MLP(hidden=(4,)), *(empty,) * 5)
+    seen = torch.zeros(20, dtype=torch.int64)
+    monkeypatch.setattr(InverseMap, "answer", lambda self, some: (answer[: some.n_surfaces], seen[: some.n_surfaces]))
     return made, quotes, answer
 
 

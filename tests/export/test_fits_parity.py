@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -139,6 +140,37 @@ def test_broken_weights_are_refused_and_what_was_there_stays(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [place]
 
 
+@pytest.mark.slow
+def test_points_of_ones_own_do_not_replace_those_that_are_drawn(tmp_path, monkeypatch):
+    """At the features' means all is 0 after standardising, and a wrong weight of the first layer does not show."""
+    fit = made_up(qfml.MLP(hidden=(8,)), transforms=fitted(Standardise()))
+    first = next(name for name, value in fit.named_parameters().items() if value.ndim == 2)
+    own, filled = raw(300).mean(0, keepdims=True), trace.Template.filled
+    (export,) = export_fits([fit], tmp_path / "model.onnx", feature_names=NAMES, points=own)
+    assert export.parity.n_points == 10_001
+    monkeypatch.setattr(
+        trace.Template,
+        "filled",
+        lambda template, tensors: filled(
+            template, tensors | {name: 1.5 * tensors[name] for name in tensors if name.endswith(first)}
+        ),
+    )
+    with pytest.raises(UserError, match="differs from torch's"):
+        export_fits([fit], tmp_path / "other.onnx", feature_names=NAMES, points=own)
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_an_operation_without_an_equal_in_onnx_is_named():
+    with pytest.raises(UserError, match=r"lgamma`, which has no equal in ONNX"):
+        trace.trace(
+            lambda x, tensors: torch.lgamma(x[:, 0]) * tensors["a"],
+            torch.ones(3, 2),
+            {"a": torch.ones(1)},
+            input_name="x",
+            output_names=["y"],
+        )
+
+
 def test_an_ensemble_is_the_mean_and_says_what_it_is(tmp_path):
     chains = [fit_transforms([Winsorise(), RobustScale()], torch.from_numpy(raw(300, seed=s)), NAMES) for s in (1, 2)]
     loss = qfml.CrossEntropy(n_classes=3, class_weight=(1.0, 2.0, 3.0))
@@ -160,7 +192,7 @@ def test_an_ensemble_is_the_mean_and_says_what_it_is(tmp_path):
         "the exporter leaves no tensor of its own behind"
     )
     content = written.path.read_bytes()
-    for trait in (b"/work", b"site-packages", str(tmp_path).encode(), b".py"):
+    for trait in (str(Path(qfml.__file__).parents[1]).encode(), b"site-packages", str(tmp_path).encode(), b".py"):
         assert trait not in content, "nothing of the machine"
     onnx.checker.check_model(str(written.path), full_check=True)
     session = onnxruntime.InferenceSession(content)

@@ -139,7 +139,8 @@ def test_a_changed_file_is_refused(exported, tmp_path):
         (tmp_path / "bad.onnx").write_bytes(other)
         with pytest.raises(CheckpointError):
             load_exported(tmp_path / "bad.onnx")
-    for path in (tmp_path / "nowhere.onnx", tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")  # nobody writes into it: reading would wait for ever
+    for path in (tmp_path / "nowhere.onnx", tmp_path, tmp_path / "pipe.onnx"):
         with pytest.raises(CheckpointError, match="cannot read"):
             load_exported(path)
 
@@ -198,6 +199,12 @@ def test_files_are_replaced_all_or_none(exported, tmp_path, monkeypatch):
         written([(paths[0], content), (paths[1], content)], outdated=[paths[2]])
     assert found() == before
     monkeypatch.undo()
+    for left in (
+        ".a.onnx.0123abcd.new",
+        ".b.onnx.0123abcd.old",
+        ".c.onnx.89abcdef.old",
+    ):  # by an export that was killed
+        (tmp_path / left).write_bytes(b"left")
     written([(paths[0], content), (paths[1], content)], outdated=[paths[2]])
     assert found() == {"a.onnx": content, "b.onnx": content}
 
