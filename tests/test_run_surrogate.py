@@ -279,6 +279,46 @@ def test_settings_that_cannot_be_are_refused(changes, told, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shape": {"decreasing": ["strik"]}}, "`strik` is no input of the problem"),
+        ({"shape": {"convex": ["log_moneyness"]}}, "`shape` is one of prices, and the target is implied_vol"),
+        ({"network": {"kind": "gru"}}, "GRU needs windows"),
+        ({"network": {"kind": "mlp", "hidden": [8], "activation": "relu"}, "twin": 1.0}, "kinks"),
+        ({"twin": 1.0, "trainer": SMALL["training"]["trainer"] | {"precision": "bf16"}}, "`precision` must be"),
+    ],
+)
+def test_a_training_that_could_not_begin_is_refused_before_the_labels(changes, told):
+    from qfml.task import read_task
+
+    labels = SMALL["labels"] | {"gradients": True}
+    problem = SMALL["problem"]
+    if "decreasing" in str(changes):
+        box = {name: limits for name, limits in problem["box"].items() if name != "delta"}
+        problem = problem | {"target": "price", "box": box | {"strike": {"low": 0.8, "high": 1.2}}}
+    with pytest.raises(ConfigError, match=told):
+        read_task(SMALL | {"problem": problem, "labels": labels, "training": SMALL["training"] | changes})
+
+
+def test_more_paths_than_are_simulated_are_refused_before_the_labels():
+    from qfml.task import read_task
+
+    many = {"judgement": SMALL["judgement"] | {"engine": PATHS | {"n_paths": 2**23}}}
+    with pytest.raises(ConfigError, match=r"`judgement` cannot label.*`n_paths` .* must be 4,194,304 or less"):
+        read_task(SMALL | {"problem": SIMULATED, "labels": FEW_PATHS} | many)
+
+
+def test_a_part_of_the_labels_tells_how_many_shards_there_are(tmp_path):
+    from qfml.task.surrogate import make_part
+
+    write(tmp_path, labels=SMALL["labels"] | {"n_points": 24, "shard_size": 8, "folder": str(tmp_path / "labels")})
+    said: list[str] = []
+    for part in ("1/3", "3/3"):
+        make_part(tmp_path / "config.yaml", part, say=said.append)
+    assert ["1 of all 3 are there" in said[0], "2 of all 3 are there" in said[1]] == [True, True]
+
+
 def test_as_few_calibration_points_as_a_bound_needs_are_enough(tmp_path):
     """The least that the config allows is what the judgement's own rule allows."""
     from qfml.surrogate.conformal import conformal_bound

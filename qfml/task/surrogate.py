@@ -21,10 +21,11 @@ from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError
 from qfml.report.formats import model_name
 from qfml.surrogate import LabelSettings, LabelTable, Problem, Surrogate, SurrogateTraining
-from qfml.surrogate.fitting import fit_surrogate
+from qfml.surrogate.fitting import check_training, fit_surrogate
 from qfml.surrogate.judgement import JudgementSettings, judge
 from qfml.surrogate.labels import join_labels, labels_folder, make_labels, read_labels
 from qfml.surrogate.refinement import refined_points
+from qfml.surrogate.shards import shard_path
 from qfml.task.base import Say, as_settings, check_device, replace_text, write_metrics
 
 MODEL = "surrogate"  # folder of the trained surrogate in that of the run
@@ -84,6 +85,7 @@ class SurrogateTask:
                 f"`training.twin: {self.training.twin:g}` learns from derivatives: set `labels.gradients: true`, or "
                 "leave it out"
             )
+        check_training(self.problem, self.training, self.labels.engine.simulated)
 
     def _check_judgement(self) -> None:
         """Refuse what would fail only after hours of labels and training."""
@@ -272,8 +274,13 @@ def make_part(path: str | Path, part: str, overrides: Iterable[str] = (), *, say
     own = range(int(number) - 1, task.labels.n_shards, int(count))
     start = time.perf_counter()
     make_labels(task.problem, task.labels, shards=own, workers=task.workers)
-    say(f"{len(own)} of {task.labels.n_shards} shards are there after {time.perf_counter() - start:.1f} s")
-    return labels_folder(task.problem, task.labels)
+    folder = labels_folder(task.problem, task.labels)
+    there = sum(shard_path(folder, shard).exists() for shard in range(task.labels.n_shards))
+    say(
+        f"part {part}: its {len(own)} shards took {time.perf_counter() - start:.1f} s; {there} of all "
+        f"{task.labels.n_shards} are there"
+    )
+    return folder
 
 
 def _validation(surrogate: Surrogate) -> str:
