@@ -21,7 +21,7 @@ from qfml.errors import CheckpointError, Interrupted, UserError
 from qfml.finished import is_search, read_metrics
 from qfml.report import write_report
 from qfml.task import Say, Task, as_settings, read_task
-from qfml.task.calibration_inputs import INPUTS, begun_in
+from qfml.task.begun import INPUTS, begun_in
 
 
 def run(
@@ -134,6 +134,10 @@ def way_on(folder: Path, *, anew: str | None = None) -> Iterator[None]:
             anew = anew or f"Start anew with: qfml run {shlex.quote(str(folder / 'config.yaml'))}"
             error.add_note(f"Continue with: qfml {_next_command(folder)}" if unwritten else anew)
             raise
+        except UserError as error:
+            if isinstance(error.__cause__, ChildProcessError) and _has_begun(folder):  # of no setting, but of luck
+                error.add_note(f"Continue with: qfml {_next_command(folder)}")
+            raise
 
 
 @contextmanager
@@ -163,8 +167,13 @@ def _next_command(folder: Path) -> str:
 
 def forget_if_not_begun(folder: Path) -> None:
     """Give the name of a run that was refused before it began back to the next attempt."""
-    if {path.name for path in folder.iterdir()} <= {"config.yaml", INPUTS}:
+    if not _has_begun(folder):
         shutil.rmtree(folder)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether the folder of a run holds more than what it was asked for."""
+    return not {path.name for path in folder.iterdir()} <= {"config.yaml", INPUTS}
 
 
 def new_folder(task: Task, out: str | Path | None) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qfml.files import replace_text
 from qfml.report.layout import Charts, Section
 from qfml.report.markup import Html, el, join
 from qfml.report.style import CSS, SCRIPT
@@ -43,9 +43,7 @@ def write_page(
         el("footer", f"{made_by} from the folder ", el("code", folder.resolve().name), ". ", OFFLINE),
     ]
     target = folder / FILE_NAME
-    temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(document(body, charts, title), encoding="utf-8")
-    os.replace(temporary, target)
+    replace_text(target, document(body, charts, title))
     return target
 
 

@@ -18,12 +18,13 @@ from pricers.noise import address
 from pricers.parallel import one_thread
 from qfml.config import build, config_hash, to_dict
 from qfml.engine.provenance import environment
-from qfml.errors import ConfigError, DataError
+from qfml.errors import ConfigError, DataError, UserError
+from qfml.files import replace_text
 from qfml.surrogate.exact_labels import Targets, target_gradients, target_values
 from qfml.surrogate.points import GivenPoints, Points, placed, sobol_points
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.settings import LabelSettings
-from qfml.surrogate.shards import Shard, read_shard, shard_path, write_shard, write_text
+from qfml.surrogate.shards import Shard, read_shard, shard_path, write_shard
 from qfml.surrogate.workers import make_by_processes, n_cores, own_kinds
 
 __all__ = [
@@ -124,6 +125,7 @@ def make_labels(
     Raises:
         ConfigError: the problem cannot be labelled so, or a shard that does not exist.
         DataError: a file of other labels lies in the folder.
+        UserError: a law cannot be priced, or a process that makes labels died.
     """
     labels = _fitting(labels, points).checked(problem)
     if workers is not None and workers < 1:
@@ -154,8 +156,25 @@ def _timed(
     start = time.perf_counter()
     with one_thread():
         for number in numbers:
-            write_shard(make_shard(problem, labels, number, points), shard_path(place, number))
+            make_file(problem, labels, place, number, points)
     return time.perf_counter() - start
+
+
+def make_file(
+    problem: Problem, labels: LabelSettings, place: Path, number: int, points: GivenPoints | None = None
+) -> None:
+    """Make one shard and write its file.
+
+    Raises:
+        UserError: a law cannot be priced, in the words of the pricer.
+    """
+    try:
+        shard = make_shard(problem, labels, number, points)
+    except UserError:
+        raise
+    except ValueError as error:  # what `pricers` refuses
+        raise UserError(f"shard {number} of {place} cannot be made: {error}") from error
+    write_shard(shard, shard_path(place, number))
 
 
 def _fitting(labels: LabelSettings, points: GivenPoints | None) -> LabelSettings:
@@ -172,7 +191,7 @@ def _hash(problem: Problem, labels: LabelSettings, points: GivenPoints | None) -
 def write_settings(place: Path, problem: Problem, labels: LabelSettings, points: GivenPoints | None) -> None:
     """What a worker, or a person, needs to know of the labels of a folder."""
     settings = {"problem": to_dict(problem), "labels": to_dict(labels) | {"folder": ""}}
-    write_text(json.dumps(settings, indent=1), place / SETTINGS)
+    replace_text(place / SETTINGS, json.dumps(settings, indent=1))
     if points is not None:
         points.save(place / POINTS)
 

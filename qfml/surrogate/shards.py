@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qfml.errors import DataError
+from qfml.files import replace_file, write_whole
 
-__all__ = ["Shard", "read_shard", "shard_path", "write_shard", "write_text", "write_whole"]
+__all__ = ["Shard", "read_shard", "shard_path", "write_shard", "write_whole"]
 
 KEY = b"qfml.labels"
 VALUE, STD_ERROR, LAW, WEIGHT = "value", "std_error", "law", "weight"
@@ -57,7 +56,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(shard: Shard, path: Path) -> None:
-    """Write a shard into a temporary file, flush it to the disk and rename it into place."""
+    """Write a shard as a file, whole or not at all."""
     names = list(shard.about["inputs"])
     columns: dict[str, np.ndarray] = {name: shard.inputs[:, i] for i, name in enumerate(names)}
     columns |= {VALUE: shard.value, STD_ERROR: shard.std_error}
@@ -68,15 +67,7 @@ def write_shard(shard: Shard, path: Path) -> None:
     about = json.dumps({**shard.about, "n_rows": len(shard)})  # in its own order: that of the box is that of the inputs
     table = pa.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
     table = table.replace_schema_metadata({KEY: about.encode()})
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            pq.write_table(table, file, write_page_checksum=True, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True, compression="zstd"))
 
 
 def read_shard(path: Path) -> Shard:
@@ -132,18 +123,3 @@ def _about(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} holds no labels: its metadata lack `{KEY.decode()}`") from error
     return about
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text whole or not at all."""
-    write_whole(text.encode(), path)
-
-
-def write_whole(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

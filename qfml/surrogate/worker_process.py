@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from qfml.errors import UserError
-from qfml.surrogate.labels import make_shard, read_settings
-from qfml.surrogate.shards import shard_path, write_shard
+from qfml.surrogate.labels import make_file, read_settings
 
 
 def main(place: Path, numbers: Iterable[str], answers: Any) -> None:
@@ -26,11 +25,14 @@ def main(place: Path, numbers: Iterable[str], answers: Any) -> None:
     for line in numbers:
         number, error = int(line), ""
         try:
-            write_shard(make_shard(problem, labels, number, points), shard_path(place, number))
+            make_file(problem, labels, place, number, points)
         except UserError as refused:
             error = str(refused)
-        answers.write(json.dumps({"shard": number, "error": error}) + "\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps({"shard": number, "error": error}) + "\n")
+            answers.flush()
+        except BrokenPipeError:  # whoever asked was killed; the shard is there
+            os._exit(0)  # without the flush at exit, which would complain of the same
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -45,19 +46,23 @@ def make_by_processes(place: Path, numbers: Sequence[int], n_workers: int) -> No
         n_workers: processes.
 
     Raises:
-        UserError: a shard cannot be made; what was made stays.
-        RuntimeError: a worker died.
+        UserError: a shard cannot be made, or a worker died (from a ChildProcessError); what was made stays.
     """
     waiting: SimpleQueue[int] = SimpleQueue()
     for number in numbers:
         waiting.put(number)
-    with ThreadPoolExecutor(n_workers) as pool:
-        try:
-            list(pool.map(lambda _: _serve(place, waiting), range(n_workers)))
-        except BaseException:
-            while _next(waiting) is not None:  # the others stop after the shard that they are making
-                pass
-            raise
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_started(place)) for _ in range(n_workers)]
+        with ThreadPoolExecutor(n_workers) as pool:
+            try:
+                list(pool.map(lambda worker: _serve(worker, place, waiting), workers))
+            except BaseException as error:
+                while _next(waiting) is not None:  # the others stop after the shard that they are making
+                    pass
+                if not isinstance(error, Exception):  # Ctrl-C: at once, for a shard is whole or not there
+                    for worker in workers:
+                        worker.kill()
+                raise
 
 
 def _next(waiting: SimpleQueue[int]) -> int | None:
@@ -67,28 +72,36 @@ def _next(waiting: SimpleQueue[int]) -> int | None:
         return None
 
 
-def _serve(place: Path, waiting: SimpleQueue[int]) -> None:
-    """Hand numbers to one worker until there are none left."""
+def _started(place: Path) -> subprocess.Popen[str]:
+    """A worker; in a session of its own, so that Ctrl-C reaches this process only, which ends its workers."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "qfml.surrogate.worker_process", str(place.resolve())]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-    ) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        while (number := _next(waiting)) is not None:
-            try:
-                worker.stdin.write(f"{number}\n")
-                worker.stdin.flush()
-                answer = worker.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
-            if not answer:
-                raise RuntimeError(
-                    f"the process that makes shard {number} of {place} died (exit code {worker.wait()}); what it wrote "
-                    "stands above; memory may be short: fewer `workers`, or a smaller `shard_size`"
-                )
-            error = json.loads(answer)["error"]
-            if error:
-                raise UserError(f"shard {number} of {place} cannot be made: {error}")
+    return subprocess.Popen(
+        [sys.executable, "-m", "qfml.surrogate.worker_process", str(place.resolve())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path},
+        start_new_session=True,
+    )
+
+
+def _serve(worker: subprocess.Popen[str], place: Path, waiting: SimpleQueue[int]) -> None:
+    """Hand numbers to one worker until there are none left."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    while (number := _next(waiting)) is not None:
+        try:
+            worker.stdin.write(f"{number}\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise UserError(
+                f"the process that makes shard {number} of {place} died (exit code {worker.wait()}); what it wrote "
+                "stands above; memory may be short: fewer `workers`, or a smaller `shard_size`"
+            ) from ChildProcessError(worker.returncode, "a worker died")
+        if error := json.loads(answer)["error"]:
+            raise UserError(error)
+    worker.stdin.close()  # it ends, and frees its memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,6 +13,7 @@ import torch
 from qfml import config
 from qfml.engine import Callback
 from qfml.errors import ConfigError, UserError
+from qfml.files import replace_text
 
 Say = Callable[[str], None]
 
@@ -53,18 +53,6 @@ def check_name(name: str) -> None:
             f"`name` must be one plain part of a path, without / and \\ and no dot in front, got {name!r}; `--out` "
             "puts the run folder elsewhere"
         )
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, then rename: a file is never half there."""
-    new = path.with_name(f"{path.name}.new")
-    write(new)
-    os.replace(new, path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all."""
-    replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

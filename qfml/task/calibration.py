@@ -17,11 +17,11 @@ from pydantic_core import core_schema
 import pricers as pr
 from qfml import config
 from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, as_quotes, calibrate
-from qfml.calibration.calibrate import _method  # pyright: ignore[reportPrivateUsage]
 from qfml.calibration.inverse import InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
 from qfml.calibration.local_vol import LocalVolCalibration
 from qfml.calibration.local_vol_table import local_vol_table
+from qfml.calibration.method_options import check_options, chosen_method
 from qfml.calibration.posterior import Posterior, half_spreads, posterior, residual_std
 from qfml.calibration.result import Calibration
 from qfml.calibration.sources import CUBE_SOURCES, SURFACE_SOURCES
@@ -33,9 +33,11 @@ from qfml.config import OneOf, Section, build, build_kind
 from qfml.engine import Callback
 from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, DataError
-from qfml.task.base import Say, as_settings, replace_file, write_metrics
+from qfml.files import replace_file
+from qfml.task.base import Say, as_settings, write_metrics
+from qfml.task.begun import claimed
 from qfml.task.calibration_cube import check_cube, fitted_cube
-from qfml.task.calibration_inputs import claimed, load_networks
+from qfml.task.calibration_inputs import load_networks
 from qfml.task.calibration_tables import curve_table, data_hash, fit_entry, quote_table
 
 OWN_MAP = "inverse"  # folder of the map that a run trains, in its own
@@ -164,7 +166,6 @@ class CalibrationTask:
             check_cube(self)
         if isinstance(self.model, SurrogateOnly):
             self._check_surrogate_only()
-        self._check_starts()
         by_expiry = hasattr(self.model, "fit_surfaces")
         for name in ("inverse_training", "posterior", "walk_forward"):
             if by_expiry and getattr(self, name) is not None:
@@ -172,15 +173,14 @@ class CalibrationTask:
                     f"`{name}` is for models with parameters of a whole surface, such as heston and bates, and "
                     f"{self.model.kind} has none: leave it out, or take another model"
                 )
+        self._check_starts()
 
     def _check_starts(self) -> None:
         """Refuse a method without what it needs, and what would do nothing under it."""
-        method = _method(self.method, self.surrogate, self.inverse or self.inverse_training)
-        of_search = [(name, getattr(self, name) is not None) for name in ("n_starts", "n_polished")]
-        for name, asked in (*of_search, ("warm", self.warm)):
-            mapped = self.inverse is not None or self.inverse_training is not None
-            if asked and (mapped or (name == "warm" and method == "polished")):
-                raise ConfigError(f"`{name}` is of a search for starts, which a network gives here: leave it out")
+        mapped = self.inverse is not None or self.inverse_training is not None
+        method = chosen_method(self.method, surrogate=self.surrogate is not None, inverse=mapped)
+        known = None if isinstance(self.model, SurrogateOnly) else self.model
+        check_options(known, method, self._options, inverse=mapped, warm=self.warm, smoothness=self.smoothness)
         ahead = self.walk_forward
         if ahead is None:
             return
@@ -189,10 +189,11 @@ class CalibrationTask:
                 f"`walk_forward.warm` is for the method exact, and under {method} a network gives the starts of every "
                 "day: leave it out"
             )
-        if self.n_starts is not None and ahead.warm is not False:
+        given = [name for name in ("n_starts", "n_polished") if getattr(self, name) is not None]
+        if given and method == "exact" and ahead.warm is not False:
             raise ConfigError(
-                "`n_starts` is of a search, and each day of `walk_forward` starts from the one before: leave it out or "
-                "set `walk_forward.warm: false`"
+                f"`{given[0]}` is of a search, and each day of `walk_forward` starts from the one before: leave it out "
+                "or set `walk_forward.warm: false`"
             )
         if self.smoothness:
             raise ConfigError(
@@ -232,6 +233,7 @@ class CalibrationTask:
         begin = time.perf_counter()
         found = fitted_cube(self, folder, say) if self._of_cube else self._fitted(folder, say)
         config_hash = config.config_hash(as_settings(self))
+        total = "total_since_resume" if "networks_since_resume" in found["seconds"] else "total"
         made = provenance(
             seeds=[self.seed], data_hash=found["data_hash"], config_hash=config_hash, threads=torch.get_num_threads()
         )
@@ -243,7 +245,7 @@ class CalibrationTask:
             "config_hash": config_hash,
             "versions": made["versions"],
             "provenance": made,
-            "seconds": found["seconds"] | {"total": time.perf_counter() - begin},
+            "seconds": found["seconds"] | {total: time.perf_counter() - begin},
         }
         write_metrics(folder, metrics)
 
@@ -254,6 +256,8 @@ class CalibrationTask:
         surfaces = list(named.values())
         n_quotes = sum(len(surface) for surface in surfaces)
         say(f"{self.surface.describe()}: {len(surfaces)} surface(s), {n_quotes:,} quotes")
+        for line in named.remarks:  # dates that are not there at all: none of them is passed over
+            say(line)
         findings = [f"{name}: {line}" for name, surface in named.items() for line in surface.notes]
         for line in findings[:MOST_FINDINGS]:
             say(line)
@@ -264,19 +268,25 @@ class CalibrationTask:
         start = time.perf_counter()
         networks, used = load_networks({"surrogate": self.surrogate, "inverse": self.inverse})
         hashed = data_hash(surfaces)
-        claimed(folder, used, hashed)
+        hashes = {name: one["hash"] for name, one in used.items()} | {"surface": hashed}
+        claimed(folder, hashes | {"config.yaml": config.config_hash(as_settings(self))})
+        reused = self.inverse_training is not None and (folder / OWN_MAP).exists()
         if self.inverse_training is not None:
             networks["inverse"], used["inverse"] = self._own_map(folder, surfaces, say)
-        seconds["networks"] = time.perf_counter() - start
+        seconds["networks_since_resume" if reused else "networks"] = time.perf_counter() - start
         start = time.perf_counter()
         found = self._calibrated(surfaces, networks)
         seconds["calibration"] = time.perf_counter() - start
-        metrics: dict[str, Any] = {"fit": fit_entry(self.model, found, named)}
+        metrics: dict[str, Any] = {"fit": fit_entry(self.model, found, named), "notes": list(named.remarks)}
+        _refuse_failure(metrics["fit"])
         metrics |= {f"sse_{name}": entry["sse"] for name, entry in zip(named, metrics["fit"]["surfaces"])}
         replace_file(folder / "quotes.parquet", quote_table(found, named).write_parquet)
-        replace_file(folder / "curves.parquet", curve_table(found, named, metrics["fit"]["surfaces"]).write_parquet)
+        tables = {"curves": curve_table(found, named, metrics["fit"]["surfaces"])}
         if isinstance(found, LocalVolCalibration):
-            replace_file(folder / "local_vol.parquet", local_vol_table(found, list(named)).write_parquet)
+            tables["local_vol"] = local_vol_table(found, list(named))
+        for name, table in tables.items():
+            if len(table):  # the surfaces that are drawn may all have failed
+                replace_file(folder / f"{name}.parquet", table.write_parquet)
         if self.posterior is not None:
             start = time.perf_counter()
             metrics["posterior"] = self._posterior(folder, found, networks)
@@ -369,6 +379,15 @@ class CalibrationTask:
         )
         found.save(folder / "walk_forward")
         return found.metrics
+
+
+def _refuse_failure(fit: Mapping[str, Any]) -> None:
+    """DataError where no surface was fitted: there is nothing to show."""
+    surfaces = fit["surfaces"]
+    if all(surface["rmse_bps"] is None for surface in surfaces):
+        said = "; ".join(f"{one['name']}: {one['status']}" for one in surfaces[:MOST_FINDINGS])
+        more = f"; and {len(surfaces) - MOST_FINDINGS} more" if len(surfaces) > MOST_FINDINGS else ""
+        raise DataError(f"{fit['model']} fits none of the {len(surfaces)} surface(s): {said}{more}")
 
 
 def _layout(surface: Surface, say: Say) -> Layout:

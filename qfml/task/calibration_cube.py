@@ -10,9 +10,11 @@ import polars as pl
 
 from qfml.calibration import calibrate_cube
 from qfml.calibration.cube_tables import cube_curves, cube_nodes, cube_quotes, cube_summary
+from qfml.config import config_hash
 from qfml.errors import ConfigError
-from qfml.task.base import Say, replace_file
-from qfml.task.calibration_inputs import claimed
+from qfml.files import replace_file
+from qfml.task.base import Say, as_settings
+from qfml.task.begun import claimed
 from qfml.task.calibration_tables import array_hash
 
 __all__ = ["check_cube", "fitted_cube", "has_tenors"]
@@ -47,7 +49,7 @@ def fitted_cube(task: Any, folder: Path, say: Say) -> dict[str, Any]:
     for line in cube.notes:
         say(line)
     hashed = array_hash((getattr(cube, name) for name in _COLUMNS), f"{cube.shift!r} {cube.quote}")
-    claimed(folder, {}, hashed)
+    claimed(folder, {"surface": hashed, "config.yaml": config_hash(as_settings(task))})
     seconds = {"data": time.perf_counter() - start}
     start = time.perf_counter()
     options = {name: getattr(task, name) for name in ("n_starts", "max_steps", "tolerance")}

@@ -1,19 +1,15 @@
-"""The networks that a calibration uses: loaded, named by their hashes, and the same when a run is resumed."""
+"""The networks that a calibration uses: loaded, and named by their hashes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qfml.calibration.inverse import InverseMap
-from qfml.errors import CheckpointError, ConfigError, UserError
-from qfml.task.base import replace_text
+from qfml.errors import CheckpointError, ConfigError
 
-__all__ = ["INPUTS", "begun_in", "claimed", "load_networks"]
-
-INPUTS = "inputs.json"  # in the run folder: what it was begun with, and where
+__all__ = ["load_networks"]
 
 
 def load_networks(paths: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
@@ -56,37 +52,3 @@ def _inverse(path: str) -> tuple[Any, str]:
 
 
 _LOAD = {"surrogate": _surrogate, "inverse": _inverse}
-
-
-def begun_in(folder: Path) -> str | None:
-    """The directory in which the run was begun; None where that was not noted."""
-    path = folder / INPUTS
-    return _noted(path)["directory"] if path.is_file() else None
-
-
-def _noted(path: Path) -> dict[str, Any]:
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return {"directory": str(noted["directory"]), "hashes": dict(noted["hashes"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): start anew with the config beside it") from None
-
-
-def claimed(folder: Path, used: Mapping[str, Mapping[str, str]], data_hash: str) -> None:
-    """Note what a run is begun with; a run that is resumed must have the same.
-
-    Raises:
-        ConfigError: quotes or a network were changed since.
-    """
-    path = folder / INPUTS
-    now = {name: one["hash"] for name, one in used.items()} | {"surface": data_hash}
-    if not path.is_file():
-        replace_text(path, json.dumps({"directory": str(Path.cwd()), "hashes": now}, indent=1))
-        return
-    before = _noted(path)["hashes"]
-    for name, digest in now.items():
-        if before.get(name) != digest:
-            raise ConfigError(
-                f"`{name}` is not what this run was begun with (hash {before.get(name)}, now {digest}): restore it, or "
-                "start a new run"
-            )

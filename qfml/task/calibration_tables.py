@@ -138,9 +138,11 @@ def curve_table(found: Any, named: Mapping[str, Surface], fitted: Sequence[Mappi
 
 
 def data_hash(surfaces: Sequence[Surface]) -> str:
-    """16 hex digits of all quotes."""
-    names = ("strike", "expiry", "vol", "weight", "forward", "discount")
-    return array_hash(getattr(surface, name) for surface in surfaces for name in names)
+    """16 hex digits of all quotes, bid and ask included: a posterior and what lies between them depend on both."""
+    names = ("strike", "expiry", "vol", "weight", "forward", "discount", "bid", "ask")
+    columns = [(name, getattr(surface, name)) for surface in surfaces for name in names]
+    said = " ".join(f"{name} {'absent' if column is None else len(column)}" for name, column in columns)
+    return array_hash((column for _, column in columns if column is not None), said)
 
 
 def array_hash(arrays: Iterable[np.ndarray], said: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -26,7 +25,8 @@ from qfml.surrogate.judgement import JudgementSettings, judge
 from qfml.surrogate.labels import join_labels, labels_folder, make_labels, read_labels
 from qfml.surrogate.refinement import refined_points
 from qfml.surrogate.shards import shard_path
-from qfml.task.base import Say, as_settings, check_device, replace_text, write_metrics
+from qfml.task.base import Say, as_settings, check_device, write_metrics
+from qfml.task.begun import INPUTS, begun_in, claimed
 
 MODEL = "surrogate"  # folder of the trained surrogate in that of the run
 ROUNDS = "rounds"  # folder of what each round has trained, with the hash of what it was trained by
@@ -107,8 +107,7 @@ class SurrogateTask:
         """Make labels, train, judge, and write everything but the report into `folder`."""
         begin = time.perf_counter()
         check_device(self.training.trainer.device)
-        self._claim(folder / ROUNDS)
-        resumed = resume or any((folder / ROUNDS).glob("surrogate-*"))
+        resumed = self._claim(folder)
         seconds = {"labels": 0.0, "training": 0.0}
         surrogate: Surrogate | None = None
         table: LabelTable | None = None
@@ -126,8 +125,9 @@ class SurrogateTask:
         start = time.perf_counter()
         judgement = judge(surrogate, self.judgement)
         seconds["judgement"] = time.perf_counter() - start
-        if resumed:  # what was trained before the kill has left no time
-            seconds["training_since_resume"] = seconds.pop("training")
+        seconds["total"] = time.perf_counter() - begin
+        if resumed:  # what was done before the kill has left no time
+            seconds = {name if name == "judgement" else f"{name}_since_resume": s for name, s in seconds.items()}
         judgement.save(folder)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         judgement.surrogate.save(folder / MODEL)
@@ -151,27 +151,39 @@ class SurrogateTask:
             "config_hash": config_hash,
             "versions": made["versions"],
             "provenance": made,
-            "seconds": seconds | {"total": time.perf_counter() - begin},
+            "seconds": seconds,
         }
         write_metrics(folder, metrics)
 
-    def _claim(self, rounds: Path) -> None:
-        """Note what the rounds are trained by; ConfigError if an earlier attempt has trained by something else."""
+    def _claim(self, folder: Path) -> bool:
+        """Note what the rounds are trained by; whether it was noted before.
+
+        Raises:
+            ConfigError: an earlier attempt has trained by something else, or its labels are not to be seen from here.
+        """
         settings = {name: value for name, value in config.to_dict(self).items() if name in ("training", "refinement")}
         own = config.config_hash(settings | {"labels": self.labels.hash(self.problem)})
-        path = rounds / "trained_by.json"
-        if path.is_file():
-            noted = path.read_text(encoding="utf-8")
-        elif any(rounds.glob("surrogate-*")):
-            noted = "nothing"
-        else:
-            rounds.mkdir(parents=True, exist_ok=True)
-            replace_text(path, json.dumps(own))
-            return
-        if noted != json.dumps(own):
+        rounds = folder / ROUNDS
+        if begun_in(folder) is None and any(rounds.glob("surrogate-*")):
+            raise ConfigError(f"{rounds} holds networks and {folder / INPUTS} is gone: start a new run")
+        try:
+            resumed = claimed(folder, {"training": own})
+        except ConfigError:
             raise ConfigError(
-                f"`problem`, `labels`, `training` or `refinement` in {rounds.parent / 'config.yaml'} was changed since "
-                f"the networks in {rounds} were begun: restore the config, or start a new run with it"
+                f"`problem`, `labels`, `training` or `refinement` in {folder / 'config.yaml'} was changed since the "
+                "networks there were begun: restore the config, or start a new run with it"
+            ) from None
+        self._check_labels_in_sight(begun_in(folder))
+        rounds.mkdir(exist_ok=True)
+        return resumed
+
+    def _check_labels_in_sight(self, begun: str | None) -> None:
+        """Refuse to make all labels again because a relative `labels.folder` means another one here."""
+        here = labels_folder(self.problem, self.labels)
+        if begun is not None and not here.exists() and (there := Path(begun) / here).exists():
+            raise ConfigError(
+                f"`labels.folder: {self.labels.folder}` is that seen from {begun}, where the run was begun and "
+                f"{there} holds its labels: resume it from there"
             )
 
     def _title(self) -> str:
