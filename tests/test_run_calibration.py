@@ -18,7 +18,7 @@ import pricers as pr
 from qfml.calibration import Surface
 from qfml.calibration.local_vol_table import read_local_vol
 from qfml.config import build
-from qfml.report.calibration import _parameter_rows, shown_surfaces
+from qfml.report.calibration import _parameter_rows, _warnings, shown_surfaces
 from qfml.summary import SUMMARIES
 from qfml.task import CalibrationTask
 from qfml.task import calibration as task
@@ -160,7 +160,16 @@ def test_quotes_that_cannot_be_are_refused_and_leave_no_folder(columns, told, qu
         (("--set", "smoothness=1e-4"), "`smoothness` goes from day to day, and there is one surface"),
         (("--set", "inverse_training={}", "--set", "n_starts=8"), "`n_starts` is of a search for starts"),
         (("--set", "inverse_training={}", "--set", "n_polished=2"), "`n_polished` is of a search for starts"),
-        (("--set", "inverse_training={}", "--set", "warm=true"), "`warm` is of a search for starts"),
+        (
+            ("--set", "inverse_training={}", "--set", "warm=true"),
+            "`warm` starts each day from the one before, and the inverse map",
+        ),
+        (("--set", "inverse_training={}", "--method", "inverse", "--set", "smoothness=1e-4"), "'polished'"),
+        (("--set", "max_steps=-2"), "`max_steps` must be a whole number, 1 or more, got -2"),
+        (("--set", "tolerance=5.0"), "`tolerance` must be a number between 0 and 1"),
+        (("--model", "sabr", "--set", "n_polished=2"), "`n_polished` does not apply to sabr"),
+        (("--set", "walk_forward={}", "--set", "n_polished=2"), "set `walk_forward.warm: false`"),
+        (("--set", "surface.reading.separator=ab"), "`separator` must be one"),
         (("--set", "walk_forward={}", "--set", "n_starts=8"), "set `walk_forward.warm: false`"),
         (("--set", "inverse_training={}", "--method", "exact"), "the method 'exact' uses no network"),
         (("--set", "inverse_training={}", "--method", "neural"), "needs a `surrogate`"),
@@ -176,6 +185,71 @@ def test_settings_that_cannot_be_are_refused_and_leave_no_folder(arguments, told
     assert (done.code, told in done.err) == (2, True), done.err
     assert "Start anew" not in done.err  # there is nothing to start anew
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_dates_that_are_dropped_are_said_and_stand_in_the_report(tmp_path):
+    rows = [f"2024-01-0{day},{k},0.5,{9 if day == 2 else 0.2},100" for day in (1, 2, 3) for k in (90, 95, 100, 105)]
+    (tmp_path / "days.csv").write_text("\n".join(["date,strike,expiry,vol,forward", *rows]))
+    words = (
+        "days.csv",
+        "--model",
+        "svi",
+        "--set",
+        "surface.reading.errors=drop",
+        "--set",
+        "surface.reading.vol_unit=decimal",
+    )
+    done = qfml("calibrate", *words, "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "2024-01-02 is left out" in done.err
+    assert [line[:10] for line in metrics(tmp_path / "run")["notes"]] == ["2024-01-02"]
+    assert "4 of 4 quotes dropped: `vol` of a quote must be at most" in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "days.csv").write_text("\n".join(["date,strike,expiry,vol,forward", *rows[4:8]]))
+    done = qfml("calibrate", *words, "--out", "none", cwd=tmp_path)
+    assert (done.code, "no date is left: 2024-01-02" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "told"),
+    [
+        ("heston", ["90,0.5,0.2,100,0", "100,0.5,0.2,100,0"], "the surface has no quotes"),
+        ("local_vol", ["90,0.5,0.2,100,1"], "local_vol fits none of the 1 surface(s)"),
+    ],
+)
+def test_a_run_that_fits_nothing_says_why_and_leaves_no_folder(model, rows, told, tmp_path):
+    (tmp_path / "day.csv").write_text("\n".join(["strike,expiry,vol,forward,weight", *rows]))
+    done = qfml("calibrate", "day.csv", "--model", model, "--out", "run", cwd=tmp_path)
+    assert (done.code, told in done.err) == (2, True), done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_days_that_end_after_their_few_steps_are_not_counted_as_failed(dax, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(dax[0], folder)
+    found = metrics(folder)
+    for place, status in enumerate(("refined: the network's answer and as many steps", "not converged: the limit")):
+        found["fit"]["surfaces"][place] |= {"status": status, "converged": False}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    assert qfml("report", "run", cwd=tmp_path).code == 0
+    page = (folder / "report.html").read_text()
+    assert re.search(r"Not converged</dt>\s*<dd>1</dd>", page)
+
+
+def test_warnings_of_a_history_are_counted_by_kind_each_surface_once():
+    said = [
+        ["expiry 0.08333: at its lower bound: m", "expiry 0.5: at its lower bound: sigma, m"],
+        ["expiry 0.1: not identified: 3 quotes for 5 parameters"],
+        ["the network's start: `v0` is at the lower edge of the surrogate's box, 0.01: the optimum may lie outside"],
+        ["3 of 14 quotes lie outside of the surrogate's box by expiry or strike: its vols are extrapolated there"],
+        ["4 of 14 quotes lie outside of the surrogate's box by expiry or strike: its vols are extrapolated there"],
+    ]
+    found = _warnings([{"name": str(i), "warnings": lines} for i, lines in enumerate(said)])
+    assert sorted(found) == [
+        "`v0` is at the lower edge of the surrogate's box, 0.01 (1 of 5 surfaces)",
+        "at its lower bound (1 of 5 surfaces)",
+        "not identified (1 of 5 surfaces)",
+        "… of … quotes lie outside of the surrogate's box by expiry or strike (2 of 5 surfaces)",
+    ]
 
 
 def test_every_key_of_a_history_reaches_the_calibration(monkeypatch, tmp_path):

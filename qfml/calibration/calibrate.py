@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch import Tensor
 from qfml.calibration.exact import GOOD
 from qfml.calibration.fourier_vols import LEAST_PRICE, black_out_of_the_money
 from qfml.calibration.least_squares import NOT_FINITE
+from qfml.calibration.method_options import check_options, chosen_method
 from qfml.calibration.methods import METHODS, SENTENCES, Asked, Found
-from qfml.calibration.model import CALIBRATION_MODELS, Quotes
+from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
 from qfml.calibration.result import Calibration, calibration
 from qfml.calibration.smoothing import FROM_NEIGHBOURS
-from qfml.calibration.surface import as_quotes
+from qfml.calibration.surface import Surface, as_quotes
+from qfml.calibration.swaption_cube import SwaptionCube
 from qfml.calibration.uncertainty import uncertainty
 from qfml.errors import ConfigError, DataError
 
@@ -29,14 +30,14 @@ NO_QUOTES = "failed: the surface has no quotes"
 def calibrate(
     surface: Any,
     model: Any = "heston",
-    method: str | None = None,
+    method: Any = None,
     *,
     n_starts: Any = None,
     n_polished: Any = None,
-    seed: int = 0,
+    seed: Any = 0,
     start: Any = None,
-    warm: bool = False,
-    smoothness: float = 0.0,
+    warm: Any = False,
+    smoothness: Any = 0.0,
     max_steps: Any = None,
     tolerance: Any = None,
     surrogate: Any = None,
@@ -89,8 +90,8 @@ def calibrate(
     (177.23, 15.66, [True])
     """
     surfaces, quotes, single = _surfaces(surface)
-    method = _method(method, surrogate, inverse)
-    made = _model(model, surrogate)
+    made = _model(model, known_elsewhere=surrogate is not None)
+    method = chosen_method(method, surrogate=surrogate is not None, inverse=inverse is not None)
     options = {
         "n_starts": n_starts,
         "n_polished": n_polished,
@@ -98,12 +99,14 @@ def calibrate(
         "tolerance": tolerance,
         "seed": seed,
     }
+    asked_for = {"start": start, "warm": warm, "smoothness": smoothness}
+    check_options(made, method, options, inverse=inverse is not None, **asked_for)
     if hasattr(made, "fit_surfaces"):
-        others = {"start": start, "warm": warm or None, "smoothness": smoothness or None}
-        given = {name: value for name, value in (options | others).items() if value is not None}
-        return _by_expiry(made, surfaces, single, method, given)
+        if not surfaces:
+            raise DataError(f"{made.kind} is fitted to surfaces, not to `Quotes`")
+        return made.fit_surfaces(surfaces, single=single, **options)
+    _check_networks(model if made is None else made.kind, surrogate, inverse)
     asked = Asked(quotes, made, surrogate, inverse, start, warm, smoothness, options)
-    _check(method, asked)
     return _result(method, quotes, surfaces, single, METHODS[method](asked))
 
 
@@ -154,12 +157,14 @@ def _faint(vols: Tensor, quotes: Quotes) -> Tensor:
     return (quotes.used & (price < 1.0001 * LEAST_PRICE)).sum(-1)
 
 
-def _surfaces(surface: Any) -> tuple[tuple[Any, ...], Quotes, bool]:
+def _surfaces(surface: Any) -> tuple[tuple[Surface, ...], Quotes, bool]:
     if isinstance(surface, Quotes):
         if surface.n_surfaces == 0:
             raise DataError("`surface` must hold one surface at least, got quotes of none")
         return (), surface, False
-    single = hasattr(surface, "strike")
+    if isinstance(surface, SwaptionCube):
+        raise DataError("`surface` is a SwaptionCube, whose nodes are fitted by `calibrate_cube(cube, beta=...)`")
+    single = isinstance(surface, Surface)
     if not single and (isinstance(surface, str | Mapping) or not hasattr(surface, "__iter__")):
         raise DataError(
             f"`surface` must be a Surface, a SurfaceHistory, a sequence of surfaces or Quotes, got "
@@ -168,88 +173,49 @@ def _surfaces(surface: Any) -> tuple[tuple[Any, ...], Quotes, bool]:
     surfaces = (surface,) if single else tuple(surface)
     if not surfaces:
         raise DataError("`surface` must hold one surface at least, got none")
+    other = next((i for i, one in enumerate(surfaces) if not isinstance(one, Surface)), None)
+    if other is not None:
+        raise DataError(
+            f"`surface` must hold surfaces, got {type(surfaces[other]).__name__} at place {other}; Surface.from_frame "
+            "makes one of a table"
+        )
     return surfaces, as_quotes(surfaces), single
 
 
-def _model(model: Any, surrogate: Any) -> Any:
+def _model(model: Any, *, known_elsewhere: bool) -> Any:
     """The model; None where only a surrogate knows it."""
-    if not isinstance(model, str):
-        return model
-    if surrogate is not None:
-        kind = surrogate.problem.model["kind"]
-        if kind != model:
-            raise ConfigError(f"`surrogate` is one of the model {kind!r}, got `model` {model!r}; name the same model")
-        if model not in CALIBRATION_MODELS:
+    if isinstance(model, str):
+        if model in CALIBRATION_MODELS:
+            return CALIBRATION_MODELS[model]()
+        if known_elsewhere:
             return None
-    if model not in CALIBRATION_MODELS:
         near = difflib.get_close_matches(model, CALIBRATION_MODELS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ConfigError(
             f"`model` {model!r} is not known{hint}; choose one of: {', '.join(sorted(CALIBRATION_MODELS))}"
         )
-    return CALIBRATION_MODELS[model]()
-
-
-def _method(method: str | None, surrogate: Any, inverse: Any) -> str:
-    networks = surrogate is not None or inverse is not None
-    if method is None:
-        return "polished" if networks else "exact"
-    if method not in METHODS:
-        raise ConfigError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "neural" and surrogate is None:
-        raise ConfigError("the method 'neural' needs a `surrogate`: a trained network that gives the model's vols")
-    if method == "inverse" and surrogate is not None:
+    if isinstance(model, type) or not (hasattr(model, "fit_surfaces") or isinstance(model, CalibrationModel)):
+        got = f"the class {model.__name__}: make one of it" if isinstance(model, type) else repr(model)
         raise ConfigError(
-            "the method 'inverse' uses no surrogate; leave out `surrogate`, or take 'neural' or 'polished'"
+            "`model` must be a calibration model or the name of one "
+            f"({', '.join(sorted(CALIBRATION_MODELS))}), got {got}"
         )
-    if method == "inverse" and inverse is None:
-        raise ConfigError("the method 'inverse' needs `inverse`: a trained `InverseMap`")
-    if method == "polished" and not networks:
-        raise ConfigError("the method 'polished' starts from a network: give `surrogate` or `inverse`")
-    if method == "exact" and networks:
-        raise ConfigError("the method 'exact' uses no network; leave out `surrogate` and `inverse`, or the method")
-    return method
+    return model
 
 
-def _by_expiry(model: Any, surfaces: tuple[Any, ...], single: bool, method: str, options: Mapping[str, Any]) -> Any:
-    """A model that fits surfaces by itself, and knows which options it has."""
-    if method != "exact":
-        raise ConfigError(f"{model.kind} is fitted exactly, by itself; the method {method!r} does not apply")
-    if not surfaces:
-        raise DataError(f"{model.kind} is fitted to surfaces, not to `Quotes`")
-    return model.fit_surfaces(surfaces, single=single, **options)
+def _check_networks(kind: str, surrogate: Any, inverse: Any) -> None:
+    """Refuses what is no network, and a surrogate of another model than the `kind` that is fitted."""
+    if surrogate is None and inverse is None:
+        return
+    from qfml.calibration.inverse import InverseMap  # loads networks: only where they are asked for
+    from qfml.surrogate.surrogate import Surrogate
 
-
-def _check(method: str, asked: Asked) -> None:
-    """Refuses options that the method would not heed."""
-    options, start, network = asked.options, asked.start, asked.inverse
-    if network is not None and start is not None:
-        raise ConfigError("the inverse map reads the parameters off the quotes and starts nowhere: leave out `start`")
-    giver = "`start`" if start is not None else "the inverse map" if network is not None else None
-    for name in ("n_starts", "n_polished"):
-        if giver is not None and options[name] is not None:
-            raise ConfigError(f"`{name}` is of a search for starts, and {giver} gives the start: leave out one of them")
-        _whole(name, options[name], 1)
-    _whole("max_steps", options["max_steps"], 0 if method == "inverse" else 1)
-    _whole("seed", options["seed"], 0)
-    tolerance = options["tolerance"]
-    if tolerance is not None and not (isinstance(tolerance, int | float) and 0.0 < tolerance < 1.0):
-        raise ConfigError(f"`tolerance` must be a number between 0 and 1, such as 1e-10, got {tolerance!r}")
-    if asked.warm and giver is not None:
-        raise ConfigError(f"`warm` starts each day from the one before, and {giver} gives its start: leave out one")
-    if asked.warm and method == "polished":
-        raise ConfigError("`warm` starts each day from the one before, 'polished' from a network: leave out one")
-    if asked.warm and asked.smoothness:
-        raise ConfigError("`warm` goes through the days one by one, `smoothness` solves them together; choose one")
-    if not 0.0 <= asked.smoothness < math.inf:
-        raise ConfigError(f"`smoothness` must be a finite number, 0 or more, got {asked.smoothness}")
-    if asked.smoothness and method == "inverse":
-        raise ConfigError(
-            "the method 'inverse' answers for each day by itself, `smoothness` solves all days together: take the "
-            "method 'polished'"
-        )
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ConfigError(f"`{name}` must be a whole number, {least} or more, got {value!r}")
+    for name, network, wanted in (("surrogate", surrogate, Surrogate), ("inverse", inverse, InverseMap)):
+        if not (network is None or isinstance(network, wanted)):
+            raise ConfigError(
+                f"`{name}` must be a trained {wanted.__name__}, got {network!r:.80}; {wanted.__name__}.load(folder) "
+                "reads one"
+            )
+    own = None if surrogate is None else surrogate.problem.model["kind"]
+    if own is not None and own != kind:
+        raise ConfigError(f"`surrogate` is one of the model {own!r}, got the `model` {kind!r}; name the same model")

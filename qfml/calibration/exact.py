@@ -292,7 +292,11 @@ def _verified(model: FourierModel, quotes: Quotes, found: Fit, max_steps: int, t
         some, finer = quotes.at(wrong), 1.0 + attempt
         grid = Grid.planned(model.law, x[wrong], Slices.of(some) if attempt else slices, some, finer=finer)
         again = least_squares(
-            _Residuals(grid, some), x[wrong], **_bounds(model), max_steps=max_steps, tolerance=tolerance
+            _Residuals(grid, some),
+            x[wrong],
+            **_bounds(model),
+            max_steps=max_steps - n_steps[wrong],
+            tolerance=tolerance,
         )
         x[wrong], n_steps[wrong], status[wrong] = again.x, n_steps[wrong] + again.n_steps, again.status
         kernel, jacobian = grid.vols_and_jacobian(x[wrong], floor=True)

@@ -195,8 +195,7 @@ def parity_forward(
         raise DataError(
             f"put-call parity must imply a forward above 0 and a discount factor in [{low:g}, {high:g}], got "
             f"{forward:g} and {-slope:g}; are the options European, the prices of one time, and strikes in "
-            "the unit of the prices? "
-            "Give `rates`, or the forward"
+            f"the unit of the prices? Give {'`rates`, or ' if discount is None else ''}the forward"
         )
     forward_error = float(np.sqrt(gradient @ covariance @ gradient))
     return ParityFit(forward, -slope, forward_error, slope_error, outlier, int((~outlier).sum()) - solution.shape[0])

@@ -36,7 +36,9 @@ class SurfaceHistory(Sequence[Surface]):
     (1, True, [datetime.date(2002, 7, 5)])
     """
 
-    def __init__(self, surfaces: Iterable[Any], remarks: Iterable[str] = ()) -> None:
+    def __init__(self, surfaces: Any, remarks: Iterable[str] = ()) -> None:
+        if isinstance(surfaces, Surface):
+            raise DataError("a history holds a list of surfaces, got one surface; write SurfaceHistory([surface])")
         self._surfaces: tuple[Surface, ...] = tuple(surfaces)
         self.remarks = tuple(remarks)
         if not self._surfaces:
@@ -79,8 +81,11 @@ class SurfaceHistory(Sequence[Surface]):
             raise DataError("a history needs a column `date`; a table of one day is read by Surface.read")
         counts = np.bincount(found.table.surface, minlength=len(found.dates)).tolist()
         empty = [number for number, count in enumerate(counts) if not count and how.errors == "drop"]
-        remarks = [f"{found.dates[number]} is left out: {'; '.join(found.notes.get(number, ()))}" for number in empty]
+        labels = {number: str(found.dates[number]).removesuffix("T00:00:00.000000") for number in empty}
+        remarks = [f"{label} is left out: {'; '.join(found.notes.get(number, ()))}" for number, label in labels.items()]
         kept = [number for number in range(len(counts)) if number not in empty]
+        if not kept:
+            raise DataError(f"no date is left: {'; '.join(remarks[:SHOWN])}")
         return cls([Surface.of_quotes(found, number) for number in kept], remarks)
 
     def write(self, path: Any) -> Path:

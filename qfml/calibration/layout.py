@@ -17,6 +17,7 @@ from qfml.errors import ConfigError, DataError
 __all__ = ["UNITS", "Layout", "natural_spline", "vols_at"]
 
 UNITS = ("log_moneyness", "std")
+BEYOND = 0.1  # share of an expiry, or of a row's width, by which quotes and places may lie apart from one another
 SURFACES_AT_A_TIME = 1024  # their intermediate results stay near the cache
 
 
@@ -115,6 +116,22 @@ class Layout:
         if self.unit == "std":
             return places.clamp(-self.widest, self.widest) * deviation
         return torch.minimum(torch.maximum(places[None], -self.widest * deviation), self.widest * deviation)
+
+    def apart(self, quotes: Quotes) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
+        """How many places of the layout lie beyond the quotes, and how many quotes beyond the places, of each surface.
+
+        At the former the vol of the nearest quotes stands in; the latter are not looked at. Both count from a tenth of
+        an expiry, or of the width of the strikes, on.
+
+        Raises:
+            DataError: a surface without quotes.
+        """
+        parts = [
+            _apart(self, *(column[first : first + SURFACES_AT_A_TIME] for column in _columns(quotes)))
+            for first in range(0, len(quotes.vol), SURFACES_AT_A_TIME)
+        ]
+        beyond_quotes, beyond_places = zip(*parts)
+        return torch.cat(beyond_quotes), torch.cat(beyond_places)
 
     def vols(self, quotes: Quotes) -> Float64[Tensor, "S E K"]:
         """The vols of each surface at the places of the layout.
@@ -276,6 +293,29 @@ def _read(layout: Layout, *columns: Tensor) -> Tensor:
     near, far, share = _neighbours(smiles, expiry)
     at_the_money = _between(smiles, near, far, share, expiry, torch.zeros(*near.shape, 1, dtype=torch.float64))
     return _between(smiles, near, far, share, expiry, layout.log_moneyness(at_the_money[..., 0]))
+
+
+def _apart(layout: Layout, k: Tensor, time: Tensor, vol: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    smiles, used = _Smiles.of(k, time, vol, weight), weight > 0
+    expiry = torch.tensor(layout.expiry, dtype=torch.float64)
+    wanted = expiry.expand(len(smiles.count), -1)
+    near, far, share = _neighbours(smiles, wanted)
+    at_the_money = _between(smiles, near, far, share, wanted, torch.zeros(*near.shape, 1, dtype=torch.float64))
+    places = layout.log_moneyness(at_the_money[..., 0]).expand(len(near), -1, -1)  # (S, E, K)
+    first, last = smiles.k[:, 0], smiles.k.gather(1, (smiles.n_nodes - 1)[:, None])[:, 0]
+    low, high = (torch.minimum(first[near], first[far]), torch.maximum(last[near], last[far]))
+    shortest = torch.where(used, time, math.inf).amin(1, keepdim=True)
+    longest = torch.where(used, time, 0.0).amax(1, keepdim=True)
+    far_off = (wanted < (1 - BEYOND) * shortest) | (wanted * (1 - BEYOND) > longest)
+    room = (BEYOND * (high - low))[..., None]
+    beside = (places < low[..., None] - room) | (places > high[..., None] + room)
+    # quotes, beside the places of the expiry that is nearest to theirs
+    row = torch.bucketize(time.contiguous(), (expiry[1:] * expiry[:-1]).sqrt())
+    least, most = (places[..., end].gather(1, row) for end in (0, -1))
+    room = BEYOND * (most - least)
+    unseen = (k < least - room) | (k > most + room)
+    unseen |= (time < (1 - BEYOND) * expiry[0]) | (time * (1 - BEYOND) > expiry[-1])
+    return (beside | far_off[..., None]).sum((1, 2)), (unseen & used).sum(1)
 
 
 def _neighbours(smiles: _Smiles, expiry: Tensor) -> tuple[Tensor, Tensor, Tensor]:

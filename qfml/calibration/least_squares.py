@@ -75,7 +75,7 @@ def least_squares(
     *,
     lower: Any = -math.inf,
     upper: Any = math.inf,
-    max_steps: int = 100,
+    max_steps: Any = 100,
     tolerance: float = 1e-10,
     damping: float = 1e-3,
 ) -> Solution:
@@ -91,7 +91,7 @@ def least_squares(
         start: where each problem starts, strictly inside the bounds, shape (S, P).
         lower: strict lower bounds, shape (P,) or (S, P); minus infinity: none.
         upper: strict upper bounds, likewise.
-        max_steps: steps at most, each one evaluation.
+        max_steps: steps at most, each one evaluation; one number, or one for each problem, shape (S,).
         tolerance: relative, of the cosine between residuals and columns, of the step, and of the reduction of the cost.
         damping: $\mu$ at the start, relative to $D$.
 
@@ -117,12 +117,13 @@ def least_squares(
     x = torch.as_tensor(start, dtype=torch.float64)
     if x.ndim != 2:
         raise ValueError(f"`start` must have the shape (problems, parameters), got {tuple(x.shape)}")
-    if max_steps < 0:
+    limit = torch.as_tensor(max_steps).expand(len(x))
+    if bool((limit < 0).any()):
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}")
     if not (tolerance > 0.0 and damping > 0.0):
         raise ValueError(f"`tolerance` and `damping` must be above 0, got {tolerance} and {damping}")
     bounds = _Bounds.of(lower, upper, x)
-    return _Batch(function, x, bounds, tolerance, damping).solve(max_steps)
+    return _Batch(function, x, bounds, tolerance, damping).solve(limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +194,17 @@ class _Batch:
         )
         self.work = _Work.started(index, x, bounds, residuals, jacobian, damping).at(finite.nonzero().squeeze(-1))
 
-    def solve(self, max_steps: int) -> Solution:
+    def solve(self, limit: Int64[Tensor, " S"]) -> Solution:
         work = self.work
         work.status = torch.where(work.flat(self.tolerance), GRADIENT, work.status)
         work = self._compacted(work, force=True)
-        for _ in range(max_steps):
+        most = int(limit.max()) if len(limit) else 0
+        same = bool((limit == most).all())
+        for n_taken in range(most):
+            if not same:
+                spent = (work.status == RUNNING) & (limit[work.index] <= n_taken)
+                work.status = torch.where(spent, MAX_STEPS, work.status)
+                work = self._compacted(work)
             if len(work.index) == 0:
                 break
             work.step(self.function, self.tolerance)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from qfml.calibration.least_squares import MAX_STEPS, STATUS
 from qfml.calibration.model import CalibrationModel, Quotes
 from qfml.calibration.search import Search
 from qfml.calibration.smoothing import FROM_NEIGHBOURS, NOT_SMOOTHED, neighbours_information, smoothed
+from qfml.calibration.surface_checks import float_column, floats
 from qfml.errors import ConfigError, DataError
 
 __all__ = ["METHODS", "SENTENCES", "Asked", "Found"]
@@ -102,7 +104,31 @@ def inverse(asked: Asked) -> Found:
     said, after = (inverse_warnings(x, asked.inverse, model, beyond) for x in (answer, found.x))
     # where steps have led to the edge or beyond it, what is said of the answer may be said twice
     both = tuple(tuple(dict.fromkeys((*first, *then))) for first, then in zip(said, after, strict=True))
+    said_of_quotes = _off_the_layout(quotes, asked.inverse)
+    both = tuple((*own, *lines) for own, lines in zip(both, said_of_quotes, strict=True))
     return Found(model, replace(found, status=status), both)
+
+
+def _off_the_layout(quotes: Quotes, inverse: Any) -> list[list[str]]:
+    """What is to be said of each surface whose quotes are not where the map looks."""
+    said: list[list[str]] = [[] for _ in range(quotes.n_surfaces)]
+    some = quotes.used.any(1)
+    if not bool(some.any()):
+        return said
+    filled, unseen = (count.tolist() for count in inverse.layout.apart(quotes.at(some)))
+    n_quotes = quotes.used.sum(1).tolist()
+    for surface, lost, unread in zip(some.nonzero().squeeze(1).tolist(), filled, unseen, strict=True):
+        if lost:
+            said[surface].append(
+                f"{lost} of {inverse.layout.n_places} places at which the inverse map looks lie beyond the quotes, and "
+                "the vols of the nearest stand in: take a map whose layout fits, or the method exact"
+            )
+        if unread:
+            said[surface].append(
+                f"{unread} of {n_quotes[surface]} quotes lie beyond the places at which the inverse map looks: its "
+                "answer does not depend on them"
+            )
+    return said
 
 
 def polished(asked: Asked) -> Found:
@@ -187,10 +213,16 @@ def _given(start: Any, model: CalibrationModel, n_surfaces: int) -> Tensor:
     if isinstance(start, Mapping):
         if set(start) != set(names):
             raise DataError(f"`start` must name the parameters {', '.join(names)}, got {', '.join(map(str, start))}")
-        columns = [torch.as_tensor(start[name], dtype=torch.float64).expand(n_surfaces) for name in names]
-        x = torch.stack(columns, dim=-1)
+        columns = [float_column(f"start[{name!r}]", np.atleast_1d(floats(name, start[name]))) for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if len(column) not in (1, n_surfaces):
+                raise DataError(
+                    f"`start` of `{name}` must be one number, or one for each of the {n_surfaces} surfaces, got "
+                    f"{len(column)}"
+                )
+        x = torch.stack([torch.from_numpy(column).expand(n_surfaces) for column in columns], dim=-1)
     else:
-        x = torch.as_tensor(start, dtype=torch.float64)
+        x = torch.from_numpy(floats("start", start))
         if x.shape not in ((len(names),), (n_surfaces, len(names))):
             raise DataError(
                 f"`start` must have the shape ({len(names)},) or ({n_surfaces}, {len(names)}), got {tuple(x.shape)}"

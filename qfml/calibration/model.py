@@ -11,7 +11,15 @@ from torch import Tensor
 
 from qfml.errors import ConfigError, DataError
 
-__all__ = ["CALIBRATION_MODELS", "CalibrationModel", "Parameter", "Quotes", "draw_starts", "whole_surface"]
+__all__ = [
+    "CALIBRATION_MODELS",
+    "CalibrationModel",
+    "Parameter",
+    "Quotes",
+    "draw_starts",
+    "inside_box",
+    "whole_surface",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Quotes:
     def __post_init__(self) -> None:
         used = self.weight != 0.0
         rules = {
-            "weight": self.weight >= 0.0,
+            "weight": (self.weight >= 0.0) & self.weight.isfinite(),
             "log_moneyness": self.log_moneyness.isfinite(),
             "expiry": (self.expiry > 0.0) & self.expiry.isfinite(),
             "vol": (self.vol > 0.0) & self.vol.isfinite(),
@@ -76,9 +84,7 @@ class Quotes:
         for name, fulfilled in rules.items():
             if bool((used & ~fulfilled).any()):
                 surface, quote = (used & ~fulfilled).nonzero()[0].tolist()
-                rule = (
-                    "0 or more" if name == "weight" else "finite" if name == "log_moneyness" else "finite and above 0"
-                )
+                rule = {"weight": "finite, 0 or more", "log_moneyness": "finite"}.get(name, "finite and above 0")
                 value = getattr(self, name)[surface, quote].item()
                 raise DataError(
                     f"`{name}` of a quote must be {rule}, got {value} for quote {quote} of surface {surface}; "
@@ -155,6 +161,15 @@ def whole_surface(model: Any, what: str) -> None:
             f"{what} is for models with parameters of a whole surface, such as heston and bates, and {kind} has none: "
             "take another model"
         )
+
+
+def inside_box(model: Any, x: Tensor, points: Quotes, vols: Tensor) -> Tensor:
+    """Vols (S, N) of a model at `x` (S, P), NaN where a surrogate's box does not hold the point.
+
+    A search may look beyond the box of a surrogate; what is read off its result may not.
+    """
+    outside = getattr(model, "outside", None)
+    return vols if outside is None else vols.masked_fill(outside(x, points), torch.nan)
 
 
 def draw_starts(parameters: tuple[Parameter, ...], n_surfaces: int, n: int, generator: torch.Generator) -> Tensor:

@@ -48,6 +48,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {  # compared in lower case, with _ for
 MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none", "-")  # cells of text that mean no number, in any case
 
 
+_CELLS = "are there as many cells in every row as in the header?"
+
+
 def frame_of(path: Any, separator: str = ",") -> pl.DataFrame:
     """A CSV file, whose cells stay text, or a Parquet file.
 
@@ -66,11 +69,12 @@ def frame_of(path: Any, separator: str = ",") -> pl.DataFrame:
         if kind in (".csv", ".txt", ".tsv"):
             frame = pl.read_csv(path, separator="\t" if kind == ".tsv" else separator, infer_schema=False)
             return _separated(frame, path)
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"cannot read {path}: the file is empty; it needs a header and a row for each quote") from error
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"cannot read {path}: {reason}; are there as many cells in every row as in the header?"
-        ) from error
+        reason, parquet = str(error).partition("\n")[0], kind in (".parquet", ".pq")
+        hint = "write it again, it is no whole Parquet file" if parquet else _CELLS
+        raise DataError(f"cannot read {path}: {reason}; {hint}") from error
     raise DataError(f"quotes are read from .csv, .txt, .tsv or .parquet files, got {path.name}")
 
 

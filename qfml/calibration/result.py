@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qfml.calibration.model import CalibrationModel, Quotes
+from qfml.calibration.model import CalibrationModel, Quotes, inside_box
 from qfml.calibration.smile_result import inside_share
 from qfml.calibration.uncertainty import Uncertainty
 
@@ -83,14 +83,15 @@ class Calibration:
     def smile(self, log_moneyness: Any, expiry: float, surface: int = 0) -> np.ndarray:
         """Model vols (m,) of one surface at log-moneyness (m,) and one expiry (years); NaN where there are none.
 
-        All are NaN where the fit of the surface failed.
+        All are NaN where the fit of the surface failed, and those outside of a surrogate's box where one was fitted.
         """
         if not np.isfinite(self.x[surface]).all():
             return np.full(np.size(log_moneyness), np.nan)
         places = torch.as_tensor(log_moneyness, dtype=torch.float64).reshape(1, -1)
         points = Quotes.bare(places, torch.full_like(places, expiry))
+        x = torch.as_tensor(self.x[surface : surface + 1])
         with torch.no_grad():
-            return self.model.vols(torch.as_tensor(self.x[surface : surface + 1]), points)[0].numpy()
+            return inside_box(self.model, x, points, self.model.vols(x, points))[0].numpy()
 
     def rmse_bps_by_expiry(self, surface: int = 0) -> dict[float, float]:
         """Root of the mean squared error at each expiry (years) of one surface, bps of vol."""

@@ -291,6 +291,13 @@ def _warnings(model: Any, smiles: Smiles, fit: FittedSmiles, low: Tensor, high: 
     add(at_upper.any(-1), lambda row: f"at its upper bound: {_listed(names, at_upper[row])}")
     add(low.isfinite(), lambda row: f"negative density at log-moneyness {low[row].item():.3g} and perhaps below")
     add(high.isfinite(), lambda row: f"negative density at log-moneyness {high[row].item():.3g} and perhaps above")
+    if hasattr(model, "negative_density"):
+        least = model.negative_density(fit.x, smiles)
+        unsaid = fit.found & ~least.isnan() & low.isinf() & high.isinf()
+        add(
+            unsaid,
+            lambda row: f"Durrleman's g could not be kept above 0 everywhere: it falls to {least[row].item():.1g}",
+        )
     return lines
 
 

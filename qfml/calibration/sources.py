@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ __all__ = [
     "CUBE_SOURCES",
     "SURFACE_SOURCES",
     "Dax2002",
+    "NamedSurfaces",
     "SurfaceFile",
     "SurfaceSource",
     "SwaptionCubeFile",
@@ -29,14 +30,27 @@ __all__ = [
 ]
 
 
+class NamedSurfaces(dict[str, Surface]):
+    """Surfaces by name, in order.
+
+    Args:
+        surfaces: names are unique and short: a date, a convention.
+        remarks: what was left out of them, and why.
+    """
+
+    def __init__(self, surfaces: Mapping[str, Surface], remarks: Iterable[str] = ()) -> None:
+        super().__init__(surfaces)
+        self.remarks = tuple(remarks)
+
+
 @runtime_checkable
 class SurfaceSource(Protocol):
-    """Surfaces by name, in order."""
+    """Where surfaces come from."""
 
     kind: ClassVar[str]
 
-    def read(self) -> dict[str, Surface]:
-        """The surfaces; names are unique and short: a date, a convention."""
+    def read(self) -> NamedSurfaces:
+        """The surfaces."""
         ...
 
     def describe(self) -> str:
@@ -60,9 +74,9 @@ class Dax2002:
         if self.maturities not in ("exact_days", "week_rounded", "both"):
             raise ConfigError(f"`maturities` must be exact_days, week_rounded or both, got {self.maturities!r}")
 
-    def read(self) -> dict[str, Surface]:
+    def read(self) -> NamedSurfaces:
         names = ("week_rounded", "exact_days") if self.maturities == "both" else (self.maturities,)
-        return {name: Surface.dax_2002(name) for name in names}
+        return NamedSurfaces({name: Surface.dax_2002(name) for name in names})
 
     def describe(self) -> str:
         return "Implied vols of the DAX on 5 July 2002, 13 strikes at 8 maturities"
@@ -85,18 +99,18 @@ class SurfaceFile:
     start: str | None = None
     end: str | None = None
 
-    def read(self) -> dict[str, Surface]:
+    def read(self) -> NamedSurfaces:
         frame = frame_of(self.path, self.reading.separator)
         if "date" not in columns_of(frame, self.reading.rename, self.reading.ignore):
             if self.start or self.end:
                 raise DataError(f"{self.path} has no column `date`: leave out `start` and `end`")
             surface = Surface.from_frame(frame, self.reading)
-            return {surface.name or surface.date_text or "surface": surface}
+            return NamedSurfaces({surface.name or surface.date_text or "surface": surface})
         history = SurfaceHistory.from_frame(frame, self.reading)
         kept = {s.date_text: s for s in history if self._takes(s)}
         if not kept:
             raise DataError(f"{self.path} has no quotes from {self.start or 'its start'} to {self.end or 'its end'}")
-        return kept
+        return NamedSurfaces(kept, history.remarks)
 
     def __post_init__(self) -> None:
         start, end = (self._limit(name) for name in ("start", "end"))
@@ -152,8 +166,8 @@ class SyntheticSurfaces:
     def _market(self) -> SyntheticHeston:
         return SyntheticHeston(**{setting.name: getattr(self, setting.name) for setting in fields(self)})
 
-    def read(self) -> dict[str, Surface]:
-        return {surface.date_text: surface for surface in self._market().history()}
+    def read(self) -> NamedSurfaces:
+        return NamedSurfaces({surface.date_text: surface for surface in self._market().history()})
 
     def describe(self) -> str:
         return f"{self.n_days} made-up days under Heston, vols with an error of {self.vol_noise_bps:g} bps"

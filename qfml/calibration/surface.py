@@ -60,6 +60,8 @@ class Surface:
         name: of the underlying.
         remarks: what reading the quotes has found.
         strike_unit: of the strikes given, see `from_grid`.
+        max_vol: likewise.
+        errors: likewise.
 
     Raises:
         DataError: a rule is broken; the message names the quote.
@@ -98,13 +100,15 @@ class Surface:
         name: str = "",
         remarks: Sequence[str] = (),
         strike_unit: str | None = None,
+        max_vol: Any = MOST_VOL,
+        errors: str = "raise",
     ) -> None:
         columns = {"strike": strike, "expiry": expiry, "vol": vol, "forward": forward, "bid": bid, "ask": ask}
         columns |= {"weight": weight, "discount": discount}
-        refusal, spot = Refusal(), positive_spot(spot)
+        refusal, spot = Refusal(errors), positive_spot(spot)
         table = quote_table({key: value for key, value in columns.items() if value is not None})
         table = replace(table, strike=strikes_in_prices(table.strike, table.forward, spot, strike_unit))
-        table = clean(table, refusal)
+        table = clean(table, refusal, max_vol)
         remarks = (*remarks, *refusal.notes.get(0, ()))
         _fill(self, table, spot=spot, date=moment(date), name=name, remarks=remarks)
 
@@ -164,6 +168,8 @@ class Surface:
         expiry = columns["expiry"]
         given = None
         if forwards is not None:
+            if not (isinstance(dividends, int | float) and dividends == 0.0):
+                raise DataError("`dividends` would do nothing beside `forwards`; leave out one of them")
             given = float_column("forwards", forwards, expiries.shape[0])
             given = np.repeat(given, expiry.shape[0] // expiries.shape[0])
         forward, discount = forward_and_discount(expiry, spot, rates, dividends, given)

@@ -64,7 +64,7 @@ class Reading:
     spot: Any = None
     rates: Any = None
     dividends: Any = None
-    parity: bool = False
+    parity: Any = False
     date: Any = None
     name: str = ""
     quote: str | None = None
@@ -80,6 +80,10 @@ class Reading:
     def __post_init__(self) -> None:
         if self.quote not in (None, "vol", "price"):
             raise ConfigError(f'`quote` must be "vol" or "price", got {self.quote!r}')
+        if not isinstance(self.parity, bool):  # a word such as "no" would count as true
+            raise ConfigError(f"`parity` must be true or false, got {self.parity!r}")
+        if not isinstance(self.separator, str) or len(self.separator.encode()) != 1:
+            raise ConfigError(f"`separator` must be one character of ASCII, such as ';', got {self.separator!r}")
 
     @classmethod
     def of(cls, how: Reading | None, settings: Mapping[str, Any]) -> Reading:
@@ -257,6 +261,11 @@ def _one_name(columns: dict[str, pl.Series], how: Reading) -> str:
             f"the table holds {len(names)} underlyings ({', '.join(names[:5])}); keep the rows of one, "
             f"or leave the column out with ignore=['{columns['name'].name}']"
         )
+    if names and how.name not in ("", names[0]):
+        raise DataError(
+            f"the table has a column `{columns['name'].name}` that says {names[0]}, and `name` is {how.name!r}; leave "
+            "out the argument, or ignore the column"
+        )
     return names[0] if names else how.name
 
 
@@ -315,6 +324,7 @@ def _with_terms(table: QuoteTable, how: Reading, refusal: Refusal) -> QuoteTable
     has_prices = any(name in rest for name in ("price", "bid_price", "ask_price"))
     known = not np.isnan(table.forward).all()
     if known and not how.parity:
+        _refuse_dividends(how, "the forwards are those of the column `forward`")
         if discount is None and has_prices and np.isnan(table.vol).any():
             raise DataError("prices need discount factors: give `rates` (0 for none), or a column `rate` or `discount`")
         if discount is None:
@@ -323,6 +333,9 @@ def _with_terms(table: QuoteTable, how: Reading, refusal: Refusal) -> QuoteTable
         return replace(table, discount=np.ones(len(table)) if discount is None else discount)
     dividends = "dividend" in rest or how.dividends is not None
     if "spot" in rest and discount is not None and dividends and not how.parity:
+        if "dividend" in rest:
+            _check_rate(table, "dividend")
+            _refuse_dividends(how, "there is a column `dividend`")
         income = rest["dividend"] * table.expiry if "dividend" in rest else _yield(table.expiry, how.dividends)
         return replace(table, forward=rest["spot"] * np.exp(-income) / discount, discount=discount)
     if not (has_prices and "is_call" in rest):
@@ -339,18 +352,34 @@ def _with_terms(table: QuoteTable, how: Reading, refusal: Refusal) -> QuoteTable
             f"quotes need forwards: give a column `forward`, or {' and '.join(missing) or 'both sides'} (0 for no "
             "dividends), or prices of calls and puts at the same strikes"
         )
+    if not how.parity:  # which is asked for to override them
+        _refuse_dividends(how, "put-call parity implies the forwards without a spot or without rates")
     return _parity_terms(table, discount, refusal)
 
 
+def _refuse_dividends(how: Reading, why: str) -> None:
+    if how.dividends is not None:
+        raise DataError(f"`dividends` would do nothing, as {why}; leave out the argument, or the other")
+
+
+def _check_rate(table: QuoteTable, name: str) -> None:
+    """A column of continuous rates is decimal."""
+    column = table.rest[name]
+    bad = ~(np.abs(column) <= 1.0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"`{name}` must be decimal, in [-1, 1]: {table.place(row)} has {column[row]:g}; 3 % is 0.03")
+
+
 def _discounts(table: QuoteTable, how: Reading) -> np.ndarray | None:
-    if not np.isnan(table.discount).all():
+    given = not np.isnan(table.discount).all()
+    column = "discount" if given else "rate" if "rate" in table.rest else None
+    if column is not None and how.rates is not None:
+        raise DataError(f"the table has a column `{column}`; leave out the argument `rates`, or ignore the column")
+    if given:
         return table.discount
-    if "rate" in table.rest:
-        bad = ~(np.abs(table.rest["rate"]) <= 1.0)
-        if bad.any():
-            row = int(bad.argmax())
-            value = table.rest["rate"][row]
-            raise DataError(f"`rate` must be decimal, in [-1, 1]: {table.place(row)} has {value:g}; 3 % is 0.03")
+    if column == "rate":
+        _check_rate(table, "rate")
         return np.exp(-table.rest["rate"] * table.expiry)
     return None if how.rates is None else forward_and_discount(table.expiry, 1.0, how.rates, 0.0)[1]
 

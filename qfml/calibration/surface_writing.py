@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from qfml.errors import DataError
+from qfml.files import replace_file
 
 if TYPE_CHECKING:
     from qfml.calibration.surface import Surface
@@ -45,10 +46,7 @@ def write_table(path: Any, frame: pl.DataFrame) -> Path:
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"surfaces are written as .csv or .parquet, got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".csv":
-        frame.write_csv(path)
-    else:
-        frame.write_parquet(path)
+    replace_file(path, frame.write_csv if path.suffix.lower() == ".csv" else frame.write_parquet)
     return path
 
 

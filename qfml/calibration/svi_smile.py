@@ -181,6 +181,14 @@ class SviSmile(SurfaceFitter):
         """Durrleman's g, shape (n, m)."""
         return svi_density(log_moneyness, *raw_from_wings(x).unsqueeze(-2).unbind(-1))
 
+    def negative_density(self, x: Tensor, smiles: Smiles) -> Tensor:
+        """The least of Durrleman's g where it is below 0 although it was to be kept above, else NaN; shape (n,)."""
+        if not self.butterfly_free:
+            return torch.full_like(x[:, 0], torch.nan)
+        blocks = torch.arange(len(smiles)).split(BLOCK)
+        least = torch.cat([least_density(x[index], smiles.at(index)) for index in blocks])
+        return torch.where(least > 0.0, torch.nan, least)
+
     def curve(self, log_moneyness: Tensor, x: Tensor, smiles: Smiles) -> Tensor:
         """Vols of the fits at other log-moneyness (n, m)."""
         return self.vols_and_jacobian(x, replace(smiles, log_moneyness=log_moneyness))[0]

@@ -144,10 +144,10 @@ class SwaptionCube:
         try:
             frame = (
                 pl.read_parquet(path)
-                if path.suffix == ".parquet"
+                if path.suffix.lower() in (".parquet", ".pq")
                 else pl.read_csv(path, null_values=["NaN", "nan", ""])
             )
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(
                 f"{path.name} cannot be read as a table: {error}; write CSV with a header, or Parquet"
             ) from error

@@ -9,7 +9,9 @@ A saved result is a folder of three files:
   `inside_bid_ask` (share; null where no quote has bid and ask).
 - `parameters.parquet`, a row for each calibrated day and parameter: `date`, `parameter`, `value`, `std_error` (null
   where there is none), and of the day `rmse_bps`, `converged`, `n_steps`, `status`, `warnings`, `seconds`.
-- `metrics.json`: `n_days`, `n_calibrated`, `n_failed`, `failures` (date and reason), `by_horizon` (method -> horizon ->
+- `metrics.json`: `n_days`, `n_calibrated`, `n_failed`, `failures` (date and reason), `without_vol` (`n_quotes` to be
+  judged, and the `n_without` to which the model gives no vol, such as outside of a surrogate's box), `by_horizon`
+  (method -> horizon ->
   days, mean and median of `rmse_bps`, and an interval of the mean by the stationary bootstrap where there are 20 days),
   `gain_bps` (baseline -> horizon -> mean of the baseline's error less the model's over the same days, with its
   interval: above 0 the model is better).
@@ -34,9 +36,10 @@ import torch
 from torch import Tensor
 
 from qfml.calibration.exact import exact_vols
+from qfml.calibration.fit_options import flag_option
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.layout import vols_at
-from qfml.calibration.model import CalibrationModel, whole_surface
+from qfml.calibration.model import CalibrationModel, inside_box, whole_surface
 from qfml.calibration.smile_result import inside_share
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import ConfigError, DataError
@@ -103,14 +106,14 @@ class WalkForwardCalibration:
 
 
 def walk_forward_calibration(
-    history: SurfaceHistory,
+    history: Any,
     model: Any = "heston",
     *,
-    horizons: Sequence[int] = (1, 5),
-    every: int = 1,
-    warm: bool = True,
-    method: str | None = None,
-    seed: int = 0,
+    horizons: Any = (1, 5),
+    every: Any = 1,
+    warm: Any = True,
+    method: Any = None,
+    seed: Any = 0,
     **options: Any,
 ) -> WalkForwardCalibration:
     """Calibrate each day by itself, and judge its parameters on later surfaces with their own forwards.
@@ -121,7 +124,7 @@ def walk_forward_calibration(
     ("previous_parameters"). A day whose calibration fails is recorded with its reason and judged on nothing.
 
     Args:
-        history: surfaces by ascending date.
+        history: a `SurfaceHistory`, surfaces by ascending date.
         model: a name of `CALIBRATION_MODELS`, or a model.
         horizons: how many surfaces ahead the parameters are judged.
         every: surfaces from one calibration to the next.
@@ -139,6 +142,7 @@ def walk_forward_calibration(
     """
     whole_surface(model, "a walk-forward calibration")
     horizons = _checked(history, horizons, every)
+    flag_option("warm", warm)
     for name, way_out in _NOT_OF_A_WALK.items():
         if name in options:
             raise ConfigError(f"`{name}` is no option of a walk-forward calibration: {way_out}")
@@ -191,7 +195,14 @@ _PARAMETERS: dict[str, Any] = {
 }
 
 
-def _checked(history: SurfaceHistory, horizons: Sequence[int], every: int) -> tuple[int, ...]:
+def _checked(history: Any, horizons: Any, every: Any) -> tuple[int, ...]:
+    if not isinstance(history, SurfaceHistory):
+        raise DataError(
+            f"`history` must be a SurfaceHistory, got {type(history).__name__}; SurfaceHistory(surfaces) makes one of "
+            "a list of surfaces with dates"
+        )
+    if not isinstance(horizons, Sequence) or isinstance(horizons, str):
+        raise ConfigError(f"`horizons` must be a sequence of whole numbers, such as (1, 5), got {horizons!r}")
     whole = [isinstance(horizon, int) and not isinstance(horizon, bool) and horizon >= 1 for horizon in horizons]
     if not horizons or not all(whole) or len(set(horizons)) != len(horizons):
         raise ConfigError(f"`horizons` must be different whole numbers, at least 1, got {tuple(horizons)}")
@@ -299,10 +310,11 @@ def _judged(day: _Day, before: _Day | None, history: SurfaceHistory, horizon: in
 
 
 def _model_vols(day: _Day, quotes: Any) -> Tensor:
-    """By the exact engine where the model has one, as the errors of the calibration itself."""
+    """By the exact engine where the model has one, as the errors of the calibration itself; a surrogate in its box."""
     assert day.model is not None
+    x = torch.as_tensor(day.x, dtype=torch.float64)[None]
     with torch.no_grad():
-        return exact_vols(day.model, torch.as_tensor(day.x, dtype=torch.float64)[None], quotes, floor=True)
+        return inside_box(day.model, x, quotes, exact_vols(day.model, x, quotes, floor=True))
 
 
 def _errors(surface: Surface, vols: np.ndarray, common: np.ndarray) -> tuple[Any, ...]:
@@ -321,6 +333,7 @@ def _metrics(
     history: SurfaceHistory, days: list[_Day], errors: pl.DataFrame, horizons: tuple[int, ...], seed: int
 ) -> dict[str, Any]:
     failures = [{"date": str(_date(day.surface)), "reason": day.reason} for day in days if day.x is None]
+    of_model = errors.filter(pl.col("method") == "model")
     by_horizon: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         own = errors.filter((pl.col("method") == method) & pl.col("rmse_bps").is_not_null())
@@ -344,6 +357,10 @@ def _metrics(
         "n_failed": len(failures),
         "n_not_converged": sum(day.x is not None and not day.usable for day in days),
         "failures": failures,
+        "without_vol": {
+            "n_quotes": int(of_model["n_quotes"].sum()),
+            "n_without": int((of_model["n_quotes"] - of_model["n_vols"]).sum()),
+        },
         "horizons": list(horizons),
         "by_horizon": by_horizon,
         "gain_bps": gain,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["write_calibration_report"]
 REQUIRED = {"fit": ("model", "method", "surfaces", "parameters"), "versions": (), "seconds": ()}
 QUOTES = ("surface", "expiry", "strike", "log_moneyness", "vol", "model_vol", "residual_bps", "weight")
 CURVES = ("surface", "expiry", "log_moneyness", "model_vol")
+AS_ASKED = ("refined:", "read off by the network")  # ends of the method inverse, which searches for no minimum
 SHOWN = 4  # surfaces whose smiles are drawn
 LABELS = {"model": "Model", "sticky_moneyness": "Sticky moneyness", "previous_parameters": "Previous parameters"}
 METHOD_COLORS = {"model": "#0b4f8a", "sticky_moneyness": "#d17a00", "previous_parameters": "#7d848c"}
@@ -78,7 +80,7 @@ def write_calibration_report(folder: Path) -> Path:
         read_text(folder / "config.yaml"),
         metrics,
         read_table(folder / "quotes.parquet", QUOTES),
-        read_table(folder / "curves.parquet", CURVES),
+        _curves(folder / "curves.parquet"),
     )
     charts = Charts()
     if run.of_cube:
@@ -100,10 +102,17 @@ def write_calibration_report(folder: Path) -> Path:
     return write_page(folder, "Calibration", _headline(run), sections, charts, metrics["versions"].get("qfml"))
 
 
+def _curves(path: Path) -> pl.DataFrame:
+    """The fitted smiles; none where none of the surfaces that are drawn was fitted."""
+    if path.is_file():
+        return read_table(path, CURVES)
+    return pl.DataFrame(schema={name: pl.String if name == "surface" else pl.Float64 for name in CURVES})
+
+
 def _headline(run: _Run) -> Html:
     fit, surfaces = run.fit, run.surfaces
     quotes = sum(s["n_quotes"] for s in surfaces)
-    failed = sum(not s["converged"] for s in surfaces)
+    failed = sum(not (s["converged"] or s["status"].startswith(AS_ASKED)) for s in surfaces)
     first, many = surfaces[0], len(surfaces) > 1
     model = formats.model_name(fit["model"])
     model = model[0].upper() + model[1:]
@@ -156,12 +165,22 @@ def _warnings(surfaces: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(surfaces) <= SHOWN:
         several = len(surfaces) > 1
         return [f"{s['name']}: {text}" if several else text for s in surfaces for text in s["warnings"]]
-    counts: dict[str, int] = {}
-    for surface in surfaces:
+    places: dict[str, set[int]] = {}
+    wordings: dict[str, set[str]] = {}
+    for place, surface in enumerate(surfaces):
         for text in surface["warnings"]:
-            kind = text.split(":")[0]
-            counts[kind] = counts.get(kind, 0) + 1
-    return [f"{text} ({count} of {len(surfaces)} surfaces)" for text, count in sorted(counts.items())]
+            said = _PREFIX.sub("", text).split(":")[0]
+            kind = _NUMBER.sub("\N{HORIZONTAL ELLIPSIS}", said)
+            places.setdefault(kind, set()).add(place)
+            wordings.setdefault(kind, set()).add(said)
+    return [
+        f"{wordings[kind].pop() if len(wordings[kind]) == 1 else kind} ({len(own)} of {len(surfaces)} surfaces)"
+        for kind, own in sorted(places.items())
+    ]
+
+
+_PREFIX = re.compile(r"^(?:expiry [^:]*|the network's start): ")
+_NUMBER = re.compile(r"(?<![\w`])-?\d[\d.]*(?:e[+-]?\d+)?")
 
 
 def _parameters(run: _Run, charts: Charts) -> Section:
@@ -253,6 +272,14 @@ def _smiles(run: _Run, charts: Charts) -> Section:
         if not run.fit["parameters"]:  # a table of which would say how the fit ended
             parts.append(note(run.surfaces[place]["status"]))
         parts.append(smile_panels(quotes, curves))
+        lost = int((~curves["model_vol"].is_finite().fill_null(False)).sum())
+        if 0 < lost < len(curves):
+            parts.append(
+                note(
+                    f"The model has no vol at {lost} of {len(curves)} places of the curves, such as outside of a "
+                    "surrogate's box: they are not drawn there."
+                )
+            )
         caption = "Model less quote, basis points of vol; a dot is a quote."
         parts.append(charts.place(f"residuals-{place}", _residuals(quotes), "Residuals over the surface", caption))
     intro = "Every quote beside the fitted model."
@@ -405,6 +432,14 @@ def _out_of_sample(run: _Run, charts: Charts) -> Section:
             "stationary bootstrap where there are 20 days; a gain above 0 says that the model is better."
         )
     )
+    lost = found.get("without_vol", {"n_without": 0})
+    if lost["n_without"]:
+        told.append(
+            warning(
+                f"The model has no vol for {formats.count(lost['n_without'])} of {formats.count(lost['n_quotes'])} "
+                "quotes, such as outside of a surrogate's box: no method is judged on them."
+            )
+        )
     if found["n_failed"]:
         lines = [el("li", f"{entry['date']}: {entry['reason']}") for entry in found["failures"][:20]]
         told.append(warning(f"{found['n_failed']} of {found['n_calibrated']} calibrations failed."))

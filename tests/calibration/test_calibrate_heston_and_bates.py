@@ -393,3 +393,12 @@ def test_bates_finds_the_jumps_that_are_there():
     found = calibrate(surfaces(model, x, [14 / 365, 60 / 365, 0.25, 0.5, 1.0, 2.0]), "bates")
     assert found.max_bps[0] < 0.1
     assert found.x[0] == pytest.approx(x[0].numpy(), rel=0.02)
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 5])
+def test_no_fit_goes_further_than_it_is_told(max_steps: int) -> None:
+    """Rough, exact and verified steps are those of one budget."""
+    found = calibrate(Surface.dax_2002(), "heston", n_starts=8, n_polished=1, max_steps=max_steps)
+    assert 1 <= found.n_steps[0] <= max_steps
+    assert found.status[0].startswith("not converged: the limit of steps")
+    assert np.isfinite(found.sse)

@@ -153,3 +153,17 @@ def test_places_of_ones_own_are_read_as_those_of_a_layout() -> None:
     torch.testing.assert_close(found, layout.vols(quotes).flatten(1), rtol=1e-14, atol=0)
     mirrored = vols_at(quotes, k.flip(0).expand(2, -1), expiry.flip(0).expand(2, -1))
     assert torch.equal(mirrored.flip(1), found)
+
+
+def test_places_beyond_the_quotes_and_quotes_beyond_the_places_are_counted():
+    layout = Layout(expiry=(0.1, 1.0), moneyness=((-0.5, 0.0, 0.5),), widest=50.0)
+    wide = [(t, k, 0.2) for t in (0.1, 1.0) for k in (-0.5, 0.0, 0.5)]
+    near = [(t, 1.05 * k, 0.2) for t, k, _ in wide]  # within a tenth: a day and a move of the spot later
+    narrow = [(t, 0.2 * k, 0.2) for t, k, _ in wide]  # both ends of both rows are filled in
+    far = [(t, k, 0.2) for t in (0.05, 1.0) for k in (-0.5, 0.0, 0.5, 0.8)]  # one expiry, and one strike of the other
+    short = [(t, k, 0.2) for t in (0.1, 0.5) for k in (-0.5, 0.0, 0.5)]  # the longer row lies beyond all of them
+    filled, unseen = layout.apart(quotes_of([wide, near, narrow, far, short]))
+    assert filled.tolist() == [0, 0, 4, 0, 3]
+    assert unseen.tolist() == [0, 0, 0, 5, 0]
+    standard = Layout.standard(0.1, 1.0, n_expiries=2)  # 2.5 deviations of 0.2 root T are 0.158 and 0.5
+    assert standard.apart(quotes_of([wide]))[0].tolist() == [0]

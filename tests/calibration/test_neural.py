@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from formula_smile import quotes_at
@@ -10,8 +11,11 @@ from formula_smile import quotes_at
 from qfml.calibration.calibrate import calibrate
 from qfml.calibration.exact import exact_vols, fit, refined
 from qfml.calibration.heston import HestonCalibration
+from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.model import Quotes
 from qfml.calibration.neural import SurrogateModel, inside_bounds
+from qfml.calibration.surface import Surface
+from qfml.calibration.walk_forward import walk_forward_calibration
 from qfml.errors import ConfigError
 from qfml.surrogate import Problem, Range, Surrogate
 from qfml.surrogate.target import Target
@@ -115,6 +119,28 @@ def test_optimum_beyond_the_box_and_quotes_beyond_it_are_said() -> None:
     assert all(any("quotes lie outside" in one for one in own) for own in found.warnings)
     outside = SurrogateModel(narrow).outside(torch.as_tensor(found.x), quotes)
     assert outside.equal(quotes.used & (quotes.expiry > 2.0))
+
+
+def test_a_fit_is_read_inside_of_the_box_only() -> None:
+    """Smiles and the judgement of later days have no vol where the surrogate would extrapolate, and count it."""
+    found = calibrate(surfaces(TRUTH), "rough_bergomi", "neural", surrogate=formula())
+    smile = found.smile([-0.6, -0.5, 0.0, 0.5, 0.51], 1.0, surface=1)
+    assert np.isfinite(smile).tolist() == [False, True, True, True, False]
+    assert np.isnan(found.smile([0.0], 2.5)).all()
+    k, expiry = np.tile(np.linspace(-0.6, 0.6, 7), 2), np.repeat([0.5, 1.0], 7)
+    quotes = quotes_at(k, expiry, 1)
+    vols = SurrogateModel(formula()).vols(torch.tensor(TRUTH[:1], dtype=torch.float64), quotes)[0].numpy()
+    inner = np.abs(k) < 0.5
+    days = [
+        Surface(strike=np.exp(k[own]), expiry=expiry[own], vol=vols[own], forward=1.0, date=f"2024-01-0{day}")
+        for day, own in ((1, inner), (2, np.full(14, True)))
+    ]
+    judged = walk_forward_calibration(
+        SurfaceHistory(days), "rough_bergomi", horizons=(1,), method="neural", surrogate=formula()
+    )
+    ahead = judged.errors.filter((pl.col("horizon") == 1) & (pl.col("method") == "model")).row(0, named=True)
+    assert (ahead["n_quotes"], ahead["n_vols"]) == (14, 10)
+    assert judged.metrics["without_vol"]["n_without"] == 4 + 4  # day 2 is also judged on itself
 
 
 def test_calibrate_takes_the_surrogate_of_a_model_that_has_no_exact_one() -> None:

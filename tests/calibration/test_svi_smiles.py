@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from pricers.black import black_price
-from qfml.calibration import Surface, SviSmile, calibrate
+from qfml.calibration import Surface, SviSmile, calibrate, svi_smile
 from qfml.calibration.svi import (
     density_and_jacobian,
     raw_from_wings,
@@ -161,3 +161,16 @@ def test_three_quotes_are_too_few_and_there_is_no_pricer() -> None:
     assert np.isinf(result.std_error["m"]).all()
     with pytest.raises(ConfigError, match="no dynamics"):
         result.pricer()
+
+
+def test_a_density_that_could_not_be_kept_above_zero_is_said(monkeypatch):
+    """Where g is below 0 so far out that the density about the forward does not show it."""
+    k = torch.linspace(-0.3, 0.3, 9, dtype=torch.float64)
+    day = Surface(strike=np.exp(k.numpy()), expiry=1.0, vol=(0.2 - 0.1 * k + 0.1 * k * k).numpy(), forward=1.0)
+    said = "Durrleman's g could not be kept above 0 everywhere: it falls to -3e-06"
+    assert not any(said in line for line in calibrate(day, "svi").warnings)
+    monkeypatch.setattr(svi_smile, "MARGINS", ())
+    monkeypatch.setattr(svi_smile, "PENALTY", ())
+    monkeypatch.setattr(svi_smile, "least_density", lambda x, smiles: torch.full_like(x[:, 0], -3e-6))
+    assert any(said in line for line in calibrate(day, "svi").warnings)
+    assert not any(said in line for line in calibrate(day, SviSmile(butterfly_free=False)).warnings)
