@@ -229,3 +229,16 @@ def test_days_that_were_not_smoothed_have_errors_of_their_own(monkeypatch: pytes
     found = calibrate(quotes, FORMULA, smoothness=1.0)
     assert all(said.startswith("not smoothed") for said in found.status)
     assert found.std_error["level"].tolist() == apart.std_error["level"].tolist()
+
+
+def test_surfaces_whose_quotes_are_not_where_the_map_looks_are_warned_of(
+    good_guess: tuple[InverseMap, Quotes, torch.Tensor],
+) -> None:
+    made, quotes, _ = good_guess
+    weight = torch.where(quotes.expiry == 0.5, quotes.weight, 0.0)
+    weight[1:] = quotes.weight[1:]
+    said = calibrate(Quotes(**(vars(quotes) | {"weight": weight})), HESTON, "inverse", inverse=made).warnings
+    # of eight expiries from 0.1 to 1.5 seven are not within a tenth of 0.5
+    told = [int(line.split(" of ")[0]) for line in said[0] if "at which the inverse map looks lie beyond" in line]
+    assert told
+    assert 7 * 11 <= told[0] <= 88
