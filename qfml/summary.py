@@ -112,9 +112,9 @@ def _calibration(found: dict[str, Any]) -> None:
         spread = "none has a fit"
         if errors:
             spread = f"rms error in the median {errors[len(errors) // 2]:.2f} bps, at most {errors[-1]:.2f}"
+        n_converged, kind = sum(s["converged"] for s in surfaces), "tenors" if "shift" in fit else "surfaces"
         out.print(
-            f"{len(surfaces)} {'tenors' if 'shift' in fit else 'surfaces'}, {sum(s['converged'] for s in surfaces)} converged, the first {MOST_SURFACES} "
-            f"shown; {spread}",
+            f"{len(surfaces)} {kind}, {n_converged} converged, the first {MOST_SURFACES} shown; {spread}",
             highlight=False,
         )
     out.print(f"calibrated in {found['seconds']['calibration']:.2f} s by {fit['method']}", highlight=False)

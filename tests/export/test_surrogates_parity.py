@@ -10,6 +10,7 @@ from network_stacks import generator, moved_off_the_start
 
 import qfml
 import qfml.surrogate as qs
+from qfml import config
 from qfml.calibration import CALIBRATION_MODELS
 from qfml.calibration.inverse import InverseMap, InverseTraining
 from qfml.calibration.layout import Layout as Places
@@ -18,6 +19,7 @@ from qfml.errors import DataError, UserError
 from qfml.export import export_run, export_surrogate, load_exported, surrogates
 from qfml.export.inverse_maps import _Graph
 from qfml.surrogate.bounded import Bounded
+from qfml.surrogate.reference_vol import REFERENCE_VOLS
 from qfml.surrogate.target import Target
 
 LOG = "log"
@@ -201,3 +203,46 @@ def test_a_saved_surrogate_and_an_inverse_map_export_from_their_folders(tmp_path
     np.testing.assert_allclose(found, inverse._parameters(vols), rtol=1e-5)
     with pytest.raises(UserError, match="`member` chooses a network of a walk-forward"):
         export_run(tmp_path / "inverse", member="all")
+
+
+MODELS_SEEN = {
+    "heston": {"v0": 0.04, "kappa": qs.Range(0.5, 5.0), "theta": 0.05, "sigma": 0.5, "rho": -0.5},
+    "bates": {"v0": 0.04, "kappa": 2.0, "theta": 0.05, "sigma": 0.5, "rho": -0.5, "intensity": qs.Range(0.1, 1.0),
+              "jump_mean": -0.1, "jump_std": 0.1},
+    "merton": {"vol": 0.2, "intensity": qs.Range(0.1, 1.0), "jump_mean": -0.1, "jump_std": 0.1},
+    "black_scholes": {"vol": qs.Range(0.1, 0.4)},
+    "sabr": {"alpha": 0.2, "beta": qs.Range(0.3, 1.0), "rho": -0.3, "nu": 0.4},
+    "rough_bergomi": {"xi": qs.Range(0.01, 0.16, LOG), "eta": 1.9, "hurst": 0.1, "rho": -0.7},
+    "rough_heston": {"v0": 0.04, "kappa": 0.3, "theta": 0.06, "sigma": 0.3, "rho": -0.7, "hurst": qs.Range(0.05, 0.4)},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(REFERENCE_VOLS))
+def test_every_model_with_a_reference_vol_exports(tmp_path, kind):
+    numbers = {name: value for name, value in MODELS_SEEN[kind].items() if not isinstance(value, qs.Range)}
+    box = {name: value for name, value in MODELS_SEEN[kind].items() if isinstance(value, qs.Range)}
+    box |= {"expiry": qs.Range(0.1, 2.0, LOG), "standard_moneyness": qs.Range(-2.0, 2.0)}
+    problem = qs.Problem({"kind": kind} | numbers, {"kind": "european"}, box=box, target="implied_vol")
+    assert_exports(made_up(problem, "log_vol", SILU), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rough_bergomi", "asian_barrier", "bermudan"])
+def test_the_problems_of_the_configs_export(tmp_path, pytestconfig, name):
+    settings = config.read_yaml(pytestconfig.rootpath / f"configs/surrogate_{name}.yaml")
+    problem = config.build(qs.Problem, settings["problem"])
+    network = qfml.MLP(hidden=(64, 64, 64), activation="silu")
+    kind, output = ("vol_ratio", "exp") if name == "rough_bergomi" else ("positive", "softplus")
+    assert_exports(made_up(problem, kind, Bounded(network, output), 0.1, seeds=2), tmp_path)
+
+
+def assert_exports(surrogate, folder):
+    """Both files, and that they give what the surrogate says on points of its box."""
+    model, greeks = (load_exported(each.path) for each in export_surrogate(surrogate, folder))
+    points = surrogates.box_points(surrogate, 500)
+    truth = surrogate.predict(points, errors="flag")
+    for own in (model, greeks):
+        found = own.predict(points.numpy(), errors="flag")
+        assert np.array_equal(found["inside"], truth.inside.numpy())
+        np.testing.assert_allclose(found["value"], truth.value, rtol=1e-5, atol=1e-6)
