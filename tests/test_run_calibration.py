@@ -107,7 +107,7 @@ def quotes(tmp_path_factory):
     return Surface.dax_2002().write(path)
 
 
-@pytest.mark.parametrize("model", ["sabr", "svi", "ssvi", "local_vol"])
+@pytest.mark.parametrize("model", ["sabr", "svi", "ssvi", pytest.param("local_vol", marks=pytest.mark.slow)])
 def test_every_model_is_fitted_from_a_file_and_shown(model, quotes, tmp_path):
     done = qfml("calibrate", quotes, "--model", model, "--out", "run", cwd=tmp_path)
     assert done.code == 0, done.err

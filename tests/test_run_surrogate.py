@@ -121,11 +121,16 @@ def test_a_second_run_reads_the_labels_of_the_first_and_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     "moment",
     [
-        "import qfml.task.surrogate as t\nt.fit_surrogate = lambda *a, **k: os.kill(os.getpid(), 9)",
+        pytest.param(
+            "import qfml.task.surrogate as t\nt.fit_surrogate = lambda *a, **k: os.kill(os.getpid(), 9)",
+            marks=pytest.mark.slow,
+        ),
         "import qfml.engine.block as b\nstep, seen = b.Block.step, []\n"
         "def count(self):\n    seen.append(1)\n    if len(seen) > 300:\n        os.kill(os.getpid(), 9)\n"
         "    return step(self)\nb.Block.step = count",
-        "import qfml.task.surrogate as t\nt.judge = lambda *a, **k: os.kill(os.getpid(), 9)",
+        pytest.param(
+            "import qfml.task.surrogate as t\nt.judge = lambda *a, **k: os.kill(os.getpid(), 9)", marks=pytest.mark.slow
+        ),
     ],
     ids=["before training", "while training", "before judgement"],
 )

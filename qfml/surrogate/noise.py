@@ -29,7 +29,7 @@ def smoothed_variance(features: Tensor, variance: Tensor) -> Tensor:
         >>> place = torch.linspace(0.0, 1.0, 4000, dtype=torch.float64)
         >>> luck = torch.rand(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
         >>> found = smoothed_variance(place[:, None], 0.04 * (1 + place) * luck)
-        >>> bool(((found / (0.04 * (1 + place)) - 0.93).abs() < 0.12).all())  # exp E log luck = 0.96
+        >>> bool(((found / (0.04 * (1 + place)) - 1.0).abs() < 0.25).all())  # the luck of one is between .5 and 1.5
         True
     """
     if len(variance) < 2 * LEAF:

@@ -75,6 +75,7 @@ def test_few_labels_share_their_mean_variance_and_none_is_zero():
     assert bool((smoothed_variance(place.repeat(20, 1), torch.zeros(200).double()) > 0).all())
 
 
+@pytest.mark.slow
 def test_lucky_labels_do_not_pull_the_surrogate():
     """Labels whose own standard error goes with their value: one path in three of 8 pays, the others nothing."""
     rows = points(8000)
