@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qfml.config import config_hash, read_yaml
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -106,11 +108,14 @@ def test_the_table_of_calibration_is_its_record():
 def test_the_surrogate_is_as_its_record_has_it():
     found, text = record("surrogate"), " ".join(README.split())
     batch = fastest(found["contenders"], "surrogate", "min_seconds")["min_seconds"]
+    prices = fastest(found["contenders"], "surrogate, prices of contracts", "min_seconds")["min_seconds"]
+    settings = ROOT / "configs" / "surrogate_heston.yaml"
+    assert found["config_hash"] == config_hash(read_yaml(settings))  # the record is of the config as it is
     for sentence in (
         f"takes {found['minutes']:.1f} minutes from nothing, {found['n_labels']:,} labels included",
         f"off by {found['vol_bps']['rmse']:.2f} bps of vol (root mean square)",
         f"99 % of them within {found['vol_bps']['q99']:.2f}",
-        f"100,000 vols take {1e3 * batch:.0f} ms",
+        f"100,000 vols take {1e3 * batch:.0f} ms, prices {1e3 * prices:.0f} ms",
         f"{found['simulation']['times_surrogate']:,.0f} times as long",
     ):
         assert sentence in text
