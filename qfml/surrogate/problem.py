@@ -261,11 +261,11 @@ class Problem:
             if axis.argument == "standard_moneyness":
                 value = columns[axis.input] / (self.reference(columns) * self.expiry(columns).sqrt())
                 found[..., place] = ~((value >= low[place]) & (value <= high[place]))
-            elif axis.argument == "delta" and vol is None:
-                found[..., place] = ~columns[axis.input].isfinite()
             elif axis.argument == "delta":
-                value, one = self.delta(columns, vol), limits[place]
-                found[..., place] = ~((value >= one.low - DELTA_SLACK) & (value <= one.high + DELTA_SLACK))
+                found[..., place] = ~columns[axis.input].isfinite()
+                if vol is not None:
+                    value, one = self.delta(columns, vol), limits[place]
+                    found[..., place] = ~((value >= one.low - DELTA_SLACK) & (value <= one.high + DELTA_SLACK))
         return found
 
     def delta(self, columns: Columns, vol: Tensor) -> Tensor:
