@@ -13,8 +13,8 @@ PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
 PEERS_PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -c benchmarks/peers/constraints.txt --only-binary :all:
 # two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead, and the networks
-# of `make run` are as fast on one
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# of `make run` are as fast on one. Many tests start a process of their own: it should not compile the library again
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest
 CONFIG ?= configs/walk_forward_sp500.yaml
 ARGS ?=
 

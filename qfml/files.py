@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["replace_file", "replace_text", "write_whole"]
+__all__ = ["remove_unfinished", "replace_file", "replace_text", "write_whole"]
+
+_UNFINISHED = re.compile(r"\..+-[0-9a-f]{32}\Z")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,3 +48,10 @@ def replace_text(path: Path, text: str) -> None:
     [('note.txt', '1 bp')]
     """
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what kills have left of files that were being written in a folder where no other process writes."""
+    for path in folder.iterdir():
+        if _UNFINISHED.match(path.name) and path.is_file():
+            path.unlink()

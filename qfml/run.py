@@ -18,6 +18,7 @@ from typing import Any
 from qfml import config
 from qfml.engine import Bar
 from qfml.errors import CheckpointError, Interrupted, UserError
+from qfml.files import remove_unfinished
 from qfml.finished import is_search, read_metrics
 from qfml.report import write_report
 from qfml.task import Say, Task, as_settings, read_task
@@ -89,6 +90,7 @@ def resume(folder: str | Path, *, progress: bool = True, say: Say = print) -> Pa
 
 def execute(folder: Path, task: Task, *, progress: bool, say: Say) -> None:
     """Do the task in its folder, from the last checkpoint if there is one, and write the report."""
+    remove_unfinished(folder)
     shutil.rmtree(folder / "model", ignore_errors=True)  # half a result of a run that was killed while writing it
     begun = any((folder / "checkpoints").glob("**/checkpoint-*"))
     with Bar() if progress else nullcontext() as bar:

@@ -179,13 +179,13 @@ SAVING = {
     """,
     "half the metrics": f"""
         import os, signal, qfml.backtest.result as result
-        write = result._write_text
+        write = result.replace_text
         def half(path, text):
             if path.name == "metrics.json":
-                path.with_name("metrics.json.new").write_text(text[:1000])
+                path.with_name(".metrics.json-" + 8 * "cafe").write_text(text[:1000])
                 {DIE_HERE}
             write(path, text)
-        result._write_text = half
+        result.replace_text = half
     """,
 }
 
@@ -200,7 +200,7 @@ def test_kill_9_while_the_result_is_saved(place, cut, moment):
     assert resumed.code == 0, resumed.err
     assert_same_as_whole(place, cut)
     assert qfml("predict", cut, "prices.csv", cwd=place).code == 0
-    assert not list(cut.glob("*.new"))
+    assert not list(cut.glob(".*"))
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(place, cut):

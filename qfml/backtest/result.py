@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from qfml.backtest.judgement import deflation
 from qfml.backtest.training import FoldFit
 from qfml.engine import save_fits
 from qfml.errors import UserError
+from qfml.files import replace_file, replace_text
 from qfml.metrics import SharpeMoments
 
 __all__ = ["WalkForwardResult"]
@@ -99,26 +99,15 @@ class WalkForwardResult:
             config.write_yaml(self.settings, folder / "config.yaml")
         for name in ("predictions", "positions", "pnl"):
             table: pl.DataFrame = getattr(self, name)
-            _replace(folder / f"{name}.parquet", table.write_parquet)
-        _write_text(folder / "log.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in self.log))
+            replace_file(folder / f"{name}.parquet", table.write_parquet)
+        replace_text(folder / "log.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in self.log))
         places = [{"fold": each.fold, "seed": each.seed} for each in self.fits]
         save_fits(folder / "model", [each.fit for each in self.fits], {"members": places})
         # last, because a folder with metrics is a finished one
-        _write_text(folder / "metrics.json", json.dumps(self.metrics, indent=1, allow_nan=False))
+        replace_text(folder / "metrics.json", json.dumps(self.metrics, indent=1, allow_nan=False))
         return folder
 
 
 def _finite(entry: dict[str, Any]) -> dict[str, Any]:
     """nan and infinite losses as null: JSON has neither."""
     return {key: None if isinstance(value, float) and value - value != 0.0 else value for key, value in entry.items()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda new: new.write_text(text))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside, then rename: a file is never half there."""
-    new = path.with_name(path.name + ".new")
-    write(new)
-    os.replace(new, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from qfml.calibration.fourier_vols import LEAST_PRICE, black_out_of_the_money
 from qfml.calibration.least_squares import NOT_FINITE
 from qfml.calibration.method_options import check_options, chosen_method
 from qfml.calibration.methods import METHODS, SENTENCES, Asked, Found
-from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes
+from qfml.calibration.model import CALIBRATION_MODELS, Quotes, model_of
 from qfml.calibration.result import Calibration, calibration
 from qfml.calibration.smoothing import FROM_NEIGHBOURS
 from qfml.calibration.surface import Surface, as_quotes
@@ -90,7 +89,8 @@ def calibrate(
     (177.23, 15.66, [True])
     """
     surfaces, quotes, single = _surfaces(surface)
-    made = _model(model, known_elsewhere=surrogate is not None)
+    by_surrogate = surrogate is not None and isinstance(model, str) and model not in CALIBRATION_MODELS
+    made = None if by_surrogate else model_of(model)
     method = chosen_method(method, surrogate=surrogate is not None, inverse=inverse is not None)
     options = {
         "n_starts": n_starts,
@@ -180,27 +180,6 @@ def _surfaces(surface: Any) -> tuple[tuple[Surface, ...], Quotes, bool]:
             "makes one of a table"
         )
     return surfaces, as_quotes(surfaces), single
-
-
-def _model(model: Any, *, known_elsewhere: bool) -> Any:
-    """The model; None where only a surrogate knows it."""
-    if isinstance(model, str):
-        if model in CALIBRATION_MODELS:
-            return CALIBRATION_MODELS[model]()
-        if known_elsewhere:
-            return None
-        near = difflib.get_close_matches(model, CALIBRATION_MODELS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(
-            f"`model` {model!r} is not known{hint}; choose one of: {', '.join(sorted(CALIBRATION_MODELS))}"
-        )
-    if isinstance(model, type) or not (hasattr(model, "fit_surfaces") or isinstance(model, CalibrationModel)):
-        got = f"the class {model.__name__}: make one of it" if isinstance(model, type) else repr(model)
-        raise ConfigError(
-            "`model` must be a calibration model or the name of one "
-            f"({', '.join(sorted(CALIBRATION_MODELS))}), got {got}"
-        )
-    return model
 
 
 def _check_networks(kind: str, surrogate: Any, inverse: Any) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qfml import config
 from qfml.calibration.layout import Layout
-from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes, whole_surface
+from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Quotes, model_of, ranges_of, whole_surface
 from qfml.config import OneOf
 from qfml.data.dataset import TimeDataset
 from qfml.data.transforms import Standardise
@@ -75,13 +75,9 @@ class Box:
     @classmethod
     def of(cls, model: CalibrationModel, ranges: Mapping[str, Any] | None = None) -> Box:
         """The model's ranges of starts, or other ones by name: `{"kappa": (0.1, 10.0)}`."""
-        ranges = dict(ranges or {})
         parameters = model.parameters
-        unknown = set(ranges) - {one.name for one in parameters}
-        if unknown:
-            known = ", ".join(one.name for one in parameters)
-            raise ConfigError(f"`{sorted(unknown)[0]}` is no parameter of {model.kind}, which has {known}")
-        pairs = [tuple(map(float, ranges.get(one.name, (one.start_lower, one.start_upper)))) for one in parameters]
+        named = {one.name: (one.start_lower, one.start_upper) for one in parameters}
+        pairs = [*(named | ranges_of(model, {} if ranges is None else ranges)).values()]
         for one, (low, high) in zip(parameters, pairs):
             if low < one.lower or high > one.upper:
                 raise ConfigError(
@@ -202,15 +198,16 @@ class InverseMap:
         """Make surfaces, train on nine tenths of them, choose the best epoch by the others, judge on fresh ones.
 
         Args:
-            model: a model of `CALIBRATION_MODELS`.
+            model: a model of `CALIBRATION_MODELS`, or its name.
             layout: where surfaces are read.
             training: the settings.
             box: ranges of parameters by name, in place of the model's ranges of starts.
 
         Raises:
-            ConfigError: ranges that are not the model's, or a model without parameters of a whole surface.
+            ConfigError: no model, ranges that are not the model's, or a model without parameters of a whole surface.
             DataError: the model gives no vols at the layout.
         """
+        model = model_of(model)
         whole_surface(model, "an inverse map")
         ranges = Box.of(model, box)
         made = _surfaces(model, layout, ranges, training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -18,6 +20,8 @@ __all__ = [
     "Quotes",
     "draw_starts",
     "inside_box",
+    "model_of",
+    "ranges_of",
     "whole_surface",
 ]
 
@@ -146,6 +150,48 @@ class CalibrationModel(Protocol):
 
 
 CALIBRATION_MODELS: dict[str, type] = {}  # by `kind`; filled where the package is imported
+
+
+def model_of(model: Any) -> Any:
+    """The calibration model that is meant by a name of `CALIBRATION_MODELS`, or by itself.
+
+    Raises:
+        ConfigError: a name that is not known, a class, or something else.
+    """
+    if isinstance(model, str):
+        if model in CALIBRATION_MODELS:
+            return CALIBRATION_MODELS[model]()
+        near = difflib.get_close_matches(model, CALIBRATION_MODELS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(
+            f"`model` {model!r} is not known{hint}; choose one of: {', '.join(sorted(CALIBRATION_MODELS))}"
+        )
+    if isinstance(model, type) or not (hasattr(model, "fit_surfaces") or isinstance(model, CalibrationModel)):
+        got = f"the class {model.__name__}: make one of it" if isinstance(model, type) else repr(model)
+        raise ConfigError(
+            "`model` must be a calibration model or the name of one "
+            f"({', '.join(sorted(CALIBRATION_MODELS))}), got {got}"
+        )
+    return model
+
+
+def ranges_of(model: CalibrationModel, box: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The ranges of a `box` by names of the model's parameters, such as `{"kappa": (0.1, 10.0)}`, as numbers.
+
+    Raises:
+        ConfigError: a name that is no parameter of the model, or what is not two numbers.
+    """
+    names = [one.name for one in model.parameters]
+    found: dict[str, tuple[float, float]] = {}
+    for name, ends in box.items():
+        if name not in names:
+            raise ConfigError(f"`{name}` is no parameter of {model.kind}, which has {', '.join(names)}")
+        try:
+            low, high = map(float, ends)
+        except (TypeError, ValueError):
+            raise ConfigError(f"the range of `{name}` must be two numbers, low and high, got {ends!r}") from None
+        found[name] = (low, high)
+    return found
 
 
 def whole_surface(model: Any, what: str) -> None:

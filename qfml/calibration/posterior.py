@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qfml.calibration.chains import effective_sample_size, split_r_hat
 from qfml.calibration.hamiltonian import Chains, hamiltonian
-from qfml.calibration.model import CalibrationModel, Quotes
+from qfml.calibration.model import CalibrationModel, Quotes, ranges_of
 from qfml.engine.streams import stream
 from qfml.errors import ConfigError, DataError
 
@@ -107,7 +107,7 @@ def posterior(
     optimum: Float64[Tensor, "S P"],
     *,
     vol_std: Any = None,
-    box: Mapping[str, tuple[float, float]] | None = None,
+    box: Mapping[str, Any] | None = None,
     n_chains: int = 4,
     n_draws: int = 500,
     n_warmup: int = 250,
@@ -209,12 +209,9 @@ class _Prior:
     log: Tensor
 
     @classmethod
-    def of(cls, model: CalibrationModel, box: Mapping[str, tuple[float, float]] | None) -> _Prior:
+    def of(cls, model: CalibrationModel, box: Mapping[str, Any] | None) -> _Prior:
         named = {one.name: (one.lower, one.upper) for one in model.parameters}
-        unknown = set(box or {}) - set(named)
-        if unknown:
-            raise ConfigError(f"`{sorted(unknown)[0]}` is no parameter of {model.kind}, which has {', '.join(named)}")
-        named |= {name: (float(low), float(high)) for name, (low, high) in (box or {}).items()}
+        named |= ranges_of(model, {} if box is None else box)
         for name, (low, high) in named.items():
             if not -math.inf < low < high < math.inf:
                 raise ConfigError(

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from qfml.data.dataset import TimeDataset
 from qfml.errors import DataError
+from qfml.files import replace_file
 
 __all__ = ["Interval", "Piece", "RowGroupReader", "ShardColumns", "find_shards", "write_shards"]
 
@@ -386,9 +387,13 @@ def write_shards(
         part = _dataset_table(data, rows) if table is None else table.take(pa.array(rows))
         # floats hardly repeat: a dictionary would cost time and space
         words: Any = [field.name for field in part.schema if not _is_number(field.type)]
-        partial = path.with_suffix(".partial")
-        pq.write_table(part, partial, row_group_size=rows_per_group, use_dictionary=words or False)
-        os.replace(partial, path)
+        dictionary: Any = words or False
+        replace_file(
+            path,
+            lambda beside, part=part, dictionary=dictionary: pq.write_table(
+                part, beside, row_group_size=rows_per_group, use_dictionary=dictionary
+            ),
+        )
     return paths
 
 

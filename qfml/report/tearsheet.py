@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
+from qfml.files import replace_text
 from qfml.report.folder import RunFolder
 
 __all__ = ["Tearsheet", "quantstats_returns", "write_tearsheet"]
@@ -72,9 +73,7 @@ def write_tearsheet(run: RunFolder) -> Tearsheet:
     except _NoSheet as reason:
         target.unlink(missing_ok=True)
         return Tearsheet(None, (*notes, str(reason)))
-    temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    replace_text(target, page)
     return Tearsheet(target, tuple(notes))
 
 

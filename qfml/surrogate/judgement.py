@@ -60,6 +60,7 @@ import pricers as pr
 from pricers.noise import address
 from qfml.config import OneOf
 from qfml.errors import ConfigError
+from qfml.files import write_whole
 from qfml.surrogate.arbitrage import arbitrage_note, arbitrage_of
 from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
 from qfml.surrogate.exact_labels import target_values
@@ -70,7 +71,6 @@ from qfml.surrogate.problem import UNITS, Problem
 from qfml.surrogate.quoting import price_of
 from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, coverage_by_bin
 from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine
-from qfml.surrogate.shards import write_whole
 from qfml.surrogate.speed import exact_speed, simulation_speed, surrogate_speed
 from qfml.surrogate.surrogate import ErrorBound, Surrogate
 

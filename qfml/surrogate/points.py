@@ -9,8 +9,6 @@ one law are spread the same way. Any range of laws can be made alone.
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from pricers.noise import address
 from qfml.errors import DataError
+from qfml.files import write_whole
 from qfml.surrogate.box import Range
 from qfml.surrogate.delta_strikes import strikes_at_delta
 from qfml.surrogate.problem import Problem
@@ -77,10 +76,8 @@ class GivenPoints:
 
     def save(self, path: Path) -> None:
         """Write the points, whole or not at all."""
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         metadata = {"round": str(self.round), "parent": self.parent, "hash": self.hash}
-        safetensors.torch.save_file(self._tensors(), temporary, metadata)
-        os.replace(temporary, path)
+        write_whole(safetensors.torch.save(self._tensors(), metadata), path)
 
     @classmethod
     def load(cls, path: Path) -> GivenPoints:

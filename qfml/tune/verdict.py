@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from qfml.backtest.strategies import Market, rule_input
 from qfml.backtest.training import FoldFit, predict_folds
 from qfml.data.dataset import TimeDataset
 from qfml.errors import DataError, UserError
+from qfml.files import replace_file
 from qfml.tune.study import Study
 
 __all__ = ["overfitting", "read_returns", "report_of", "returns_of", "write_returns"]
@@ -50,9 +50,7 @@ def write_returns(folder: Path, place: int, times: np.ndarray, net: np.ndarray) 
     """Keep the returns of the trial at `place`; the file is never half there."""
     path = folder / FOLDER / f"{place:05d}.parquet"
     path.parent.mkdir(exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    pl.DataFrame({"time": times, "net": net}).write_parquet(new)
-    os.replace(new, path)
+    replace_file(path, pl.DataFrame({"time": times, "net": net}).write_parquet)
 
 
 def read_returns(folder: Path, places: Sequence[int]) -> np.ndarray:

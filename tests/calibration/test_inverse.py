@@ -183,6 +183,10 @@ def test_settings_that_make_no_sense_are_refused(trained: InverseMap) -> None:
         Box.of(FormulaSmile(), {"level": (0.1, 3.0)})
     with pytest.raises(ConfigError, match="range of `bend`"):
         Box.of(FormulaSmile(), {"bend": (0.5, 0.5)})
+    with pytest.raises(ConfigError, match="range of `bend` must be two numbers, low and high, got 3"):
+        Box.of(FormulaSmile(), {"bend": 3.0})
+    with pytest.raises(ConfigError, match=r"`model` 'hestn' is not known \(did you mean 'heston'"):
+        InverseMap.train("hestn", LAYOUT, SMALL)
     with pytest.raises(ConfigError, match="`n_surfaces`"):
         InverseTraining(n_surfaces=5)
     with pytest.raises(ConfigError, match="the model has"):

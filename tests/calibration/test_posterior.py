@@ -129,6 +129,8 @@ def test_what_gives_no_posterior_is_refused() -> None:
         posterior(Line(), quotes, x, vol_std=0.1, box={"b": (-1.0, math.inf)})
     with pytest.raises(ConfigError, match="`c` is no parameter"):
         posterior(Line(), quotes, x, vol_std=0.1, box={"c": (0.0, 1.0)})
+    with pytest.raises(ConfigError, match="range of `a` must be two numbers, low and high, got 'wide'"):
+        posterior(Line(), quotes, x, vol_std=0.1, box={"a": "wide"})
     with pytest.raises(ConfigError, match="`optimum` must lie strictly inside"):
         posterior(Line(), quotes, x, vol_std=0.1, box={"a": (0.1, 0.9)})
     with pytest.raises(ConfigError, match="`vol_std` must be above 0"):

@@ -468,7 +468,7 @@ def test_shards_are_not_written_over_others(tmp_path):
     write_shards(ds, tmp_path, rows_per_shard=100)
     with pytest.raises(DataError, match="already holds Parquet files"):
         write_shards(ds, tmp_path, rows_per_shard=100)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

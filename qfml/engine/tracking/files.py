@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 
 from qfml.engine.tracking.base import Number, Tracker
 from qfml.errors import UserError
+from qfml.files import replace_text
 
 
 class Lines:
@@ -61,10 +61,8 @@ class Lines:
     def _rewrite(self) -> None:
         """The whole file anew, so that a kill leaves the old one or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        written = self.path.with_name(self.path.name + ".part")
         text = "".join(line + "\n" for line in (*self.header, *self.lines.values()))
-        written.write_text(text, encoding="utf-8", newline="")
-        os.replace(written, self.path)
+        replace_text(self.path, text)
 
 
 @dataclass(eq=False)
