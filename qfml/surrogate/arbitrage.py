@@ -26,7 +26,8 @@ import pricers as pr
 from qfml.surrogate.coordinates import row_jacobian
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.quoting import price_of
-from qfml.surrogate.surrogate import ROWS_AT_A_TIME, Surrogate
+from qfml.surrogate.surrogate import Surrogate
+from qfml.surrogate.tangents import ROWS_AT_A_TIME
 
 ROUNDING = 1e-12  # of a price per unit of spot: on its bounds the terms of a chain rule cancel
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import NormalDist
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 import pricers as pr
-from pricers.black.price import black_d1_d2
 from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, converted
 from pricers.pricing import WITHOUT_SIMULATION, capable_engines
@@ -264,17 +265,18 @@ class Problem:
             elif axis.argument == "delta":
                 found[..., place] = ~columns[axis.input].isfinite()
                 if vol is not None:
-                    value, one = self.delta(columns, vol), limits[place]
-                    found[..., place] = ~((value >= one.low - DELTA_SLACK) & (value <= one.high + DELTA_SLACK))
+                    d1, (least, most) = self.d1(columns, vol), _delta_quantiles(limits[place])
+                    found[..., place] = ~((d1 >= least) & (d1 <= most))
         return found
 
     def delta(self, columns: Columns, vol: Tensor) -> Tensor:
         """Call delta on the forward, N(d1), of the columns `log_moneyness` and expiry with the vol of each."""
-        moneyness = columns["log_moneyness"].to(vol.dtype)
+        return normal_cdf(self.d1(columns, vol))
+
+    def d1(self, columns: Columns, vol: Tensor) -> Tensor:
+        """Black's d1 of the columns `log_moneyness` and expiry with the vol of each."""
         total = vol * self.expiry(columns).to(vol.dtype).sqrt()
-        one = torch.ones_like(total)
-        d1, _ = black_d1_d2(one, torch.exp(moneyness).expand_as(total), total)
-        return normal_cdf(d1)
+        return 0.5 * total - columns["log_moneyness"].to(vol.dtype) / total
 
     def expiry(self, columns: Columns) -> Tensor:
         """The expiry of each row, years."""
@@ -394,6 +396,13 @@ class Problem:
             )
         if self.strike_coordinate is not None and self.strike_coordinate.argument == "standard_moneyness":
             self.reference(self.columns(self.corners()))
+
+
+def _delta_quantiles(limits: Range) -> tuple[float, float]:
+    """The ends of a range of deltas as normal quantiles, which are compared with d1: no distribution function a row."""
+    ends = (limits.low - DELTA_SLACK, limits.high + DELTA_SLACK)
+    low, high = (NormalDist().inv_cdf(end) if 0 < end < 1 else math.copysign(math.inf, end - 0.5) for end in ends)
+    return low, high
 
 
 def _horizon(terms: Mapping[str, Any], like: Tensor) -> Tensor:

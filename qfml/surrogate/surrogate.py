@@ -29,11 +29,11 @@ from qfml.surrogate.bounded import Bounded
 from qfml.surrogate.coordinates import Coordinates, reference_deviation
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.quoting import Name, greeks_of, price_of, rows_of
-from qfml.surrogate.tangents import log_reference_slopes, outputs, outputs_and_slopes, pulled_back
+from qfml.surrogate.tangents import ROWS_AT_A_TIME, log_reference_slopes, outputs, outputs_and_slopes, pulled_back
 from qfml.surrogate.target import Target
 
 VERSION = 2  # of the file; a file of another one is refused
-ROWS_AT_A_TIME = 4096  # activations of so many rows stay in the cache
+BLOCK = 25_000  # rows of what is done to each by itself: with fewer the time goes into Python
 ON_ERROR = ("raise", "flag")
 MONEYNESS_SLACK = 1e-6  # of the range of standardised moneyness: by rounding in float32
 
@@ -276,7 +276,7 @@ class Surrogate:
 
         def one(start: int) -> None:
             with torch.no_grad():
-                block = rows[start : start + ROWS_AT_A_TIME]
+                block = rows[start : start + BLOCK]
                 narrow = torch.empty(block.shape[::-1], dtype=torch.float32)  # each column lies in one piece
                 narrow = narrow.copy_(block.t()).t()
                 reference = self._reference(narrow)
@@ -286,7 +286,7 @@ class Surrogate:
                 lost = by_axis.any(1) | ~own.isfinite() | self._beyond_labels(narrow, reference)
                 outside[start : start + len(block)] = lost
 
-        starts = range(0, len(rows), ROWS_AT_A_TIME)
+        starts = range(0, len(rows), BLOCK)
         with side_by_side(rows.device, len(starts)) as run:
             list(run(one, starts))
         return value, outside
