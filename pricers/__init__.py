@@ -51,7 +51,7 @@ from pricers.models import (
 )
 from pricers.models.rough_bergomi import ForwardVarianceCurve, turbocharged_price
 from pricers.models.vol_surface import SurfaceFit
-from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo, Scenarios, Simulation, simulate
 from pricers.pricing import ENGINES, price
 
 __all__ = [
@@ -90,6 +90,8 @@ __all__ = [
     "MultilevelMonteCarlo",
     "RoughBergomi",
     "RoughHeston",
+    "Scenarios",
+    "Simulation",
     "SurfaceFit",
     "VarianceOption",
     "VarianceSwap",
@@ -99,5 +101,6 @@ __all__ = [
     "greeks",
     "implied_vol",
     "price",
+    "simulate",
     "turbocharged_price",
 ]

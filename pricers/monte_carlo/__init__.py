@@ -2,5 +2,6 @@
 
 from pricers.monte_carlo.engine import MonteCarlo, Sampler
 from pricers.monte_carlo.multilevel import MultilevelMonteCarlo
+from pricers.monte_carlo.scenarios import Scenarios, Simulation, simulate
 
-__all__ = ["MonteCarlo", "MultilevelMonteCarlo", "Sampler"]
+__all__ = ["MonteCarlo", "MultilevelMonteCarlo", "Sampler", "Scenarios", "Simulation", "simulate"]

@@ -37,6 +37,8 @@ class Plan:
         horizon: last contract date; shape `*instrument_batch`.
         compiled: the step is compiled.
         prepared: coefficients of all steps, where they are not wanted anew for each block (see `prepared`).
+        observe: what of a scheme's state is recorded beside the prices; of a `PathScheme`, whose variance of a step is
+            known at its start, of the variance per year.
     """
 
     model: Model
@@ -48,6 +50,7 @@ class Plan:
     horizon: Tensor
     compiled: bool = False
     prepared: tuple[tuple[Tensor, ...], ...] | None = None
+    observe: Callable[[tuple[Tensor, ...]], Tensor] | None = None
 
     @property
     def compiler(self) -> str | None:
@@ -83,6 +86,7 @@ class Recorded:
     ratio: Tensor
     variance: Tensor | None = None
     jumps_squared: Tensor | None = None
+    observed: Tensor | None = None
 
 
 def asset_normals(scheme: AnyScheme, model: Model) -> int:
@@ -202,6 +206,7 @@ def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) 
     log_ratio = plan.grid.new_zeros(*model.batch_shape, *assets, width)
     state = scheme.start(model)
     points, variances, jumps = [log_ratio], [], []
+    observed = [] if plan.observe is None else [plan.observe(state).expand_as(log_ratio)]
     for step, keep in enumerate(plan.kept):
         coefficients = _coefficients(plan, step)
         log_ratio, variance, jumped, *state = advance(
@@ -209,6 +214,8 @@ def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) 
         )
         if keep:
             points.append(log_ratio)
+            if plan.observe is not None:
+                observed.append(plan.observe(tuple(state)))
             if plan.continuous:
                 variances.append(variance.expand_as(log_ratio))
                 jumps.append(jumped)
@@ -217,17 +224,28 @@ def _record_steps(plan: Plan, scheme: Scheme, normals: Normals, columns: slice) 
         torch.stack(points).exp(),
         torch.stack(variances) if plan.continuous else None,
         torch.stack(jumps) if has_jumps else None,
+        torch.stack(observed) if observed else None,
     )
 
 
 def _record_whole(plan: Plan, scheme: PathScheme, normals: Normals, columns: slice) -> Recorded:
-    noise = normals.whole(plan.dt.shape[0])[..., columns]
-    drift, residual, variance = scheme.increments(plan.model, plan.grid, noise[:, : scheme.n_normals])
+    noise, grid, n_steps = normals.whole(plan.dt.shape[0])[..., columns], plan.grid, plan.dt.shape[0]
+    own = noise[:, : scheme.n_normals]
+    if plan.observe is not None:  # the variance at the end is that at the start of one more step
+        grid = torch.cat([grid, 2.0 * grid[-1:] - grid[-2:-1]])
+        own = torch.cat([own, torch.zeros_like(own[:1])])
+    drift, residual, variance = scheme.increments(plan.model, grid, own)
+    kept = torch.tensor(plan.kept, device=noise.device)
+    observed = None
+    if plan.observe is not None:
+        per_year = variance / grid.diff().reshape(-1, *[1] * (variance.ndim - 1))
+        observed = plan.observe((torch.cat([per_year[:1], per_year[1:][kept]]),))
+        drift, residual, variance = drift[:n_steps], residual[:n_steps], variance[:n_steps]
     asset = noise[:, scheme.n_normals].reshape(noise.shape[0], *[1] * (drift.ndim - 2), -1)
     deviation = torch.sqrt(residual + torch.finfo(residual.dtype).tiny)  # differentiated at 0 too
     log_ratio = (drift + deviation * asset).cumsum(0)
-    kept = torch.tensor(plan.kept, device=noise.device)
-    return Recorded(_from_zero(log_ratio[kept]).exp(), variance if plan.continuous else None)
+    ratio = _from_zero(log_ratio[kept]).exp()
+    return Recorded(ratio, variance if plan.continuous else None, observed=observed)
 
 
 def _record_direct(plan: Plan, scheme: DirectScheme, normals: Normals, columns: slice) -> Recorded:
@@ -235,19 +253,22 @@ def _record_direct(plan: Plan, scheme: DirectScheme, normals: Normals, columns: 
     state = scheme.start(plan.model, plan.market, plan.horizon)
     state = tuple(part.expand(*part.shape[:-1], columns.stop - columns.start) for part in state)
     points, variances = [scheme.ratio(state)], []
+    observed = [] if plan.observe is None else [plan.observe(state)]
     for step, keep in enumerate(plan.kept):
         coefficients = _coefficients(plan, step)
         later = advance(coefficients, state, normals.step(step)[:, columns])
         if keep:
             points.append(scheme.ratio(later))
+            if plan.observe is not None:
+                observed.append(plan.observe(later))
             if plan.continuous:
                 variances.append(scheme.variance(coefficients, state, later))
         state = later
-    ratio = torch.stack(points)
+    ratio, seen = torch.stack(points), torch.stack(observed) if observed else None
     if not plan.continuous:
-        return Recorded(ratio)
+        return Recorded(ratio, observed=seen)
     # what looks between the steps takes logarithms: that of an asset absorbed at 0 must be finite
-    return Recorded(ratio.clamp(min=torch.finfo(ratio.dtype).tiny), torch.stack(variances))
+    return Recorded(ratio.clamp(min=torch.finfo(ratio.dtype).tiny), torch.stack(variances), observed=seen)
 
 
 def _from_zero(tensor: Tensor) -> Tensor:
