@@ -42,13 +42,15 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def side_by_side(device: torch.device, n_tasks: int) -> Iterator[Callable[..., Any]]:
-    """A `map` over independent tasks: one thread for each core, each working alone; in order on a GPU.
+def side_by_side(device: torch.device, n_tasks: int, n_threads: int | None = None) -> Iterator[Callable[..., Any]]:
+    """A `map` over independent tasks, each on a thread that works alone; in order on a GPU.
+
+    There are as many threads as torch would take, or `n_threads`.
 
     Threads begin with gradients enabled and outside of the transforms of `torch.func`: a task sets its own mode. They
     wait for one another where the operations are short; tasks should be long and made of large ones.
     """
-    n_threads = min(torch.get_num_threads(), n_tasks)
+    n_threads = min(torch.get_num_threads() if n_threads is None else n_threads, n_tasks)
     if device.type == "cuda" or n_threads < 2:
         yield map
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pricers.parallel import side_by_side
 from qfml.engine.differential import with_slopes
 from qfml.engine.feed import Batch
 from qfml.losses import Additive, Loss
@@ -66,17 +67,28 @@ Put = Callable[[list[Tensor], bool], None]  # gradients of all parameters, and w
 
 
 @torch.no_grad()
-def losses_and_written_gradient(pullback: Pullback, loss: Loss, batch: Batch, size: int | None, put: Put) -> Tensor:
-    """`losses_and_gradient` of a network that knows its own gradient: without torch's graph."""
+def losses_and_written_gradient(
+    pullback: Pullback, loss: Loss, batch: Batch, size: int | None, put: Put, threads: int = 1
+) -> Tensor:
+    """`losses_and_gradient` of a network that knows its own gradient: without torch's graph.
+
+    Micro-batches of an additive loss are worked on side by side on so many `threads`, and added up in their order.
+    """
     parts = list(micro_batches(batch.share.shape[1], size))
     if isinstance(loss, Additive):
         losses = torch.zeros_like(batch.share[:, 0])
-        for part in parts:
-            share = batch.share[:, part]
-            output, pull = pullback(batch.x[:, part], part)
-            losses = losses + (loss.rows(output, batch.y[:, part]) * share).sum(1)
-            slopes = loss.slopes(output, batch.y[:, part])
-            put(pull(slopes * share.view(*share.shape, *(1,) * (slopes.ndim - 2))), part.start == 0)
+
+        def one(part: slice) -> tuple[Tensor, list[Tensor]]:
+            with torch.no_grad():  # another thread does not know that of its caller
+                share, y = batch.share[:, part], batch.y[:, part]
+                output, pull = pullback(batch.x[:, part], part)
+                values, slopes = loss.rows_and_slopes(output, y)
+                return (values * share).sum(1), pull(slopes * share.view(*share.shape, *(1,) * (slopes.ndim - 2)))
+
+        with side_by_side(batch.share.device, len(parts), threads) as run:
+            for part, (own, gradients) in zip(parts, run(one, parts), strict=True):  # in their order on any cores
+                losses = losses + own
+                put(gradients, part.start == 0)
         return losses
     if len(parts) == 1:
         output, pull = pullback(batch.x, parts[0])

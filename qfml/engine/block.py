@@ -18,7 +18,7 @@ from qfml.engine.backward import Pull, losses_and_gradient, losses_and_written_g
 from qfml.engine.clipping import clip_norm_, clip_value_, norms
 from qfml.engine.compiling import forward_of
 from qfml.engine.dropout import DropoutBytes
-from qfml.engine.feed import Batch, Feed
+from qfml.engine.feed import Batch, BatchData, Feed, feed_of
 from qfml.engine.fit import Fit
 from qfml.engine.groups import group_factors
 from qfml.engine.inputs import time_order
@@ -29,7 +29,6 @@ from qfml.engine.precision import casting, rescale, start_scale
 from qfml.engine.restoring import check_restorable
 from qfml.engine.schedules import Constant, Moment
 from qfml.engine.stack import Layout
-from qfml.engine.stream_feed import StreamedData, feed_of
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
 from qfml.engine.validation import validated
@@ -56,7 +55,7 @@ class Block:
         trainer: Trainer,
         members: Sequence[Member],
         loss: Loss,
-        ds: TimeDataset | StreamedData,
+        ds: TimeDataset | BatchData,
         on_epoch: OnEpoch,
         on_log: OnLog,
         on_fail: OnFail,
@@ -64,11 +63,12 @@ class Block:
         self.trainer, self.everyone, self.loss, self.ds = trainer, members, loss, ds
         self.on_epoch, self.on_log, self.on_fail = on_epoch, on_log, on_fail
         self.network: Network = members[0].network
-        self.device = ds.device if isinstance(ds, StreamedData) else ds.y.device
+        self.device = ds.device if isinstance(ds, BatchData) else ds.y.device
         self.fits: dict[int, Fit] = {}
         self.failures: dict[int, tuple[int, str]] = {}  # the step, and where what is not finite came from
         self.histories: list[list[dict[str, Any]]] = [[] for _ in members]
         self.members = list(range(len(members)))
+        self.threads = 1  # on which micro-batches may be worked on side by side
 
         seeds = [(trainer.seed, member.seed) for member in members]
         self.feed = feed_of(trainer, members, loss, ds)
@@ -150,7 +150,8 @@ class Block:
                 self.layout.write(found, out, add=not first)
 
             with casting(self.trainer.precision, self.device):
-                losses = losses_and_written_gradient(pullback, self.loss, batch, self.trainer.micro_batch_size, put)
+                size = self.trainer.micro_batch_size
+                losses = losses_and_written_gradient(pullback, self.loss, batch, size, put, self.threads)
         else:
             losses = self._graph_gradient(batch, views, out)
         if self.groups.trained is not None:
@@ -287,7 +288,7 @@ class Block:
                 self.tensor["best"][member] = weights[member]
             if value is not None and math.isfinite(value):
                 self.trainer.schedule.observe(self.schedule, member, value)
-            status = self._status(member, epoch, finite)
+            status = self._status(member, epoch, finite, watched=value is not None)
             if self.on_epoch(self.members[member], record, status is not None) and status is None:
                 status = "stopped"
             if status is None:
@@ -315,13 +316,12 @@ class Block:
                 weights[member] = self.tensor["average"][member]
         return weights
 
-    def _status(self, member: int, epoch: int, finite: bool) -> str | None:
+    def _status(self, member: int, epoch: int, finite: bool, watched: bool) -> str | None:
         """Why the member stops here, or None if it goes on."""
         own = self.everyone[self.members[member]]
         patience = self.trainer.patience if own.patience is None else own.patience
         if not finite:
             return "nan"
-        watched = own.val is not None or self.trainer.monitor == "train_loss"
         if watched and patience is not None and epoch - self.array["best_epoch"][member] >= patience:
             return "early_stopped"
         done = epoch >= self.trainer.max_epochs or self.clock.n_steps[member] == self.trainer.max_steps
@@ -368,16 +368,18 @@ class Block:
                 "a gradient of this epoch was not finite; on a GPU no step is waited for, so that its rows are not "
                 "known: train the member on a CPU to learn where it came from"
             )
+        if self.inputs is None:
+            return "the loss of the epoch, or the one that it is validated by, is not finite"
         val = self.everyone[self.members[member]].val
         assert val is not None
-        assert self.inputs is not None
         parameters = self.tensor["average" if self.trainer.averaging else "parameters"][member][None]
         return validation_fault(self.network, self.loss, self.inputs, self.layout, parameters, member, val)
 
     def _validate(self, members: np.ndarray, weights: Tensor) -> list[dict[str, float]]:
         """Loss and metrics of each of `members` on its own validation rows; nothing for one without any."""
         if self.inputs is None:
-            return [{} for _ in members]
+            own = self.layout.views(weights[torch.from_numpy(members).to(self.device)])
+            return self.feed.validated(self.network, self.loss, own, members)
         ds = self.inputs.ds
         rows = {int(member): self.everyone[self.members[member]].val for member in members}
         chosen = {member: time_order(ds, own) for member, own in rows.items() if own is not None}
@@ -418,6 +420,7 @@ class Block:
         going = len(self.members)
         everyone = [*(self.everyone[member] for member in self.members), *members]
         block = Block(self.trainer, everyone, self.loss, self.ds, on_epoch, on_log, on_fail)
+        block.threads = self.threads
         block.histories[:going] = [self.histories[member] for member in self.members]
         block.failures = {i: self.failures[old] for i, old in enumerate(self.members) if old in self.failures}
         for name, value in block.tensor.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from qfml.engine.sampling import Sampler
 from qfml.engine.trainer import Trainer
 from qfml.errors import UserError
 from qfml.losses import Loss, Panel
+from qfml.networks import Network
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # gathered at a time: from the cache, or by few kernels
 
@@ -80,6 +82,52 @@ class Feed(Protocol):
         """Forget all members but those at `places`, in the clock too."""
         ...
 
+    def validated(
+        self, network: Network, loss: Loss, parameters: Mapping[str, Tensor], places: np.ndarray
+    ) -> list[dict[str, float]]:
+        """`val_loss` of the members at `places` with these `parameters`, by other means than rows of `inputs`."""
+        ...
+
+
+class BatchData(ABC):
+    """Data that make their own batches, which all members share, in place of a data set in memory."""
+
+    is_sample: ClassVar[bool] = False  # each batch is a sample, of which a loss of the whole sample may be taken
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(F,) or (L, F), what one row of the features has."""
+
+    @property
+    def n_features(self) -> int:
+        """Features of a row."""
+        return self.shape[-1]
+
+    @property
+    def window(self) -> int | None:
+        """Rows of a window; None where an input is one row."""
+        return self.shape[0] if len(self.shape) == 2 else None
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is something of its own to validate on."""
+        return False
+
+    @property
+    @abstractmethod
+    def data_hash(self) -> str:
+        """16 hex digits of what decides the batches."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> BatchData:
+        """The same data for a training on `device`."""
+
+    @abstractmethod
+    def feed(self, trainer: Trainer, members: Sequence[Any]) -> Feed:
+        """What members are fed."""
+
 
 class ResidentFeed:
     """Batches of a data set in memory, gathered for several steps at once by the row ids of each member's clock."""
@@ -124,6 +172,12 @@ class ResidentFeed:
         self._chunk = [Batch(*step, self.panel) for step in steps]  # pyright: ignore[reportCallIssue]
         self._length, self._at = len(rows), 0
 
+    def validated(
+        self, network: Network, loss: Loss, parameters: Mapping[str, Tensor], places: np.ndarray
+    ) -> list[dict[str, float]]:
+        """Nothing: validation rows are those of `inputs`."""
+        return [{} for _ in places]
+
     def keep(self, places: np.ndarray) -> None:
         """Forget all members but those at `places`."""
         index = torch.from_numpy(places).to(self.inputs.y.device)
@@ -156,3 +210,8 @@ def _order(sampler: Sampler, ds: TimeDataset, rows: np.ndarray, generator: torch
             "some more than once, or give the member other rows"
         )
     return taken
+
+
+def feed_of(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset | BatchData) -> Feed:
+    """What members train on: rows in memory, or batches that come."""
+    return ds.feed(trainer, members) if isinstance(ds, BatchData) else resident_feed(trainer, members, loss, ds)

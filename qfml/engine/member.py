@@ -60,6 +60,11 @@ class Member:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, number(name, getattr(self, name)))
 
+    @property
+    def numbers(self) -> list[Any]:
+        """What is its own beside network, rows and transforms."""
+        return [self.seed, self.lr, self.weight_decay, self.clip_norm, self.patience]
+
     def check(self, ds: TimeDataset) -> None:
         """Raise ValueError if the rows are not rows of `ds`, or training and validation overlap."""
         for name, rows in (("train", self.train), ("val", self.val)):

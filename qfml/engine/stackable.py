@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from qfml.data.dataset import TimeDataset, gather_windows
+from qfml.engine.feed import BatchData
 from qfml.engine.member import Member
 from qfml.engine.optimizers import TorchOptimizer
-from qfml.engine.stream_feed import StreamedData
 from qfml.engine.streams import stream
 from qfml.engine.trainer import Trainer
 from qfml.networks import Module
@@ -19,7 +19,7 @@ from qfml.networks import Module
 _ROWS = 16
 
 
-def stackable(trainer: Trainer, members: Sequence[Member], n_outputs: int, ds: TimeDataset | StreamedData) -> bool:
+def stackable(trainer: Trainer, members: Sequence[Member], n_outputs: int, ds: TimeDataset | BatchData) -> bool:
     """Whether members of one kind may share a block; what prevents it is said in a warning."""
     network = members[0].network
     if isinstance(network, Module) and not network.stacks(example(members[0], ds), n_outputs):
@@ -36,9 +36,9 @@ def stackable(trainer: Trainer, members: Sequence[Member], n_outputs: int, ds: T
     return False
 
 
-def example(member: Member, ds: TimeDataset | StreamedData) -> Tensor:
+def example(member: Member, ds: TimeDataset | BatchData) -> Tensor:
     """Features of a few rows as the member's network sees them, (B, F) or (B, L, F)."""
-    if isinstance(ds, StreamedData):  # its rows come when they come
+    if isinstance(ds, BatchData):  # its rows come when they come
         return torch.randn(_ROWS, *ds.shape, generator=stream(0, "example"))
     ends = ds.ends[torch.as_tensor(member.train[:_ROWS])]
     x = gather_windows(ds.features, ends, ds.window)

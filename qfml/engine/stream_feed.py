@@ -13,13 +13,14 @@ from torch import Tensor
 
 from qfml.data.dataset import TimeDataset
 from qfml.engine.clock import Counters
-from qfml.engine.feed import Batch, Feed, resident_feed
+from qfml.engine.feed import Batch, BatchData
 from qfml.engine.inputs import Inputs
 from qfml.engine.loading import BatchSource, Reader
 from qfml.engine.member import Member
 from qfml.engine.trainer import Trainer
 from qfml.errors import DataError, UserError
 from qfml.losses import Loss
+from qfml.networks import Network
 
 Adapter = Callable[[Any], Any]
 
@@ -65,7 +66,7 @@ class Rows(NamedTuple):
     weight: Tensor
 
 
-class StreamedData:
+class StreamedData(BatchData):
     """The stream that a training reads, and where it stands; in place of a data set in memory.
 
     Args:
@@ -110,16 +111,6 @@ class StreamedData:
         return self._shape
 
     @property
-    def n_features(self) -> int:
-        """Features of a row."""
-        return self.shape[-1]
-
-    @property
-    def window(self) -> int | None:
-        """Rows of a window; None where an input is one row."""
-        return self.shape[0] if len(self.shape) == 2 else None
-
-    @property
     def data_hash(self) -> str:
         """16 hex digits of what is known of the stream without reading it, and of the validation data."""
         val = None if self.val is None else self.val.data_hash
@@ -130,6 +121,10 @@ class StreamedData:
         self.device = torch.device(device)
         self.val = None if self.val is None else self.val.to(device)
         return self
+
+    def feed(self, trainer: Trainer, members: Sequence[Member]) -> StreamFeed:
+        """The same batches for every member."""
+        return StreamFeed(trainer, members, self)
 
     def read(self, epoch: int, batch: int) -> Rows:
         """A batch by its number; one that does not follow the last one opens the source anew."""
@@ -202,18 +197,17 @@ class StreamFeed:
             return rows
         return Rows(*(part.to(self.data.device, non_blocking=True) for part in rows))
 
+    def validated(
+        self, network: Network, loss: Loss, parameters: Mapping[str, Tensor], places: np.ndarray
+    ) -> list[dict[str, float]]:
+        """Nothing: validation rows are those of `inputs`."""
+        return [{} for _ in places]
+
     def keep(self, places: np.ndarray) -> None:
         """Forget all members but those at `places`."""
         self.clock.keep(places)
         if self.inputs is not None:
             self.inputs.keep(torch.from_numpy(places).to(self.data.device))
-
-
-def feed_of(trainer: Trainer, members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData) -> Feed:
-    """What members train on: rows in memory, or a stream."""
-    if isinstance(ds, StreamedData):
-        return StreamFeed(trainer, members, ds)
-    return resident_feed(trainer, members, loss, ds)
 
 
 def _columns(

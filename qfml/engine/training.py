@@ -21,6 +21,7 @@ from qfml.engine.callbacks import Callback
 from qfml.engine.checkpoint import check_unused, newest_whole
 from qfml.engine.determinism import deterministic
 from qfml.engine.differential import check_differential
+from qfml.engine.feed import BatchData
 from qfml.engine.fit import Fit
 from qfml.engine.inputs import n_periods
 from qfml.engine.interrupt import StopRequest, stop_on_signals
@@ -29,7 +30,6 @@ from qfml.engine.monitor import check_metrics
 from qfml.engine.provenance import provenance
 from qfml.engine.saving import Saver, unpack_histories
 from qfml.engine.stackable import stackable
-from qfml.engine.stream_feed import StreamedData
 from qfml.engine.trainer import Trainer
 from qfml.engine.unvalidated import waits_for_validation
 from qfml.engine.watching.memory import explained
@@ -48,7 +48,7 @@ def train(
     trainer: Trainer,
     members: Sequence[Member],
     loss: Loss,
-    ds: TimeDataset | StreamedData,
+    ds: TimeDataset | BatchData,
     callbacks: Sequence[Callback],
     checkpoint_dir: Path | None,
     resume: bool,
@@ -86,7 +86,7 @@ class _Run:
         trainer: Trainer,
         members: Sequence[Member],
         loss: Loss,
-        ds: TimeDataset | StreamedData,
+        ds: TimeDataset | BatchData,
         callbacks: Sequence[Callback],
         folder: Path | None,
         refill: Refill | None = None,
@@ -154,12 +154,13 @@ class _Run:
     def memory_settings(self) -> dict[str, int | None]:
         """What decides how much memory is needed, by name."""
         own = {name: getattr(self.trainer, name) for name in ("micro_batch_size", "member_block", "batch_size")}
-        return own | {"window": None if isinstance(self.ds, StreamedData) else self.ds.window}
+        return own | {"window": None if isinstance(self.ds, BatchData) else self.ds.window}
 
     def _begin_block(self) -> Block:
         ids = self.plan[len(self.blocks)]
         members = [self.members[place] for place in ids]
         block = Block(self.trainer, members, self.loss, self.ds, *self._listeners(ids))
+        block.threads = self.threads
         self.watching.attach(block)
         self.blocks.append(block)
         return block
@@ -296,7 +297,7 @@ def plan_blocks(
     trainer: Trainer,
     members: Sequence[Member],
     loss: Loss,
-    ds: TimeDataset | StreamedData,
+    ds: TimeDataset | BatchData,
     places: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which members (of `places`) train together: those of one kind, as many as fit into the cache."""
@@ -311,15 +312,15 @@ def plan_blocks(
     return blocks
 
 
-def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset | StreamedData) -> tuple[Any, ...]:
+def kind_of(trainer: Trainer, member: Member, loss: Loss, ds: TimeDataset | BatchData) -> tuple[Any, ...]:
     """What members must have in common to train in one block: the architecture and the shape of a batch."""
     rows = len(member.train)
     batch = rows if trainer.batch_size is None else min(trainer.batch_size, rows)
-    periods = None if loss.additive or isinstance(ds, StreamedData) else n_periods(ds, member.train)
+    periods = None if loss.additive or isinstance(ds, BatchData) else n_periods(ds, member.train)
     return (architecture(member.network), batch, periods, _width(member, ds))
 
 
-def _width(member: Member, ds: TimeDataset | StreamedData) -> int:
+def _width(member: Member, ds: TimeDataset | BatchData) -> int:
     if member.transforms is None:
         return ds.n_features
     return member.transforms.n_features
@@ -333,14 +334,15 @@ def _block_size(network: Network, batch: int, n_features: int, window: int | Non
     return max(1, _CACHE_BYTES // own, min(_FEW, 8 * _CACHE_BYTES // own))
 
 
-def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData, trainer: Trainer) -> None:
+def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | BatchData, trainer: Trainer) -> None:
     if not members:
         raise UserError("`members` is empty: there is nothing to train")
-    if not isinstance(ds, TimeDataset | StreamedData):
+    if not isinstance(ds, TimeDataset | BatchData):
         raise UserError(f"`ds` must be a TimeDataset, got {type(ds).__name__}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         raise UserError(f"`loss` must be one such as MSE(), got {loss!r}")
-    if not loss.additive and trainer.batch_size is not None:
+    sampled = isinstance(ds, BatchData) and ds.is_sample
+    if not loss.additive and trainer.batch_size is not None and not sampled:
         raise UserError(
             f"`{loss.kind}` is a loss of the whole sample: set `batch_size` to None, got {trainer.batch_size}"
         )
@@ -360,7 +362,8 @@ def _check(members: Sequence[Member], loss: Loss, ds: TimeDataset | StreamedData
                 f"member {place} has dropout, with which the optimizer lbfgs cannot train: its line search needs a "
                 "loss that stays the same; set `dropout` to 0"
             )
-        if member.val is None and not trainer.fast_dev_run:
+        validated = member.val is not None or (isinstance(ds, BatchData) and ds.validates)
+        if not validated and not trainer.fast_dev_run:
             _check_unvalidated(trainer, member, place)
     if isinstance(ds, TimeDataset):  # a stream's labels are checked batch by batch
         loss.check_labels(ds.y)
@@ -379,9 +382,8 @@ def _identity(member: Member) -> list[Any]:
     numbers = {} if fitted is None else {name: _digest(value.cpu().numpy()) for name, value in fitted.state().items()}
     transforms = None if fitted is None else [fitted.meta(), numbers]
     start = None if member.start is None else member.start.parameters.cpu().numpy()
-    own = [member.seed, member.lr, member.weight_decay, member.clip_norm, member.patience]
     network = member.network.identity if isinstance(member.network, Module) else member.network
-    return [network, *own, transforms, _digest(member.train), _digest(member.val), _digest(start)]
+    return [network, *member.numbers, transforms, _digest(member.train), _digest(member.val), _digest(start)]
 
 
 def _digest(array: np.ndarray | None) -> str | None:

@@ -79,6 +79,10 @@ class Additive:
             leaf = output.detach().requires_grad_()
             return torch.autograd.grad(self.rows(leaf, y).sum(), leaf)[0]
 
+    def rows_and_slopes(self, output: Tensor, y: Tensor) -> tuple[Rows, Tensor]:
+        """`rows` and `slopes`."""
+        return self.rows(output, y), self.slopes(output, y)
+
     def __call__(self, output: Tensor, y: Tensor, weight: Rows, panel: Panel | None = None) -> PerMember:
         """The loss of each member."""
         return weighted_mean(self.rows(output, y), weight)
