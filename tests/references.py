@@ -100,3 +100,27 @@ OVERLAPPING_LABELS = {
     "drawn": (1,),
     "next_draw": (5 / 14, 3 / 14, 6 / 14),
 }
+
+# --- Deep hedging --------------------------------------------------------------------------------------------------
+
+# Recomputed by dynamic programming on two grids: short at-the-money call, S = K = 1, vol .2, no drift, 28 steps of
+# 1/365 year, proportional cost with the first trade charged, nothing unwound, entropic price
+SHORT_CALL_HEDGED = (
+    {"risk_aversion": 1.0, "cost": 1e-3, "optimum": 0.022575, "frictionless": 0.022103, "no_hedge": 0.022665},
+    {"risk_aversion": 10.0, "cost": 1e-3, "optimum": 0.023206, "frictionless": 0.022160, "no_hedge": 0.028948},
+)
+
+# The same: slope of log(price - frictionless price) in log(cost) over costs 1e-4 to 2e-3, by risk aversion
+SHORT_CALL_COST_EXPONENTS = {1.0: 0.58, 10.0: 0.79, 50.0: 0.86, 100.0: 0.89}
+
+# The same at risk aversion 1 and cost 1e-3, with the small drift that the paths of a published example have
+SHORT_CALL_OPTIMUM_WITH_SPURIOUS_DRIFT = 0.022539
+
+# Whalley and Wilmott (1997) band as pfhedge tests it: cost 1e-5, risk aversion 1, 0.1 years, vol .2, holding .5 before:
+# log-moneyness -> holding after
+WHALLEY_WILMOTT_HOLDING = {-0.05: 0.2946, 0.0: 0.5}
+
+# pfhedge, tests of nn/functional: entropic risk (aversion 1) of P&L 0, -1, -2, -3; quadratic CVaR (scale 2) of
+# P&L 0, -1, ..., -9
+SAMPLE_ENTROPIC_RISK = {"pnl": [0.0, -1.0, -2.0, -3.0], "risk_aversion": 1.0, "value": 2.0539}
+SAMPLE_QUADRATIC_SHORTFALL = {"pnl": [-float(loss) for loss in range(10)], "scale": 2.0, "value": 7.9750}
