@@ -1,0 +1,192 @@
+"""What an objective of hedging is: a risk measure of P&L samples with its influence, its price and their errors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pricers import Estimate
+from qfml.errors import ConfigError, DataError
+
+Pnl = Float[Tensor, "member path"]
+PerMember = Float[Tensor, " member"]
+Dial = Float[Tensor, "member 1"]
+
+
+class Objective(ABC):
+    """A risk measure of P&L samples (M, B), one number a member; a subclass is a frozen dataclass.
+
+    `dial` names the setting that may differ between members: `aversion` (M,), given to any method, takes its place, so
+    that a whole curve of risk aversions is one stack. `axioms` are those that the measure fulfils, of "monotone",
+    "convex", "cash_invariant" and "homogeneous".
+    """
+
+    kind: ClassVar[str]
+    dial: ClassVar[str | None] = None
+    axioms: ClassVar[frozenset[str]] = frozenset({"monotone", "convex", "cash_invariant"})
+
+    def risk(self, pnl: Pnl, aversion: Any = None) -> PerMember:
+        """The exact risk of each member's sample, float64; positive is a loss.
+
+        Args:
+            pnl: P&L, discounted cash, each path of the same probability.
+            aversion: takes the place of the setting `dial` of each member, (M,).
+
+        Raises:
+            DataError: P&L that is not finite.
+            ConfigError: an aversion outside its bounds, or for a measure that has none.
+        """
+        pnl = checked_pnl(pnl)
+        return self.value(pnl, self.dials(pnl, aversion))
+
+    def influence(self, pnl: Pnl, aversion: Any = None) -> Pnl:
+        """What each path contributes to first order, float64, of mean 0: std(influence) / sqrt(B) is a standard error.
+
+        Args:
+            pnl: P&L, discounted cash.
+            aversion: as in `risk`.
+
+        References:
+            Hampel (1974), "The Influence Curve and Its Role in Robust Estimation".
+        """
+        pnl = checked_pnl(pnl)
+        raw = self._influence(pnl, self.dials(pnl, aversion))
+        return raw - raw.mean(1, keepdim=True)
+
+    def std_error(self, pnl: Pnl, aversion: Any = None) -> PerMember:
+        """Standard error of the risk, by its influence."""
+        return self.influence(pnl, aversion).std(1) / math.sqrt(pnl.shape[1])
+
+    def price(self, pnl: Pnl, without: Pnl | None = None, aversion: Any = None) -> Estimate:
+        r"""Indifference price: the premium that makes up for the book, :math:`risk(X) - risk(X_0)`.
+
+        Args:
+            pnl: X, the hedged P&L of the book without its premium, discounted cash.
+            without: X_0, the P&L of the best trading without the book, on the same paths; None for none at all.
+            aversion: as in `risk`.
+
+        Returns:
+            Price of each member, (M,), with its standard error.
+        """
+        benchmark = torch.zeros_like(pnl) if without is None else without
+        value = self.risk(pnl, aversion) - self.risk(benchmark, aversion)
+        influence = self.influence(pnl, aversion) - self.influence(benchmark, aversion)
+        return priced(value, influence, self.kind)
+
+    @abstractmethod
+    def value(self, pnl: Pnl, dial: Dial) -> PerMember:
+        """The risk, differentiable, in double precision, of P&L that has been checked: what training minimises."""
+
+    @abstractmethod
+    def _influence(self, pnl: Pnl, dial: Dial) -> Pnl:
+        """The influence of each path, up to a constant."""
+
+    def dials(self, pnl: Pnl, aversion: Any = None) -> Dial:
+        """The setting of each member, (M, 1), float64: `aversion` where it is given, else the objective's own.
+
+        Raises:
+            ConfigError: outside its bounds, not one for each member, or no such setting.
+        """
+        if self.dial is None:
+            if aversion is not None:
+                raise ConfigError(f"the objective `{self.kind}` has no aversion that could differ between members")
+            return torch.ones(len(pnl), 1, dtype=torch.float64, device=pnl.device)
+        given = getattr(self, self.dial) if aversion is None else aversion
+        dial = torch.as_tensor(given, dtype=torch.float64, device=pnl.device)
+        if dial.ndim > 1 or (dial.ndim == 1 and len(dial) != len(pnl)):
+            raise ConfigError(
+                f"`aversion` must be one number for each of the {len(pnl)} members, got shape {tuple(dial.shape)}"
+            )
+        for each in dial.reshape(-1).tolist():
+            self.check_dial(each)
+        return dial.expand(len(pnl))[:, None]
+
+    def check_dial(self, dial: float) -> None:
+        """Raise ConfigError unless `dial` is a value that the setting may have."""
+        check_positive(self.dial or "", dial)
+
+
+class CertaintyEquivalent(Objective):
+    """An optimized certainty equivalent: a subclass says what stands in the mean, and where that is least."""
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of a member."""
+        return 1
+
+    @abstractmethod
+    def _rows(self, pnl: Pnl, level: Tensor, dial: Dial) -> Pnl:
+        """What each path contributes at levels (M, n_levels)."""
+
+    @abstractmethod
+    def _best_level(self, pnl: Pnl, dial: Dial) -> Tensor:
+        """The level at which the mean of rows is least, (M, n_levels), without a gradient."""
+
+    def rows(self, pnl: Pnl, level: Tensor, aversion: Any = None) -> Pnl:
+        """What each path contributes at a level: risk is the least mean, in the precision of `pnl`.
+
+        Args:
+            pnl: P&L, discounted cash.
+            level: w, shape (M,), or (M, n_levels).
+            aversion: as in `risk`.
+        """
+        return self._rows(pnl, level.reshape(len(pnl), -1), self.dials(pnl, aversion).to(pnl.dtype))
+
+    def best_level(self, pnl: Pnl, aversion: Any = None) -> Tensor:
+        """The level at which the mean of `rows` is least, float64, (M,), or (M, n_levels) of several."""
+        pnl = checked_pnl(pnl)
+        level = self._best_level(pnl, self.dials(pnl, aversion))
+        return level[:, 0] if self.n_levels == 1 else level
+
+    def value(self, pnl: Pnl, dial: Dial) -> PerMember:
+        # where the mean is least its slope in the level is 0: the level needs no gradient of its own
+        pnl = pnl.double()
+        return self._rows(pnl, self._best_level(pnl.detach(), dial), dial).mean(1)
+
+    def _influence(self, pnl: Pnl, dial: Dial) -> Pnl:
+        return self._rows(pnl, self._best_level(pnl, dial), dial)
+
+
+def priced(value: PerMember, influence: Pnl, kind: str) -> Estimate:
+    """A price of each member with the standard error that the influence of the paths gives it."""
+    n_paths = influence.shape[1]
+    return Estimate(value, influence.std(1) / math.sqrt(n_paths), n_paths=n_paths, engine=kind)
+
+
+def bisect(rises: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Where `rises(level)` turns from true to false between `low` and `high`, to the last digit of double precision."""
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        above = rises(middle)
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return 0.5 * (low + high)
+
+
+def checked_pnl(pnl: Pnl) -> Pnl:
+    """P&L in double precision; a risk of infinite losses is no number."""
+    finite = pnl.isfinite()
+    if not bool(finite.all()):
+        member, path = (~finite).nonzero()[0].tolist()
+        raise DataError(
+            f"the P&L must be finite: member {member} has {float(pnl[member, path])} on path {path}; an infinite loss "
+            "has no risk measure, look for the position or the price that made it"
+        )
+    return pnl.double()
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless the setting is above 0 and finite."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"`{name}` must be positive and finite, got {value}")
+
+
+def check_tail(name: str, value: float) -> None:
+    """Raise ConfigError unless the setting is the probability of a tail."""
+    if not 0 < value <= 1:
+        raise ConfigError(f"`{name}` must lie in (0, 1], 0.05 for the worst 5 % of paths, got {value}")
