@@ -73,6 +73,8 @@ class Scenarios:
         missing = (self.times[index] - dates.to(self.times)).abs() > 2 * SAME_DATE
         if bool(missing.any()):
             raise ValueError(f"`dates` must be among the recorded times, {dates[missing][0].item():g} is not")
+        if len(index) == len(self.times):
+            return replace(self, bridge_uniforms=None)
         state: dict[str, Tensor] = {}
         for name, value in self.state.items():
             if name in ("integrated_variance", "jumps_squared"):

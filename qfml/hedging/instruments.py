@@ -37,6 +37,10 @@ class Hedge(Protocol):
         """For reports and features."""
         ...
 
+    def typical_size(self, spot: float, vol: float, horizon: float) -> float:
+        """Of its price, to which features are scaled; the vol is per year, the horizon in years."""
+        ...
+
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
         """What prices it along paths on the trading dates `times`, made once.
 
@@ -61,6 +65,10 @@ class Spot:
     def name(self) -> str:
         """Spot."""
         return "spot"
+
+    def typical_size(self, spot: float, vol: float, horizon: float) -> float:
+        """A standard deviation of the spot."""
+        return spot * vol * horizon**0.5
 
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
         """See `Hedge.pricer`."""
@@ -97,6 +105,10 @@ class Option:
     def name(self) -> str:
         """Option, strike and expiry."""
         return f"{self.option} {self.strike:g} {self.expiry:g}"
+
+    def typical_size(self, spot: float, vol: float, horizon: float) -> float:
+        """A standard deviation of the spot."""
+        return spot * vol * horizon**0.5
 
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
         """See `Hedge.pricer`."""
@@ -177,6 +189,10 @@ class VarianceSwapHedge:
     def name(self) -> str:
         """Variance swap and expiry."""
         return f"variance swap {self.expiry:g}"
+
+    def typical_size(self, spot: float, vol: float, horizon: float) -> float:
+        """A year's variance."""
+        return vol**2
 
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
         """See `Hedge.pricer`."""

@@ -1,0 +1,197 @@
+"""The book: what it owes, by payoffs taken one by one; what is seen of it, by loops over the past alone."""
+
+import math
+
+import pytest
+import torch
+from contract_examples import INSTRUMENT_EXAMPLES, MODEL_EXAMPLES
+
+import pricers as pr
+from qfml.config import build, to_dict
+from qfml.errors import ConfigError, DataError
+from qfml.hedging.book import Book
+from qfml.hedging.contracts import built, settings_of
+
+MARKET = pr.Market(spot=100.0, rate=0.05)
+HORIZON = 0.4
+TIMES = torch.linspace(0.0, HORIZON, 5, dtype=torch.float64)
+FIXINGS = [0.15, 0.2, 0.4]
+
+
+def simulated(model=None, n_paths=64):
+    return pr.simulate(
+        model or pr.BlackScholes(0.3),
+        MARKET,
+        sorted({*TIMES.tolist(), *FIXINGS}),
+        n_paths,
+        seed=1,
+        n_steps=16,
+        every_step=True,
+        bridge_uniforms=True,
+    )
+
+
+def test_liability_is_the_sum_of_the_payoffs():
+    made = simulated()
+    call, asian = pr.European(95.0, HORIZON), pr.Asian(100.0, FIXINGS)
+    book = Book(((2.0, call), (-1.0, asian)))
+    spot = made.spot[:, -1]
+    fixed = made.paths.at(torch.tensor(FIXINGS, dtype=torch.float64)).mean(1)
+    expected = (2.0 * (spot - 95.0).clamp(min=0.0) - (fixed - 100.0).clamp(min=0.0)) * math.exp(-0.05 * HORIZON)
+    torch.testing.assert_close(book.liability(made.paths, MARKET.discount), expected, rtol=1e-12, atol=1e-12)
+    assert (book.horizon, book.strike, book.dates.tolist()) == (HORIZON, 95.0, FIXINGS)
+
+
+CONTRACTS = {
+    "asian": pr.Asian(100.0, FIXINGS),
+    "asian with a past": pr.Asian(100.0, FIXINGS, running_average=120.0, n_past=2),
+    "geometric asian": pr.Asian(100.0, FIXINGS, average="geometric"),
+    "continuous asian": pr.Asian(100.0, "continuous", expiry=HORIZON),
+    "barrier on dates": pr.Barrier(100.0, HORIZON, 90.0, "down-out", monitoring=FIXINGS),
+    "barrier": pr.Barrier(100.0, HORIZON, 110.0, "up-in"),
+    "asian barrier": pr.AsianBarrier(100.0, FIXINGS, 110.0, "up-out"),
+    "lookback": pr.Lookback(100.0, HORIZON, "call"),
+    "lookback with a past": pr.Lookback(100.0, HORIZON, "put", running_extremum=95.0),
+    "autocallable": pr.Autocallable(FIXINGS, 100.0, 1.05, 0.04, 0.7),
+    "variance swap": pr.VarianceSwap(0.04, HORIZON),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_observables_know_nothing_of_the_future(name):
+    made, book = simulated(), Book(((1.0, CONTRACTS[name]),))
+    seen = book.observables(made.paths, TIMES)
+    assert tuple(seen) == book.observable_names
+    for place in range(len(TIMES)):
+        later = made.times > TIMES[place] + 1e-9
+        spot = torch.where(later, 1.7 * made.spot, made.spot)
+        variance = torch.where(later[1:], 3.0 * made.state["integrated_variance"], made.state["integrated_variance"])
+        uniforms = torch.where(later[1:], 0.5, made.bridge_uniforms)
+        other = pr.Scenarios(made.times, spot, {"integrated_variance": variance}, uniforms)
+        changed = book.observables(other.paths, TIMES)
+        for key, values in seen.items():
+            assert values.shape == (64, len(TIMES))
+            assert torch.equal(changed[key][:, : place + 1], values[:, : place + 1])
+            if place == 0:
+                assert not torch.equal(changed[key], values)
+
+
+def fixings_until(made, path, date):
+    known = made.paths.at(torch.tensor(FIXINGS, dtype=torch.float64))[path].tolist()
+    return [price for price, fixing in zip(known, FIXINGS, strict=True) if fixing <= date + 1e-9]
+
+
+@pytest.mark.parametrize(
+    ("name", "past"),
+    [("asian", []), ("asian with a past", [120.0, 120.0]), ("geometric asian", []), ("asian barrier", [])],
+)
+def test_running_average_is_that_of_a_loop(name, past):
+    made, book = simulated(), Book(((1.0, CONTRACTS[name]),))
+    seen = book.observables(made.paths, TIMES)["running_average"]
+    for path in range(5):
+        for place, date in enumerate(TIMES.tolist()):
+            known = past + fixings_until(made, path, date) or [100.0]
+            mean = math.exp(sum(map(math.log, known)) / len(known)) if "geo" in name else sum(known) / len(known)
+            assert abs(seen[path, place].item() - mean) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "touched"),
+    [
+        ("barrier on dates", lambda price: price <= 90.0),
+        ("asian barrier", lambda price: price >= 110.0),
+        ("autocallable", lambda price: price >= 105.0),
+    ],
+)
+def test_alive_is_that_of_a_loop(name, touched):
+    made, book = simulated(), Book(((1.0, CONTRACTS[name]),))
+    seen = book.observables(made.paths, TIMES)["alive"]
+    assert 0.0 < seen[:, -1].mean() < 1.0
+    for path in range(64):
+        for place, date in enumerate(TIMES.tolist()):
+            assert seen[path, place].item() == float(not any(map(touched, fixings_until(made, path, date))))
+
+
+def test_last_observables_are_what_the_payoffs_use():
+    made = simulated()
+    last = {name: Book(((1.0, one),)).observables(made.paths, TIMES) for name, one in CONTRACTS.items()}
+    discount = math.exp(-0.05 * HORIZON)
+
+    def paid(name):
+        return CONTRACTS[name].payoff(made.paths, MARKET.discount) / discount
+
+    spot = made.spot[:, -1]
+    for name in ("asian", "asian with a past", "geometric asian"):
+        value = (last[name]["running_average"][:, -1] - 100.0).clamp(min=0.0)
+        torch.testing.assert_close(paid(name), value)
+    for name, sign in (("lookback", 1.0), ("lookback with a past", -1.0)):
+        value = (sign * (last[name]["running_extremum"][:, -1] - 100.0)).clamp(min=0.0)
+        torch.testing.assert_close(paid(name), value)
+    knocked_in = (1.0 - last["barrier"]["alive"][:, -1]) * (spot - 100.0).clamp(min=0.0)
+    torch.testing.assert_close(paid("barrier"), knocked_in)
+    torch.testing.assert_close(paid("variance swap"), last["variance swap"]["realised_variance"][:, -1] - 0.04)
+
+
+def test_two_contracts_of_a_kind_have_observables_of_two_names():
+    book = Book(((1.0, CONTRACTS["asian"]), (1.0, CONTRACTS["asian barrier"]), (1.0, CONTRACTS["barrier"])))
+    assert book.observable_names == ("running_average", "running_average_2", "alive", "alive_2")
+
+
+@pytest.mark.parametrize("kind", pr.INSTRUMENTS)
+def test_contracts_survive_their_settings(kind):
+    example = INSTRUMENT_EXAMPLES[kind]
+    for change in ({}, *example.variants):
+        settings = settings_of(example.at_point(**change))
+        assert settings["kind"] == kind
+        assert settings_of(built("contract", settings, pr.INSTRUMENTS)) == settings
+
+
+@pytest.mark.parametrize("kind", pr.MODELS)
+def test_models_survive_their_settings(kind):
+    settings = settings_of(MODEL_EXAMPLES[kind].at_point())
+    assert settings_of(built("model", settings, pr.MODELS)) == settings
+
+
+def test_book_is_its_config():
+    book = Book(((1.0, CONTRACTS["barrier"]), (-2.0, pr.European(100.0, 0.2))))
+    assert build(Book, to_dict(book)) == book
+    settings = {"quantity": 1, "instrument": {"kind": "barrier", "strike": 1.0, "expiry": 1.0, "barrier": 0.9}}
+    settings["instrument"]["barrier_kind"] = "down-out"
+    assert build(Book, {"positions": [settings]}).contracts[0].kind == "down-out"
+
+
+def test_dates_that_are_not_on_the_grid_are_refused():
+    book = Book(((1.0, CONTRACTS["asian"]),))
+    with pytest.raises(DataError, match="horizon of the book is not on the grid"):
+        book.check_dates(TIMES[:-1])
+    with pytest.raises(DataError, match=r"contract dates must be among the recorded times, 0\.15"):
+        book.check_dates(TIMES, recorded=TIMES)
+    book.check_dates(TIMES, recorded=torch.cat([TIMES, torch.tensor([0.15], dtype=torch.float64)]).sort().values)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ((), "at least one"),
+        (((0.0, pr.European(1.0, 1.0)),), "must not be 0"),
+        (((float("nan"), pr.European(1.0, 1.0)),), "finite"),
+        (((1.0, pr.European([1.0, 2.0], 1.0)),), "batch"),
+        (((1.0, pr.American(1.0, 1.0, "put")),), "exercised early"),
+        (((1.0, pr.Basket(1.0, 1.0, weights=[0.5, 0.5])),), "several assets"),
+        (((1.0, {"kind": "european", "strike": 1.0}),), "needs `expiry`"),
+        (((1.0, {"kind": "european", "strike": 1.0, "expiri": 1.0}),), "did you mean `expiry`"),
+        (((1.0, {"kind": "european", "strike": -1.0, "expiry": 1.0}),), "strike"),
+        (((1.0, {"kind": "swaption"}),), "one of"),
+        ((pr.European(1.0, 1.0),), "pair"),
+        (({"quantity": 1.0},), "instrument"),
+    ],
+)
+def test_bad_positions_are_refused(positions, message):
+    with pytest.raises(ConfigError, match=message):
+        Book(positions)
+
+
+def test_barrier_that_is_crossed_today_is_refused():
+    book = Book(((1.0, pr.Barrier(100.0, HORIZON, 105.0, "down-out")),))
+    with pytest.raises(ConfigError, match=r"positions\.0"):
+        book.liability(simulated().paths, MARKET.discount)
