@@ -1,0 +1,205 @@
+"""Policies trained by the engine: members of one stack on shared paths, fresh ones at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qfml.config import config_hash
+from qfml.engine import Callback, Member, Trainer
+from qfml.engine.clock import Counters
+from qfml.engine.feed import Batch, BatchData
+from qfml.engine.fit import Fit
+from qfml.engine.training import train
+from qfml.errors import ConfigError
+from qfml.hedging.costs import check_costs
+from qfml.hedging.loss import Labels, Risk, RiskRows, labels_of, unpacked
+from qfml.hedging.objective_base import Objective
+from qfml.hedging.paths import PathSet
+from qfml.losses import Loss
+from qfml.networks import Network
+
+__all__ = ["PathData", "PathMember", "train_policies"]
+
+Draw = Callable[[int], PathSet]  # the paths of a step, by its number
+PATHS_AT_A_TIME = 2048  # of each member: their matrices lie in the cache
+
+
+def _no_rows() -> np.ndarray:
+    return np.array([], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class PathMember(Member):
+    """A policy to be trained, with its own seed, risk aversion and level of cost.
+
+    Args:
+        network, seed, lr, weight_decay, clip_norm, patience, start: as of `Member`.
+        aversion: risk aversion (or tail) in place of the objective's; None takes that one.
+        cost_level: factor of all costs.
+        centre: of the level of an additive objective; the network learns the level in units of `scale` from there.
+        scale: likewise.
+    """
+
+    train: np.ndarray = field(init=False, repr=False, default_factory=_no_rows)
+    aversion: float | None = None
+    cost_level: float = 1.0
+    centre: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def numbers(self) -> list[Any]:
+        """What is its own beside the network."""
+        return [*super().numbers, self.aversion, self.cost_level, self.centre, self.scale]
+
+    @property
+    def labels(self) -> list[float]:
+        """Its four numbers among the labels."""
+        assert self.aversion is not None
+        return [self.aversion, self.cost_level, self.centre, self.scale]
+
+    def checked(self, objective: Objective) -> PathMember:
+        """The member with the aversion of the objective where it has none of its own."""
+        own = 1.0 if objective.dial is None else getattr(objective, objective.dial)
+        if self.aversion is None:
+            return replace(self, aversion=own)
+        if objective.dial is None:
+            raise ConfigError(
+                f"the objective `{objective.kind}` has no aversion that could differ between members, got "
+                f"`aversion` {self.aversion}: leave it out"
+            )
+        objective.check_dial(self.aversion)
+        return self
+
+
+class PathData(BatchData):
+    """Paths for a training, fresh ones at every step, and others that the epochs are judged on.
+
+    Args:
+        draw: the paths of a step, by its number.
+        validation: the paths that epochs are judged on.
+        steps_per_epoch: steps between two judgements.
+        identity: what decides the paths; it enters the fingerprint of a checkpoint.
+        device: where the training runs.
+    """
+
+    is_sample: ClassVar[bool] = True
+
+    def __init__(
+        self, draw: Draw, validation: PathSet, steps_per_epoch: int, identity: Any, device: torch.device | str = "cpu"
+    ) -> None:
+        self.draw, self.validation, self.steps_per_epoch = draw, validation, steps_per_epoch
+        self.identity, self.device = identity, torch.device(device)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(L, F)."""
+        return self.validation.features.shape[1:]
+
+    @property
+    def validates(self) -> bool:
+        """It has paths of its own for it."""
+        return True
+
+    @property
+    def data_hash(self) -> str:
+        """16 hex digits of what decides the paths."""
+        return config_hash([self.identity, len(self.validation), self.steps_per_epoch])
+
+    def to(self, device: torch.device | str) -> PathData:
+        """The same data for a training on `device`."""
+        self.device = torch.device(device)
+        self.validation = self.validation.to(self.device, torch.float32)
+        return self
+
+    def feed(self, trainer: Trainer, members: Sequence[Any]) -> PathFeed:
+        """The same paths for every member."""
+        return PathFeed(trainer, members, self)
+
+
+class PathFeed:
+    """The paths of each step, the same ones for every member; their clocks go together."""
+
+    def __init__(self, trainer: Trainer, members: Sequence[PathMember], data: PathData) -> None:
+        assert trainer.batch_size is not None
+        self.data, self.inputs = data, None
+        self.n_features, self.window = data.n_features, data.window
+        seeds = [(trainer.seed, member.seed) for member in members]
+        steps = np.full(len(members), data.steps_per_epoch, dtype=np.int64)
+        self.clock = Counters(seeds, trainer.batch_size, steps, trainer.max_steps)
+        self.numbers = torch.tensor([member.labels for member in members], dtype=torch.float32, device=data.device)
+        self.size = trainer.micro_batch_size or trainer.batch_size
+
+    def next(self) -> Batch:
+        """The paths of the step that all members stand at."""
+        paths = self.data.draw(int(self.clock.n_steps[0])).to(self.data.device, torch.float32)
+        members = len(self.numbers)
+        weight = torch.ones(members, len(paths), device=self.data.device)
+        total = weight.sum(-1, keepdim=True)
+        x = paths.features.expand(members, -1, -1, -1)
+        return Batch(x, labels_of(paths, self.numbers), weight, weight / total, total[..., 0].double())
+
+    @torch.no_grad()
+    def validated(
+        self, network: Network, loss: Loss, parameters: Mapping[str, Tensor], places: np.ndarray
+    ) -> list[dict[str, float]]:
+        """The exact risk of the validation paths."""
+        assert isinstance(loss, RiskRows | Risk)
+        paths, numbers = self.data.validation, self.numbers[torch.from_numpy(places).to(self.data.device)]
+        parts = []
+        for start in range(0, len(paths), self.size):
+            part = paths.rows(slice(start, start + self.size))
+            x = part.features.expand(len(numbers), -1, -1, -1)
+            labels: Labels = unpacked(labels_of(part, numbers), loss.n_instruments)
+            parts.append(loss.pnl(network.forward(parameters, x), labels, smooth=False))
+        pnl = torch.cat(parts, 1)
+        dial = loss.objective.dials(pnl, None if loss.objective.dial is None else numbers[:, 0])
+        return [{"val_loss": value} for value in loss.objective.value(pnl, dial).tolist()]  # of a lost member: nan
+
+    def keep(self, places: np.ndarray) -> None:
+        """Forget all members but those at `places`."""
+        self.clock.keep(places)
+        self.numbers = self.numbers[torch.from_numpy(places).to(self.data.device)]
+
+
+def train_policies(
+    members: Sequence[PathMember],
+    loss: RiskRows | Risk,
+    data: PathData,
+    trainer: Trainer,
+    *,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+) -> list[Fit]:
+    """Train policies as one stack on shared paths.
+
+    Args:
+        members: what to train.
+        loss: of `loss_of`.
+        data: the paths.
+        trainer: `batch_size` is the number of paths of a step, a multiple of 16; the paths go through the networks in
+            pieces that fit into the cache unless `micro_batch_size` says otherwise.
+        callbacks, checkpoint_dir, resume: as of `Trainer.fit_many`.
+
+    Returns:
+        One fit a member, in their order.
+
+    Raises:
+        ConfigError: a batch size that is no multiple of 16.
+    """
+    size = trainer.batch_size
+    if size is None or size % 16:
+        raise ConfigError(f"`batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+    if trainer.micro_batch_size is None and loss.additive:
+        trainer = replace(trainer, micro_batch_size=min(size, PATHS_AT_A_TIME))
+    trainer = replace(trainer, member_block=trainer.member_block or len(members))
+    check_costs(loss.costs, loss.n_instruments, [member.cost_level for member in members])
+    members = [member.checked(loss.objective) for member in members]
+    return train(trainer, members, loss, data, callbacks, checkpoint_dir, resume)

@@ -1,0 +1,161 @@
+"""Training of policies: the same bits alone, in a stack, on any number of threads and after a resume."""
+
+import math
+
+import pytest
+import torch
+
+import qfml
+from pricers import parallel
+from qfml.engine import Callback
+from qfml.errors import ConfigError, Interrupted
+from qfml.hedging.costs import FixedPerTrade, Proportional
+from qfml.hedging.holding import Band
+from qfml.hedging.loss import labels_of, loss_of, unpacked
+from qfml.hedging.objectives import Entropic, ExpectedShortfall, Isoelastic, Spectral
+from qfml.hedging.paths import PathSet
+from qfml.hedging.policies import FeedForward
+from qfml.hedging.training import PathData, PathMember, train_policies
+
+VOL, DT, STEPS, PATHS = 0.2, 1 / 365, 5, 64
+NAMES = ("moneyness", "time_left", "delta")
+
+
+def paths_of(number, n_paths=PATHS):
+    """A short call at the money under Black and Scholes, spot 1; addressed by `number`."""
+    normals = torch.randn(STEPS, n_paths, generator=torch.Generator().manual_seed(number))
+    moves = VOL * math.sqrt(DT) * normals - 0.5 * VOL**2 * DT
+    log_spot = torch.cat([torch.zeros(1, n_paths), moves.cumsum(0)]).t()
+    left = (torch.arange(STEPS, -1, -1) * DT).sqrt().expand(n_paths, -1)
+    spot = log_spot.exp()
+    delta = torch.special.ndtr(log_spot / (VOL * left.clamp_min(1e-6)))
+    features = torch.stack([log_spot / 0.02, left / 0.1, delta], -1)
+    times = torch.arange(STEPS + 1, dtype=torch.float64) * DT
+    return PathSet(times, spot[..., None], (spot[:, -1] - 1.0).clamp(min=0.0), features, ("spot",), NAMES)
+
+
+def data(steps_per_epoch=4):
+    return PathData(paths_of, paths_of(10**6, 256), steps_per_epoch, "call")
+
+
+def trainer(**changes):
+    settings = {"max_epochs": 3, "batch_size": PATHS, "micro_batch_size": 16, "seed": 1}
+    return qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3, weight_decay=0.0), **settings | changes)
+
+
+POLICY = FeedForward(hidden=(8, 8), feature_names=NAMES)
+BANDS = FeedForward(hidden=(8, 8), feature_names=NAMES, holding=Band(("delta",)), sees_holdings=False)
+LOSSES = {
+    "entropic": (Entropic(10.0), [Proportional(1e-3)]),
+    "shortfall": (ExpectedShortfall(0.5), [FixedPerTrade(1e-4, smooth=0.01)]),
+    "spectral": (Spectral((0.5, 1.0), (0.5, 0.5)), []),
+    "exact": (Isoelastic(wealth=5.0, risk_aversion=2.0), [Proportional(1e-3)]),
+}
+
+
+def members(policy=POLICY, n=3):
+    return [
+        PathMember(policy, seed=seed, cost_level=1.0 + seed, centre=0.01, scale=0.01, lr=1e-3 * (1 + seed))
+        for seed in range(n)
+    ]
+
+
+def same(one, other):
+    return torch.equal(one.parameters, other.parameters) and one.history == other.history
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("policy", [POLICY, BANDS], ids=["direct", "band"])
+def test_a_member_of_a_stack_equals_solo_to_the_last_bit(name, policy):
+    objective, costs = LOSSES[name]
+    loss = loss_of(objective, costs, paths_of(0))
+    stacked = train_policies(members(policy), loss, data(), trainer())
+    for member, fit in zip(members(policy), stacked, strict=True):
+        (alone,) = train_policies([member], loss, data(), trainer())
+        assert same(alone, fit)
+    assert not same(stacked[0], stacked[1])
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    loss = loss_of(*LOSSES["entropic"], paths_of(0))
+    (one,) = train_policies(members(n=1), loss, data(), trainer())
+    seen = []
+    monkeypatch.setattr(
+        "qfml.engine.backward.side_by_side",
+        lambda device, n, threads: seen.append(threads) or parallel.side_by_side(device, n, threads),
+    )
+    torch.set_num_threads(2)
+    try:
+        (two,) = train_policies(members(n=1), loss, data(), trainer())
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {2}
+    assert same(one, two)
+
+
+class _StopsAfter(Callback):
+    def __init__(self, epoch):
+        self.last = epoch
+
+    def epoch(self, member, record, stopped):
+        if record["epoch"] == self.last:
+            raise Interrupted(2)
+        return False
+
+
+def test_a_training_that_is_resumed_has_the_bits_of_an_uninterrupted_one(tmp_path):
+    loss = loss_of(*LOSSES["entropic"], paths_of(0))
+    whole = train_policies(members(), loss, data(), trainer())
+    settings = {"checkpoint_dir": tmp_path / "checkpoints"}
+    with pytest.raises(Interrupted):
+        train_policies(members(), loss, data(), trainer(checkpoint_seconds=0.0), callbacks=[_StopsAfter(2)], **settings)
+    resumed = train_policies(members(), loss, data(), trainer(checkpoint_seconds=0.0), resume=True, **settings)
+    assert all(same(one, other) for one, other in zip(whole, resumed, strict=True))
+
+
+def test_the_loss_is_that_of_gains_and_objective():
+    """A step of two paths by hand: holdings 1 and 2 of one instrument, costs doubled by the member's level."""
+    prices = torch.tensor([[1.0, 1.1, 1.0], [1.0, 0.9, 0.8]])[..., None]
+    times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    paths = PathSet(times, prices, torch.tensor([0.05, 0.0]), prices, ("spot",), ("spot",))
+    loss = loss_of(ExpectedShortfall(1.0), [Proportional(0.01)], paths)
+    labels = unpacked(labels_of(paths, torch.tensor([[0.5, 2.0, 0.3, 10.0]])), 1)
+    output = torch.tensor([1.0, 2.0, 0.01]).expand(1, 2, 3)
+    # trading .1 - .2 and -.1 - .2; trades of 1 and 1; liability
+    expected = [-0.1 - 2 * 0.01 * (1.0 + 1.1) - 0.05, -0.3 - 2 * 0.01 * (1.0 + 0.9)]
+    torch.testing.assert_close(loss.pnl(output, labels)[0], torch.tensor(expected))
+    rows = loss.rows(output, labels_of(paths, torch.tensor([[0.5, 2.0, 0.3, 10.0]])))
+    level = 0.3 + 10.0 * 0.01  # in units of `scale` from `centre`, and the tail is the member's
+    torch.testing.assert_close(rows[0], torch.tensor([level + max(-pnl - level, 0.0) / 0.5 for pnl in expected]))
+
+
+def test_training_lowers_the_risk_below_that_of_no_hedge_and_towards_the_truth():
+    """Without costs the frictionless optimum is known: nearly the Black-Scholes delta at every date."""
+    loss = loss_of(Entropic(50.0), [], paths_of(0))
+    draw = PathData(lambda number: paths_of(number, 1024), paths_of(10**6, 4096), 50, "call")
+    settings = {"batch_size": 1024, "max_epochs": 6, "micro_batch_size": None}
+    (fit,) = train_policies([PathMember(POLICY, centre=0.01, scale=0.01)], loss, draw, trainer(**settings))
+    fresh = paths_of(10**7, 4096)
+    delta = fresh.features[:, :-1, 2]
+    held = POLICY.holdings({n: v[None] for n, v in fit.named_parameters().items()}, fresh.features[None])[0, ..., 0]
+
+    def risk(holdings):
+        pnl = (holdings * fresh.prices[..., 0].diff(dim=1)).sum(1) - fresh.liability
+        return float(Entropic(50.0).risk(pnl[None])[0])
+
+    unhedged, by_delta = risk(torch.zeros_like(delta)), risk(delta)
+    assert by_delta < unhedged - 1e-3
+    assert abs(risk(held) - by_delta) < 0.05 * (unhedged - by_delta)
+
+
+def test_what_cannot_be_trained_is_refused():
+    loss = loss_of(*LOSSES["entropic"], paths_of(0))
+    with pytest.raises(ConfigError, match="multiple of 16, got 50"):
+        train_policies(members(), loss, data(), trainer(batch_size=50))
+    with pytest.raises(ConfigError, match="risk_aversion"):
+        train_policies([PathMember(POLICY, aversion=0.0)], loss, data(), trainer())
+    spectral = loss_of(*LOSSES["spectral"], paths_of(0))
+    with pytest.raises(ConfigError, match="has no aversion"):
+        train_policies([PathMember(POLICY, aversion=1.0)], spectral, data(), trainer())
+    with pytest.raises(ConfigError, match="100 %"):
+        train_policies([PathMember(POLICY, cost_level=2000.0)], loss, data(), trainer())
