@@ -22,14 +22,13 @@ from qfml.calibration.surface_checks import (
     QuoteTable,
     Refusal,
     clean,
-    decimal_vols,
     float_column,
     moment,
     positive_spot,
-    strikes_in_prices,
 )
 from qfml.calibration.surface_grid import QUOTE_COLUMNS, grid_columns, quote_table
 from qfml.calibration.surface_reading import QuotesRead, Reading, read_quotes
+from qfml.calibration.surface_units import decimal_vols, strikes_in_prices
 from qfml.calibration.surface_writing import table_of, write_table
 from qfml.data.validation import to_polars
 from qfml.errors import ConfigError, DataError
@@ -59,7 +58,8 @@ class Surface:
         date: of the quotes.
         name: of the underlying.
         remarks: what reading the quotes has found.
-        strike_unit: of the strikes given, see `from_grid`.
+        vol_unit: of the vols given, see `from_grid`.
+        strike_unit: of the strikes given, likewise.
         max_vol: likewise.
         errors: likewise.
 
@@ -99,6 +99,7 @@ class Surface:
         date: Any = None,
         name: str = "",
         remarks: Sequence[str] = (),
+        vol_unit: str | None = None,
         strike_unit: str | None = None,
         max_vol: Any = MOST_VOL,
         errors: str = "raise",
@@ -107,7 +108,8 @@ class Surface:
         columns |= {"weight": weight, "discount": discount}
         refusal, spot = Refusal(errors), positive_spot(spot)
         table = quote_table({key: value for key, value in columns.items() if value is not None})
-        table = replace(table, strike=strikes_in_prices(table.strike, table.forward, spot, strike_unit))
+        vols = decimal_vols({key: getattr(table, key) for key in ("vol", "bid", "ask")}, vol_unit)
+        table = replace(table, strike=strikes_in_prices(table.strike, table.forward, spot, strike_unit), **vols)
         table = clean(table, refusal, max_vol)
         remarks = (*remarks, *refusal.notes.get(0, ()))
         _fill(self, table, spot=spot, date=moment(date), name=name, remarks=remarks)

@@ -16,29 +16,21 @@ import numpy as np
 from qfml.errors import ConfigError, DataError
 
 __all__ = [
-    "STRIKE_UNITS",
     "QuoteTable",
     "Refusal",
     "check_expiries",
     "check_strikes",
     "clean",
-    "decimal_vols",
     "float_column",
     "floats",
     "moment",
     "positive_spot",
-    "strikes_in_prices",
 ]
 
-STRIKE_UNITS = ("price", "percent_of_spot", "moneyness", "log_moneyness")
 MOST_YEARS = 60.0  # longer expiries than any market quotes: days, or dates written as numbers
 MOST_VOL = 5.0  # 500 %
-PERCENT_FROM = 2.0  # a median vol of 200 % is no surface: these are percent
-LEAST_MEDIAN = 0.01  # 1 %: below it decimals were taken for percent
 MOST_DISCOUNT = 10.0  # far beyond any negative rate: a discount factor in percent
 COLUMNS = ("strike", "expiry", "vol", "bid", "ask", "weight", "forward", "discount", "row", "surface")
-NEAR = 0.5, 2.0  # where the middle strike of a surface lies, as a share of the spot
-BEYOND = 1.1  # a level farther than this from every strike, where 100 or 1 lies among them, is in another unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,34 +284,6 @@ def _without_duplicates(table: QuoteTable, refusal: Refusal) -> QuoteTable:
     return refusal.drop(table, repeated, "copies of a quote that is there")
 
 
-def decimal_vols(columns: Mapping[str, np.ndarray], unit: str | None) -> dict[str, np.ndarray]:
-    """Vols in decimals, by the unit the caller names; without one, vols that look like percent are refused.
-
-    Args:
-        columns: vols, bids and asks by name, NaN where there is none.
-        unit: "decimal", "percent", or None for decimals that are looked at.
-
-    Raises:
-        DataError: the vols look like another unit.
-    """
-    if unit not in (None, "decimal", "percent"):
-        raise ConfigError(f'`vol_unit` must be "decimal" or "percent", got {unit!r}')
-    for name, column in columns.items():
-        known = column[~np.isnan(column)]
-        middle = float(np.median(known)) if known.size else np.nan
-        if unit is None and middle > PERCENT_FROM:
-            raise DataError(
-                f'the vols in `{name}` look like percent ({known[0]:g}); pass vol_unit="percent" or divide by 100 '
-                f'(vol_unit="decimal" keeps them as they are)'
-            )
-        if unit == "percent" and middle / 100.0 < LEAST_MEDIAN:
-            raise DataError(
-                f"the vols in `{name}` look like decimals ({known[0]:g}), but `vol_unit` is percent; leave it out"
-            )
-    share = 0.01 if unit == "percent" else 1.0
-    return {name: column * share if unit == "percent" else column for name, column in columns.items()}
-
-
 def positive_spot(spot: Any) -> float | None:
     """A spot as a float above 0; None stays None."""
     if spot is None:
@@ -327,28 +291,6 @@ def positive_spot(spot: Any) -> float | None:
     if isinstance(spot, bool) or not isinstance(spot, int | float | np.number) or not 0.0 < float(spot) < np.inf:
         raise DataError(f"`spot` must be a number above 0, got {spot!r}")
     return float(spot)
-
-
-def strikes_in_prices(strike: np.ndarray, forward: np.ndarray, spot: Any, unit: str | None) -> np.ndarray:
-    """Strikes in the unit of the forward, by the unit the caller names; without one they are looked at.
-
-    Raises:
-        ConfigError: no such unit.
-        DataError: strikes that look like another unit, or shares of a spot that is not known.
-    """
-    if unit is None:
-        level, name = (forward, "forward") if spot is None else (np.full_like(forward, spot), "spot")
-        _refuse_unlike_strikes(strike, level, name)
-        return strike
-    if unit not in STRIKE_UNITS:
-        raise ConfigError(f"`strike_unit` must be one of {', '.join(STRIKE_UNITS)}, got {unit!r}")
-    if unit == "price":
-        return strike
-    if unit == "log_moneyness":
-        return forward * np.exp(strike)
-    if spot is None:
-        raise DataError(f'strike_unit="{unit}" needs the `spot`')
-    return strike * spot * (0.01 if unit == "percent_of_spot" else 1.0)
 
 
 def moment(date: Any) -> np.datetime64 | None:
@@ -375,31 +317,3 @@ def moment(date: Any) -> np.datetime64 | None:
     except ValueError:
         raise DataError(f"`date` must be a date, or ISO 8601 text such as 2002-07-05, got {date!r}") from None
     return result
-
-
-def _refuse_unlike_strikes(strike: np.ndarray, level: np.ndarray, level_name: str) -> None:
-    """Refuse strikes that look like percent or shares of the spot rather than prices.
-
-    Args:
-        strike: in the caller's unit.
-        level: spot or forward of each quote.
-        level_name: "spot" or "forward".
-
-    Raises:
-        DataError: 100 or 1 lies among the strikes and the level far from all of them, or the middle strike is far
-            from the level but close to 100 or to 1.
-    """
-    known = (strike > 0.0) & (level > 0.0) & np.isfinite(strike) & np.isfinite(level)
-    if not known.any():
-        return
-    strike, level = strike[known], level[known]
-    low, middle, high = float(strike.min()), float(np.median(strike)), float(strike.max())
-    at, ratio = float(np.median(level)), float(np.median(strike / level))
-    far = not NEAR[0] <= ratio <= NEAR[1]
-    beyond = not low / BEYOND <= at <= high * BEYOND
-    for unit, share, meaning in (("percent_of_spot", 100.0, "percent of the spot"), ("moneyness", 1.0, "strike/spot")):
-        if (far and NEAR[0] <= middle / share <= NEAR[1]) or (beyond and low <= share <= high):
-            raise DataError(
-                f"the strikes look like {meaning} (the middle one is {middle:g}, {level_name} {at:g}); pass "
-                f'strike_unit="{unit}", or strike_unit="price" if they are prices'
-            )

@@ -21,11 +21,10 @@ from qfml.calibration.surface_checks import (
     check_expiries,
     check_strikes,
     clean,
-    decimal_vols,
     moment,
     positive_spot,
-    strikes_in_prices,
 )
+from qfml.calibration.surface_units import decimal_vols, each_surface, strikes_in_prices
 from qfml.errors import ConfigError, DataError
 
 __all__ = ["QuotesRead", "Reading", "read_quotes"]
@@ -140,16 +139,19 @@ def read_quotes(frame: pl.DataFrame, how: Reading) -> QuotesRead:
     rows, spots = _with_spot(rows, how, labels)
     if how.strike_unit in ("percent_of_spot", "moneyness"):
         rows["strike"] = strikes_in_prices(rows["strike"], rows["spot"], rows["spot"], how.strike_unit)
-    rows |= decimal_vols({key: rows[key] for key in ("vol", "bid", "ask") if key in rows}, how.vol_unit)
+    vols = {key: rows[key] for key in ("vol", "bid", "ask") if key in rows}
+    rows |= decimal_vols(vols, how.vol_unit, each_surface(rows["surface"], labels))
     table = _table(rows, labels)
     table = check_expiries(table, refusal)
     if how.strike_unit != "log_moneyness":
         table = check_strikes(table, refusal)
-    if how.strike_unit is None and "spot" in table.rest:
-        strikes_in_prices(table.strike, table.strike, table.rest["spot"], None)  # before parity trips over them
+    if how.strike_unit is None and "spot" in table.rest:  # before parity trips over them
+        days = each_surface(table.surface, table.labels)
+        strikes_in_prices(table.strike, table.strike, table.rest["spot"], None, days)
     table = _with_terms(_uncrossed(table, refusal), how, refusal)
     if how.strike_unit in (None, "log_moneyness"):
-        strike = strikes_in_prices(table.strike, table.forward, table.rest.get("spot"), how.strike_unit)
+        days = each_surface(table.surface, table.labels)
+        strike = strikes_in_prices(table.strike, table.forward, table.rest.get("spot"), how.strike_unit, days)
         table = replace(table, strike=strike)
     table = _vols_of_prices(_out_of_the_money(table, refusal), refusal)
     table = clean(table, refusal, how.max_vol)
@@ -478,11 +480,13 @@ def _vols_of_prices(table: QuoteTable, refusal: Refusal) -> QuoteTable:
         vol = np.where(wanted, _implied(table, price, wanted), given)
         failed = wanted & np.isnan(vol)
         table = replace(table, **{column: vol})
-        if column == "bid":  # nobody bids for what has no time value
-            failed &= price < 0.0
-        intrinsic = table.discount * np.maximum(
-            np.where(table.rest["is_call"], 1.0, -1.0) * (table.forward - table.strike), 0.0
-        )
+        is_call = table.rest["is_call"]
+        side = np.where(is_call, 1.0, -1.0)
+        intrinsic = table.discount * np.maximum(side * (table.forward - table.strike), 0.0)
+        if column == "bid":  # nobody need bid for the time value: a bid at or below the intrinsic value is none
+            cannot_be = (price < 0.0) | (price >= table.discount * np.where(is_call, table.forward, table.strike))
+            _note_bids_without_vol(table, failed & ~cannot_be & (price > 0.0), refusal)
+            failed &= cannot_be
         rule = (
             f"`{name}` must have an implied vol, above the discounted intrinsic value and below the discounted "
             "forward (call) or strike (put)"
@@ -490,6 +494,12 @@ def _vols_of_prices(table: QuoteTable, refusal: Refusal) -> QuoteTable:
         way_out = "correct it or leave its cell empty"
         table = refusal.rule(table, failed, rule, way_out, **{name: price, "intrinsic": intrinsic})
     return table
+
+
+def _note_bids_without_vol(table: QuoteTable, without: np.ndarray, refusal: Refusal) -> None:
+    for surface, count in enumerate(np.bincount(table.surface[without]).tolist()):
+        if count:
+            refusal.note(surface, f"{count} bid(s) at or below the discounted intrinsic value have no vol: left out")
 
 
 def _implied(table: QuoteTable, price: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -147,6 +147,8 @@ class SyntheticHeston:
                     spot=float(self.spots[day]),
                     date=first + np.timedelta64(day, "D"),
                     name="synthetic Heston",
+                    vol_unit="decimal",
+                    strike_unit="price",
                 )
             )
         return SurfaceHistory(surfaces)

@@ -155,3 +155,41 @@ def test_a_history_is_of_one_underlying():
     days = [Surface(**quotes, date=f"2020-01-0{day}", name=name) for day, name in ((1, "X"), (2, "Y"))]
     with pytest.raises(DataError, match="a history is of one underlying, got X, Y; make one of each"):
         SurfaceHistory(days)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "message"),
+    [
+        ("strike", "moneyness", "the strikes of 2002-07-09 look like strike/spot"),
+        ("strike", "percent", "the strikes of 2002-07-09 look like percent of the spot"),
+        ("vol", "percent", "the vols in `vol` of 2002-07-09 look like percent"),
+    ],
+)
+def test_one_date_in_another_unit_is_named_among_many_that_are_not(name, factor, message):
+    days = [day(date) for date in ("2002-07-01", "2002-07-02", "2002-07-03", *DATES)]
+    table = pl.concat(
+        [
+            pl.DataFrame(
+                {
+                    "date": [str(d.date)[:10]] * 8,
+                    "strike": 50.0 * d.strike,
+                    "vol": d.vol,
+                    "expiry": d.expiry,
+                    "forward": 50.0 * d.forward,
+                }
+            )
+            for d in days
+        ]
+    )
+    to = {"moneyness": 1.0 / pl.col("forward"), "percent": 100.0 / pl.col("forward") if name == "strike" else 100.0}
+    last = pl.col("date") == DATES[-1]
+    mixed = table.with_columns(pl.when(last).then(pl.col(name) * to[factor]).otherwise(pl.col(name)).alias(name))
+    with pytest.raises(DataError, match=message):
+        SurfaceHistory.from_frame(mixed)
+    if name == "strike":  # with a spot beside them they are looked at before the forwards are known
+        with pytest.raises(DataError, match=message):
+            SurfaceHistory.from_frame(mixed.drop("forward"), spot=5000.0, rates=0.02, dividends=0.0)
+    else:
+        with pytest.raises(DataError, match=r"of 2002-07-01 look like decimals .* give all dates in one unit"):
+            SurfaceHistory.from_frame(mixed, vol_unit="percent")
+    assert len(SurfaceHistory.from_frame(table)) == 6

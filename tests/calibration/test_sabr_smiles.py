@@ -141,6 +141,7 @@ def test_one_hopeless_smile_leaves_the_others_alone() -> None:
         expiry=0.1,
         vol=np.where(np.arange(11) % 2, 0.01, 3.0),
         forward=100.0,
+        vol_unit="decimal",
     )
     alone, together = calibrate([clean, clean], "sabr"), calibrate([clean, wild, clean], "sabr")
     for name in ("alpha", "rho", "nu"):

@@ -314,3 +314,19 @@ def test_vega_weights_are_squares_of_blacks_vega():
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(DataError, match=r"there are no surfaces to calibrate to"):
         as_quotes([])
+
+
+def test_columns_of_vols_in_percent_are_asked_about():
+    quotes = {"strike": [90.0, 100.0, 110.0], "expiry": 1.0, "forward": 100.0}
+    with pytest.raises(DataError, match='the vols in `vol` look like percent .* pass vol_unit="percent"'):
+        Surface(**quotes, vol=[3.0, 2.8, 2.9])
+    with pytest.raises(DataError, match="the vols in `bid` look like percent"):
+        Surface(**quotes, vol=np.nan, bid=[2.9, 2.7, 2.8], ask=[3.1, 2.9, 3.0])
+    with pytest.raises(DataError, match="look like decimals .* but `vol_unit` is percent"):
+        Surface(**quotes, vol=[0.22, 0.2, 0.21], vol_unit="percent")
+    assert Surface(**quotes, vol=[3.0, 2.8, 2.9], vol_unit="percent").vol.tolist() == pytest.approx(
+        [0.03, 0.028, 0.029]
+    )
+    assert Surface(**quotes, vol=[3.0, 2.8, 2.9], vol_unit="decimal").vol.tolist() == [3.0, 2.8, 2.9]
+    one_wild_quote = Surface(**quotes, vol=[3.0, 0.2, 0.2])  # is no reason to doubt the unit of the others
+    assert one_wild_quote.vol[0] == 3.0

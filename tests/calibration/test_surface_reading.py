@@ -367,3 +367,34 @@ def test_settings_are_checked():
     assert Surface.from_frame(vol_table(), how).discount[0] == pytest.approx(np.exp(-0.005))
     renamed = Surface.from_frame(vol_table().rename({"vol": "x", "strike": "y"}), rename={"x": "vol", "y": "strike"})
     assert renamed.vol.tolist() == [0.25, 0.2, 0.22]
+
+
+# ---- prices that cannot be ------------------------------------------------------------------------------------------
+
+
+def test_a_bid_above_what_the_option_can_cost_is_refused_and_one_below_the_intrinsic_value_is_counted():
+    def table(bid, option="C", ask=None):
+        return pl.DataFrame(
+            {
+                "strike": [90.0, 100.0, 110.0],
+                "expiry": [1.0] * 3,
+                "price": [14.0, 8.0, 11.5] if option == "P" else [14.0, 8.0, 4.0],
+                "bid": [13.5, bid, 3.5],
+                "ask": [14.5, ask, None],
+                "option": ["C", option, "C"],
+                "forward": [100.0] * 3,
+                "rate": [0.0] * 3,
+            },
+            strict=False,
+        )
+
+    for bid, option in ((5000.0, "C"), (100.0, "P"), (-1.0, "C")):
+        with pytest.raises(DataError, match=rf"`bid_price` must have an implied vol.*bid_price {bid:g}"):
+            Surface.from_frame(table(bid, option))
+    assert not any("bid(s)" in note for note in Surface.from_frame(table(7.5)).remarks)
+    assert not any("bid(s)" in note for note in Surface.from_frame(table(0.0)).remarks)  # a bid of 0 says there is none
+    deep = table(7.5).with_columns(bid=pl.Series([9.0, 7.5, 3.5]))  # the call at 90 is worth 10 exercised
+    surface = Surface.from_frame(deep)
+    assert "1 bid(s) at or below the discounted intrinsic value have no vol: left out" in surface.remarks
+    assert np.isnan(surface.bid[0])
+    assert np.isfinite(surface.bid[1:]).all()
