@@ -81,7 +81,7 @@ def small(tmp_path_factory):
 
 
 def test_the_surrogate_prices_as_the_engine_does_inside_its_stated_bound(small):
-    surrogate = Surrogate.load(small / "run" / "surrogate")
+    surrogate = Surrogate.load(small / "run")  # a run is known by its folder
     rng = np.random.default_rng(7)
     v0, rho = rng.uniform(0.035, 0.09, 200), rng.uniform(-0.7, -0.1, 200)
     expiry, moneyness = rng.uniform(0.4, 1.4, 200), rng.uniform(-0.1, 0.1, 200)

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from qfml.calibration.inverse import EDGE, InverseMap
-from qfml.calibration.model import CalibrationModel, Parameter, Quotes, draw_starts
+from qfml.calibration.model import CALIBRATION_MODELS, CalibrationModel, Parameter, Quotes, draw_starts
 from qfml.errors import ConfigError
 from qfml.surrogate.surrogate import Surrogate
 
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _OF_THE_QUOTES = ("expiry", "log_moneyness")
+EXACT = "calibrate by method exact"  # for models that have one
 MARGIN = 1e-3  # share of a parameter's range by which a start lies inside the bounds
 
 
@@ -111,13 +112,13 @@ class SurrogateModel:
     def vols(self, x: Float64[Tensor, "S P"], quotes: Quotes) -> Float64[Tensor, "S N"]:
         """Vols of the surrogate, NaN where there is no quote; beyond its box they are extrapolated: see `outside`."""
         with torch.no_grad():
-            found = self.surrogate.values(self.inputs(x, quotes).flatten(0, 1)).view(quotes.vol.shape)
+            found = self.surrogate.unchecked_values(self.inputs(x, quotes).flatten(0, 1)).view(quotes.vol.shape)
         return found.masked_fill(~quotes.used, torch.nan)
 
     def vols_and_jacobian(self, x: Tensor, quotes: Quotes) -> tuple[Tensor, Tensor]:
         """Vols (S, N) and derivatives (S, N, P)."""
         shape = quotes.vol.shape
-        value, gradient = self.surrogate.value_and_gradient(self.inputs(x, quotes).flatten(0, 1))
+        value, gradient = self.surrogate.unchecked_value_and_gradient(self.inputs(x, quotes).flatten(0, 1))
         jacobian = gradient[:, list(self._columns)].view(*shape, -1)
         unused = ~quotes.used
         return value.view(shape).masked_fill(unused, torch.nan), jacobian.masked_fill(unused[..., None], torch.nan)
@@ -148,10 +149,11 @@ class SurrogateModel:
         log = torch.tensor([p.scale == "log" for p in self.parameters])
         names = [one.name for one in self.parameters]
         lost, n_quotes = self.outside(x, quotes).sum(1).tolist(), quotes.used.sum(1).tolist()
+        exact = self.surrogate.problem.model["kind"] in CALIBRATION_MODELS
+        way_out = EXACT if exact else "train a surrogate on a wider box"
+        edges = _edges(x, names, low, high, log, "the surrogate's box", way_out)
         found = []
-        for said, n_lost, n in zip(
-            _edges(x, names, low, high, log, "the surrogate's box"), lost, n_quotes, strict=True
-        ):
+        for said, n_lost, n in zip(edges, lost, n_quotes, strict=True):
             outside = (
                 f"{n_lost} of {n} quotes lie outside of the surrogate's box by expiry or strike: its vols are "
                 "extrapolated there"
@@ -208,10 +210,10 @@ def inverse_warnings(
     order = [box.names.index(one.name) for one in model.parameters]
     low, high = (torch.tensor([ends[i] for i in order], dtype=torch.float64) for ends in (box.low, box.high))
     log = torch.tensor([bool(box.log[i]) for i in order])
-    said = _edges(x, [one.name for one in model.parameters], low, high, log, "the inverse map's box")
+    said = _edges(x, [one.name for one in model.parameters], low, high, log, "the inverse map's box", EXACT)
     extrapolated = (
         "the vols at {} of {} places of the surface lie outside of those that the inverse map was trained on: it "
-        "extrapolates there; calibrate by method exact"
+        f"extrapolates there; {EXACT}"
     )
     return tuple(
         (*lines, extrapolated.format(n, inverse.layout.n_places)) if n else lines
@@ -220,7 +222,7 @@ def inverse_warnings(
 
 
 def _edges(
-    x: Float64[Tensor, "S P"], names: Sequence[str], low: Tensor, high: Tensor, log: Tensor, box: str
+    x: Float64[Tensor, "S P"], names: Sequence[str], low: Tensor, high: Tensor, log: Tensor, box: str, way_out: str
 ) -> tuple[tuple[str, ...], ...]:
     """A sentence about each parameter that lies at the edge of a box, or beyond."""
     place, start, end = (torch.where(log, value.abs().log(), value) for value in (x, low, high))
@@ -228,7 +230,7 @@ def _edges(
     return tuple(
         tuple(
             f"`{name}` is at the {'lower' if own < EDGE else 'upper'} edge of {box}, "
-            f"{least if own < EDGE else most:g}: the optimum may lie outside; calibrate by method exact"
+            f"{least if own < EDGE else most:g}: the optimum may lie outside; {way_out}"
             for name, own, (least, most) in zip(names, row, ends, strict=True)
             if not EDGE <= own <= 1 - EDGE
         )

@@ -155,7 +155,7 @@ class _Graph:
         found = self.reference(x)
         leaf = x.detach().clone().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.surrogate.values(leaf).sum(), leaf)
+            (gradient,) = torch.autograd.grad(self.surrogate.unchecked_values(leaf).sum(), leaf)
         return found | {"gradient": torch.where(found["inside"][:, None], gradient, torch.nan)}
 
     def metadata(self, differentiated: bool) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def arbitrage_of(surrogate: Surrogate, inputs: Tensor) -> dict[str, Any]:
 
 def derivatives_along(surrogate: Surrogate, inputs: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor]:
     """Value (N,) and its first two derivatives in the input `place`, float64."""
-    value, gradient, second = _derivatives(surrogate.values, inputs, place)
+    value, gradient, second = _derivatives(surrogate.unchecked_values, inputs, place)
     return value, gradient[:, place], second
 
 
@@ -105,7 +105,7 @@ def _derivatives(function: Callable[[Tensor], Tensor], inputs: Tensor, place: in
 def _of_vols(surrogate: Surrogate, inputs: Tensor, calendar: bool) -> dict[str, Any]:
     problem = surrogate.problem
     place, by_strike = _strike(problem)
-    vol, gradient, second = _derivatives(surrogate.values, inputs, place)
+    vol, gradient, second = _derivatives(surrogate.unchecked_values, inputs, place)
     slope, k = gradient[:, place], inputs[:, place]
     if by_strike:  # K d/dK is d/dk
         strike = k
@@ -133,7 +133,7 @@ def _of_prices(surrogate: Surrogate, inputs: Tensor, calendar: bool) -> dict[str
 
     def price(rows: Tensor) -> Tensor:
         triple = problem.triple(rows)
-        return price_of(problem, surrogate.values(rows), triple, rows.shape[:1]) / triple[2].spot
+        return price_of(problem, surrogate.unchecked_values(rows), triple, rows.shape[:1]) / triple[2].spot
 
     def over_forward(rows: Tensor) -> Tensor:
         option, _, market = problem.triple(rows)

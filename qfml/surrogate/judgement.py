@@ -15,8 +15,9 @@ metrics:
                             vol; None where there are no vols
     price_bps               the same in basis points of spot
     worst                   the five largest errors: inputs by name, value, exact, error
-    greeks                  in float32, by input: rmse, rms_exact, relative = rmse / rms_exact, q99 of the absolute
-                            error, noise; {} where none were asked for
+    greeks                  in float32, by input: rmse, rms_exact, relative = rmse / rms_exact (None where the
+                            exact derivative is 0, by rounding), q99 of the absolute error, noise; {} where none were
+                            asked for
     greeks_note             how the derivatives of the engine were made, or why there are none
     arbitrage               density and calendar of vols, monotone, convex and calendar of prices: share, count,
                             n_points, worst, measured; {} where no rule applies
@@ -75,6 +76,7 @@ from qfml.surrogate.speed import exact_speed, simulation_speed, surrogate_speed
 from qfml.surrogate.surrogate import ErrorBound, Surrogate
 
 BPS = 1e4
+ZERO_SLOPE = 1e-9  # of the target, that a derivative moves it by over the whole input: less is rounding, and no size
 STATED_POINTS = 64  # at which the engine is asked for the error of its own values
 
 
@@ -305,15 +307,18 @@ def _greeks(surrogate: Surrogate, settings: JudgementSettings) -> tuple[dict[str
     if not n:
         return {}, "`n_greeks` is 0: derivatives were not compared", torch.zeros(0, len(names), dtype=torch.float64)
     slopes = engine_slopes(surrogate.problem, settings.engine, n, address(settings.seed, "points of greeks"))
-    error = surrogate.value_and_gradient(slopes.inputs.float())[1].double() - slopes.gradient  # as they are timed
+    value, gradient = surrogate.unchecked_value_and_gradient(slopes.inputs.float())  # single, as they are timed
+    error = gradient.double() - slopes.gradient
+    typical = float(value.double().square().mean().sqrt())
     found = {}
     for i, name in enumerate(names):
         size = float(slopes.gradient[:, i].square().mean().sqrt())
         rmse = float(error[:, i].square().mean().sqrt())
+        reach = float(slopes.inputs[:, i].abs().max())
         found[name] = {
             "rmse": rmse,
             "rms_exact": size,
-            "relative": rmse / size if size > 0 else None,
+            "relative": rmse / size if size * reach > ZERO_SLOPE * typical else None,
             "q99": _upper(error[:, i].abs(), 0.99),
             "noise": float(slopes.std_error[:, i].square().mean().sqrt()),
         }

@@ -385,6 +385,11 @@ class Problem:
         except (ValueError, TypeError) as error:
             message = re.sub(r" at index [^;]*", "", str(error))
             raise ConfigError(f"the box leaves what can be priced: {message}; narrow its range or mend it") from error
+        if triple[1].n_assets != 1:
+            raise ConfigError(
+                f"a surrogate is of contracts on one asset, and the model has {triple[1].n_assets}: price it with "
+                "`pricers.price`, or give the model and the market one asset"
+            )
         names = [cls.__name__ for cls in (self.classes["instrument"], self.classes["model"])]
         if not able:
             reasons = "; ".join(f"{n}: {engine.refusal(*triple)}" for n, engine in pr.ENGINES.items())

@@ -43,7 +43,7 @@ def surrogate_speed(surrogate: Surrogate, inputs: Tensor, repeats: int = 5) -> d
         "n_batch": MANY,
         "batch_seconds": _timed(lambda: surrogate.predict(many, errors="flag"), repeats),
         **prices,
-        "gradient_batch_seconds": _timed(lambda: surrogate.value_and_gradient(narrow), repeats),
+        "gradient_batch_seconds": _timed(lambda: surrogate.value_and_gradient(narrow, errors="flag"), repeats),
         "single_seconds": _timed(lambda: surrogate.predict(one, errors="flag"), 20 * repeats),
     }
 

@@ -33,6 +33,7 @@ from qfml.surrogate.tangents import ROWS_AT_A_TIME, log_reference_slopes, output
 from qfml.surrogate.target import Target
 
 VERSION = 2  # of the file; a file of another one is refused
+RUN_CONFIG, OF_RUN = "config.yaml", "surrogate"  # what tells the folder of a run, and where that keeps its surrogate
 BLOCK = 25_000  # rows of what is done to each by itself: with fewer the time goes into Python
 ON_ERROR = ("raise", "flag")
 MONEYNESS_SLACK = 1e-6  # of the range of standardised moneyness: by rounding in float32
@@ -154,20 +155,37 @@ class Surrogate:
             self._refuse(rows, value, outside)
         return Prediction(value.masked_fill(outside, math.nan), ~outside, self.bound)
 
-    def values(self, inputs: Tensor) -> Tensor:
+    def value_and_gradient(self, inputs: Any, errors: str = "raise") -> tuple[Tensor, Tensor]:
+        """The target (N,) and its derivatives in the inputs (N, d), in natural units; nothing is extrapolated.
+
+        Args:
+            inputs: as in `predict`. A tensor of float32 is answered in float32, all else in float64.
+            errors: as in `predict`; with "flag" both answers are NaN on rows outside of the box.
+
+        Raises:
+            DataError: as `predict`.
+        """
+        outside = ~self.predict(inputs, errors).inside
+        narrow = isinstance(inputs, Tensor) and inputs.dtype == torch.float32
+        rows = self.rows(inputs).to(torch.float32 if narrow else torch.float64)
+        value, gradient = self.unchecked_value_and_gradient(rows)
+        return value.masked_fill(outside, math.nan), gradient.masked_fill(outside[:, None], math.nan)
+
+    def unchecked_values(self, inputs: Tensor) -> Tensor:
         """The target (N,) at `inputs` (N, d), in their dtype: one differentiable function of plain torch.
 
-        The box is not checked: this is what `predict`, the export and derivatives are built on.
+        Rows outside of the box are extrapolated without a word: `predict` checks them. This is what the export and
+        derivatives are built on.
         """
         reference = self._reference(inputs)
         features = Coordinates(self.problem)(inputs, reference)
         learnt = [self.network.forward(stacked, features[None])[0] for stacked in self._parameters(inputs.dtype, True)]
         return self._decoded(learnt, inputs, reference)
 
-    def value_and_gradient(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The target (N,) and its derivatives in the inputs (N, d), in natural units and in the dtype of `inputs`.
+    def unchecked_value_and_gradient(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`value_and_gradient` of a tensor of rows, in its dtype, where the box is not checked.
 
-        Written out layer by layer, without a graph. The box is not checked (`inside` does).
+        Written out layer by layer, without a graph. Rows outside of the box are extrapolated without a word.
         """
         own = inputs.split(ROWS_AT_A_TIME)
         with side_by_side(inputs.device, len(own)) as run:
@@ -231,7 +249,7 @@ class Surrogate:
         inside = self.predict(rows, errors).inside.view(shape)
 
         def price(moved: Any) -> Tensor:
-            return price_of(self.problem, self.values(rows_of(self.problem, *moved)[0]), moved, shape)
+            return price_of(self.problem, self.unchecked_values(rows_of(self.problem, *moved)[0]), moved, shape)
 
         found = greeks_of(self.problem, price, triple, shape, wrt)
         return {name: value.masked_fill(~inside, math.nan) for name, value in found.items()}
@@ -419,12 +437,13 @@ class Surrogate:
     def load(cls, folder: str | Path) -> Surrogate:
         """Read what `save` wrote, every hash checked.
 
+        Args:
+            folder: that was saved into, or of a finished run of the task `surrogate`, which keeps its own.
+
         Raises:
             CheckpointError: a changed byte, a file of another version, or no surrogate.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"no surrogate at {folder}: there is no such folder")
+        folder = _place(Path(folder))
         tensors, state = read_folder(folder)
         if state.get("format") != "qfml.surrogate":
             raise CheckpointError(
@@ -474,6 +493,19 @@ class Surrogate:
             "network": config.to_dict(self.network),
             "labels": self.report.get("labels"),
         }
+
+
+def _place(folder: Path) -> Path:
+    """Where a surrogate lies: in the folder that was named, or inside it if that is a run's."""
+    if not folder.is_dir():
+        raise CheckpointError(f"no surrogate at {folder}: there is no such folder")
+    if not (folder / RUN_CONFIG).exists():
+        return folder
+    if not (folder / OF_RUN).is_dir():
+        raise CheckpointError(
+            f"{folder} is a run that holds no surrogate: finish it with `qfml resume`, if its task is `surrogate`"
+        )
+    return folder / OF_RUN
 
 
 def _numbers(name: str, value: Any) -> Tensor:

@@ -32,10 +32,10 @@ BOX = {
 class Formula(Surrogate):
     """vol = root xi (1 + rho k T^(hurst - 1/2) + k^2): rough Bergomi's skew, and nothing to train."""
 
-    def values(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.value_and_gradient(inputs)[0]
+    def unchecked_values(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.unchecked_value_and_gradient(inputs)[0]
 
-    def value_and_gradient(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def unchecked_value_and_gradient(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hurst, expiry, xi, k, rho = inputs.unbind(-1)
         power, level = expiry ** (hurst - 0.5), xi.sqrt()
         shape = 1 + rho * k * power + k * k

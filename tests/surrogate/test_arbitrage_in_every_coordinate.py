@@ -32,7 +32,7 @@ def smile(k, expiry):
 class Formula(Surrogate):
     """A surrogate without an error: the smile in the unit of its target."""
 
-    def values(self, inputs):
+    def unchecked_values(self, inputs):
         expiry, last, problem = inputs[:, 1], inputs[:, 2], self.problem
         forward = 2.0 * torch.exp((RATE - DIVIDEND) * expiry)
         k = last if "log_moneyness" in problem.inputs else torch.log(last / forward)
@@ -83,7 +83,7 @@ def test_the_same_violations_are_counted(target, option, coordinate, trained):
 
 def test_prices_on_their_lower_bound_are_no_arbitrage(trained):
     class Intrinsic(Surrogate):
-        def values(self, inputs):
+        def unchecked_values(self, inputs):
             expiry, k = inputs[:, 1], inputs[:, 2]
             return torch.exp(-DIVIDEND * expiry) * torch.relu(1.0 - torch.exp(k))
 

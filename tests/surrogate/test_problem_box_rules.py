@@ -93,6 +93,12 @@ def rows(*values):
                      "strike": {"low": 0.5, "high": 2.0}}},
             "the box leaves|no engine prices",
         ),
+        (
+            {"model": {"kind": "black_scholes", "vol": [0.2, 0.3], "correlation": [[1.0, 0.5], [0.5, 1.0]]},
+             "instrument": {"kind": "basket", "option": "call", "on": "max", "expiry": 1.0}, "target": "price",
+             "market": {"spot": [1.0, 1.0]}, "box": {"strike": {"low": 0.8, "high": 1.2}}},
+            "a surrogate is of contracts on one asset, and the model has 2: price it",
+        ),
     ],
 )  # fmt: skip
 def test_problem_refuses_by_name_rule_and_way_out(changes, says):

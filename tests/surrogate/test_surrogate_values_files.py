@@ -81,7 +81,7 @@ def test_greeks_are_derivatives_of_its_own_prices_and_near_the_exact_ones(vols):
             }
         )
         return pr.black.black_price(
-            spot * math.exp(0.02), contract.strike, 1.0, vols.values(rows), math.exp(-0.03), "put"
+            spot * math.exp(0.02), contract.strike, 1.0, vols.unchecked_values(rows), math.exp(-0.03), "put"
         )
 
     up, mid, down = (price(100.0 + k * step, 0.06) for k in (1, 0, -1))
@@ -96,9 +96,9 @@ def test_greeks_are_derivatives_of_its_own_prices_and_near_the_exact_ones(vols):
 def test_written_out_derivatives_are_autograds(name, request):
     surrogate = request.getfixturevalue(name)
     rows = rows_of(surrogate.problem, 5000, seed=2).requires_grad_()  # more than one block
-    value = surrogate.values(rows)
+    value = surrogate.unchecked_values(rows)
     (expected,) = torch.autograd.grad(value.sum(), rows)
-    found, gradient = surrogate.value_and_gradient(rows.detach())
+    found, gradient = surrogate.unchecked_value_and_gradient(rows.detach())
     assert not gradient.requires_grad
     torch.testing.assert_close(found, value.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
@@ -134,7 +134,7 @@ def test_slopes_of_a_network_that_has_none_written_out():
 def test_european_prices_never_leave_the_no_arbitrage_bounds(calls):
     rows = rows_of(CALLS, 4000, seed=3)
     rough = replace(calls, fits=tuple(replace(fit, parameters=fit.parameters * 1.7) for fit in calls.fits))
-    value = rough.values(rows)
+    value = rough.unchecked_values(rows)
     forward, strike = torch.exp(-0.01 * rows[:, 1]), rows[:, 2] * torch.exp(-0.03 * rows[:, 1])
     assert bool((value >= torch.relu(forward - strike) - 1e-12).all())
     assert bool((value <= forward + 1e-12).all())
@@ -143,9 +143,9 @@ def test_european_prices_never_leave_the_no_arbitrage_bounds(calls):
 
 def test_the_mean_over_the_seeds_is_the_mean_of_their_prices(calls):
     rows = rows_of(CALLS, 50, seed=4)
-    alone = [replace(calls, fits=(fit,)).values(rows) for fit in calls.fits]
+    alone = [replace(calls, fits=(fit,)).unchecked_values(rows) for fit in calls.fits]
     assert len(alone) == 2
-    torch.testing.assert_close(calls.values(rows), (alone[0] + alone[1]) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(calls.unchecked_values(rows), (alone[0] + alone[1]) / 2, rtol=1e-12, atol=0)
     assert calls.report["validation_rmse"][0] <= calls.report["validation_rmse"][1]
 
 
@@ -172,6 +172,25 @@ def test_rows_outside_are_refused_by_name_or_flagged(vols):
         vols.predict(nan)
 
 
+def test_derivatives_outside_are_refused_by_name_or_flagged(vols):
+    law = {"v0": 0.05, "kappa": 1.0, "theta": 0.05, "sigma": 0.4, "expiry": 1.0, "log_moneyness": 0.0}
+    far = vols.rows(law | {"rho": [-0.5, 0.3]})
+    with pytest.raises(DataError, match=r"1 of 2 rows lie outside of the box; first row 1: rho 0.3"):
+        vols.value_and_gradient(far)
+    with pytest.raises(ConfigError, match="`errors` must be one of raise, flag, got 'ignore'"):
+        vols.value_and_gradient(far, errors="ignore")
+    value, gradient = vols.value_and_gradient(far, errors="flag")
+    plain, slopes = vols.unchecked_value_and_gradient(far)
+    assert (value.dtype, value.isnan().tolist()) == (torch.float64, [False, True])
+    assert gradient.isnan().all(1).tolist() == gradient.isnan().any(1).tolist() == [False, True]
+    assert torch.equal(value[0], plain[0])
+    assert torch.equal(gradient[0], slopes[0])
+    assert bool(plain.isfinite().all()), "what is not checked is extrapolated"
+    for given in (law | {"rho": -0.5}, far[:1].tolist(), far[:1].numpy()):
+        torch.testing.assert_close(vols.value_and_gradient(given)[1], slopes[:1], rtol=1e-12, atol=1e-14)
+    assert vols.value_and_gradient(far[:1].float())[1].dtype == torch.float32
+
+
 def test_a_strike_beyond_all_labels_is_outside_whatever_delta_the_network_gives_it(vols, tmp_path):
     # sigma of the total vol so large that the network's own call delta comes back into the box far out of the money
     law = {"v0": 0.05, "kappa": 1.0, "theta": 0.05, "sigma": 0.4, "rho": -0.5, "expiry": 1.0}
@@ -179,7 +198,7 @@ def test_a_strike_beyond_all_labels_is_outside_whatever_delta_the_network_gives_
     rows = wild.rows(law | {"log_moneyness": torch.linspace(-12.0, 12.0, 241)})
     z = rows[:, -1] / VOLS.reference_vol(rows)
     with torch.no_grad():
-        by_delta = ~VOLS.outside(rows, wild.values(rows)).any(1)
+        by_delta = ~VOLS.outside(rows, wild.unchecked_values(rows)).any(1)
     assert bool((by_delta & (z.abs() > 1.51)).any()), "a strike is far out and its delta in the box"
     wild.save(tmp_path / "s")
     for surrogate in (wild, Surrogate.load(tmp_path / "s")):
@@ -274,7 +293,7 @@ def test_importance_weights_of_refined_points_multiply_those_of_the_loss():
     torch.testing.assert_close(weighted, plain * importance / importance.mean(), rtol=1e-6, atol=0)
     surrogate = fit_surrogate(CALLS, replace(table, weight=importance), quick(1, (4,), validation_share=0.5))
     val = split_by_law(table, (0.5, 0.5), 0)[1]
-    error = (surrogate.values(rows[val]) - table.value[val]).square()
+    error = (surrogate.unchecked_values(rows[val]) - table.value[val]).square()
     expected = math.sqrt(float((error * importance[val]).sum() / importance[val].sum()))
     assert surrogate.report["validation_rmse"][0] == pytest.approx(expected, rel=1e-4)
 
@@ -299,7 +318,7 @@ def test_derivatives_of_labels_reach_the_twin_loss_in_the_features():
     torch.testing.assert_close(ds.label_gradient.double(), expected, rtol=1e-6, atol=1e-6)
     surrogate = fit_surrogate(CALLS, table, quick(12, (12,), twin=1.0))
     assert surrogate.fits[0].loss.kind == "twin"
-    found = surrogate.value_and_gradient(rows)[1]
+    found = surrogate.unchecked_value_and_gradient(rows)[1]
     assert float((found - gradient).square().mean()) < 0.3 * float(gradient.square().mean())
     with pytest.raises(ConfigError, match="`twin` learns from derivatives, which these labels do not have"):
         fit_surrogate(CALLS, table_of(CALLS, rows, CALLS.exact(rows)), quick(1, twin=1.0))
@@ -310,13 +329,15 @@ def test_a_shape_in_the_strike_holds_for_any_weights(shape):
     rows = rows_of(CALLS, 100)
     surrogate = fit_surrogate(CALLS, table_of(CALLS, rows, CALLS.exact(rows)), quick(2, (8, 8), shape=shape))
     grid = torch.linspace(0.8, 1.2, 41, dtype=torch.float64)
-    value = surrogate.values(surrogate.rows({"vol": 0.25, "expiry": 1.0, "strike": grid}))
+    value = surrogate.unchecked_values(surrogate.rows({"vol": 0.25, "expiry": 1.0, "strike": grid}))
     assert bool((value > 0).all())
     if shape.convex:
         assert bool((value.diff(n=2) >= -1e-13).all())
     else:
         assert bool((value.diff() <= 1e-13).all())
-        rising = surrogate.values(surrogate.rows({"vol": torch.linspace(0.1, 0.4, 20), "expiry": 1.0, "strike": 1.0}))
+        rising = surrogate.unchecked_values(
+            surrogate.rows({"vol": torch.linspace(0.1, 0.4, 20), "expiry": 1.0, "strike": 1.0})
+        )
         assert bool((rising.diff() >= -1e-13).all())
 
 
@@ -330,7 +351,7 @@ def test_monotonicity_is_promised_only_in_inputs_that_move_one_feature():
             fit_surrogate(problem, table, quick(1, shape=shape))
     surrogate = fit_surrogate(problem, table, quick(1, (8,), shape=Shape(decreasing=("log_moneyness",))))
     grid = torch.linspace(-0.3, 0.3, 31, dtype=torch.float64)
-    value = surrogate.values(surrogate.rows({"vol": 0.25, "expiry": 1.0, "log_moneyness": grid}))
+    value = surrogate.unchecked_values(surrogate.rows({"vol": 0.25, "expiry": 1.0, "log_moneyness": grid}))
     assert bool((value.diff() <= 1e-13).all())
 
 
@@ -425,6 +446,15 @@ def test_a_changed_byte_is_refused(calls, tmp_path, name):
     (tmp_path / "s" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         Surrogate.load(tmp_path / "s")
+
+
+def test_a_run_without_a_surrogate_says_so(calls, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("task: surrogate")
+    with pytest.raises(CheckpointError, match="run is a run that holds no surrogate: finish it with `qfml resume`"):
+        Surrogate.load(tmp_path / "run")
+    calls.save(tmp_path / "run" / "surrogate")
+    assert Surrogate.load(tmp_path / "run").hash == calls.hash
 
 
 def test_no_folder_is_no_surrogate(tmp_path):
