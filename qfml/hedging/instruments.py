@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import pricers as pr
 from pricers.black import black_call_put
-from pricers.parameters import choice, number
+from pricers.parameters import number
 from pricers.paths import SAME_DATE
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.price_table import TABULATED, expected_variance, price_table
@@ -93,13 +93,14 @@ class Option:
 
     strike: float
     expiry: float
-    option: Literal["call", "put"] = "call"
+    option: str = "call"
     kind: ClassVar[str] = "option"
     needs_variance: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _checked(self, strike=self.strike, expiry=self.expiry)
-        choice("option", self.option, ("call", "put"))
+        if self.option not in ("call", "put"):
+            raise ConfigError(f"hedge of kind option: `option` must be 'call' or 'put', got {self.option!r}")
 
     @property
     def name(self) -> str:

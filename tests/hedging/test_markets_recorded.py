@@ -1,0 +1,202 @@
+"""Recorded paths: files and arrays, gaps by name, shuffles, and features that know nothing of the future."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import pricers as pr
+from qfml.config import build, build_kind, to_dict
+from qfml.errors import ConfigError, DataError
+from qfml.hedging.book import Book
+from qfml.hedging.markets import MARKETS, HedgingMarket
+from qfml.hedging.recorded_paths import RecordedPaths
+
+TIMES = (0.0, 0.1, 0.25, 0.3, 0.5)
+PRICES = np.exp(np.random.default_rng(3).normal(0.0, 0.1, (7, 5, 2)).cumsum(1)) * [100.0, 5.0]
+NAMES = ("spot", "call")
+CALL = Book(((1.0, pr.European(100.0, 0.5)),))
+
+
+def of_array(array=PRICES, **changes):
+    return RecordedPaths(array=array, **({"times": TIMES, "instruments": NAMES} | changes))
+
+
+def long_frame(prices=PRICES):
+    rows = [(f"p{i}", time, *prices[i, j]) for i in range(len(prices)) for j, time in enumerate(TIMES)]
+    return pl.DataFrame(rows, schema=["path", "time", "spot", "call"], orient="row")
+
+
+def test_prices_and_liability_are_discounted():
+    paths = of_array(rate=0.05).paths(None, CALL, seed=1, dtype=torch.float64)
+    discount = np.exp(-0.05 * np.array(TIMES))
+    np.testing.assert_allclose(paths.prices.numpy(), PRICES * discount[:, None], rtol=1e-14)
+    paid = np.maximum(PRICES[:, -1, 0] - 100.0, 0.0) * discount[-1]
+    np.testing.assert_allclose(paths.liability.numpy(), paid, rtol=1e-14)
+    assert paths.instrument_names == NAMES
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("form", ["long", "wide"])
+def test_files_hold_the_same_paths_as_the_array(tmp_path, suffix, form):
+    frame, names = long_frame().sample(fraction=1.0, shuffle=True, seed=1), NAMES
+    frame = frame.sort("path", maintain_order=True)  # times in any order
+    if form == "wide":
+        names = ("spot",)
+        columns = {"path": [f"p{i}" for i in range(7)]}
+        frame = pl.DataFrame(columns | {str(time): PRICES[:, j, 0] for j, time in enumerate(TIMES)})
+    path = tmp_path / f"paths.{suffix}"
+    frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+    read = RecordedPaths(path=path, form=form, instruments=names)
+    expected = of_array(PRICES[..., : len(names)], instruments=names)
+    for one, other in ((read.paths(None, CALL, 1), expected.paths(None, CALL, 1)),):
+        torch.testing.assert_close(one.prices, other.prices, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(one.features, other.features, rtol=1e-6, atol=1e-6)
+        assert one.times.tolist() == other.times.tolist()
+
+
+def test_each_path_is_seen_once_before_any_twice():
+    market = of_array()
+    firsts = [market.paths(3, CALL, seed=1, number=number).prices[:, 1, 0].tolist() for number in range(4)]
+    assert len(set(firsts[0] + firsts[1])) == 6
+    assert len(set(firsts[2] + firsts[3])) == 6
+    assert firsts[0] != firsts[2]
+    assert market.paths(3, CALL, seed=1, number=2).prices[:, 1, 0].tolist() == firsts[2]
+    with pytest.raises(DataError, match="7 or less"):
+        market.paths(8, CALL, seed=1)
+
+
+def test_realised_vol_is_that_of_a_loop_and_knows_nothing_of_the_future():
+    book = Book(((1.0, pr.European(100.0, 0.25)),))
+    settings = {"history": 2, "window": 2, "information": ("realised_vol", "log_moneyness"), "reference_vol": 0.5}
+    paths = of_array(**settings).paths(None, book, seed=1)
+    assert paths.times.tolist() == pytest.approx([0.0, 0.05, 0.25])
+    for path in range(7):
+        for place in range(3):
+            now = place + 2
+            squares = [math.log(PRICES[path, i, 0] / PRICES[path, i - 1, 0]) ** 2 for i in (now - 1, now)]
+            vol = math.sqrt(sum(squares) / (TIMES[now] - TIMES[now - 2]))
+            assert abs(paths.features[path, place, 0].item() - vol / 0.5) < 1e-6
+    for place in range(3):
+        other = PRICES.copy()
+        other[:, place + 3 :] *= 1.5
+        changed = of_array(other, **settings).paths(None, book, seed=1)
+        assert torch.equal(changed.features[:, : place + 1], paths.features[:, : place + 1])
+        assert place == 2 or not torch.equal(changed.features, paths.features)
+
+
+def test_rows_and_rebasing():
+    market = of_array(rows=(2, 5), rebased_to=1.0)
+    paths = market.paths(None, Book(((1.0, pr.Asian(1.0, [0.1, 0.5])),)), seed=1, dtype=torch.float64)
+    np.testing.assert_allclose(paths.prices.numpy(), PRICES[2:5] / PRICES[2:5, :1, :1], rtol=1e-14)
+
+
+def broken(kind):
+    prices = PRICES.copy()
+    if kind == "nan":
+        prices[3, 2, 1] = np.nan
+    elif kind == "negative":
+        prices[3, 2, 0] = -1.0
+    frame = long_frame(prices)
+    if kind == "row missing":
+        frame = frame.filter(~((pl.col("path") == "p3") & (pl.col("time") == 0.25)))
+    elif kind == "null":
+        frame = frame.with_columns(
+            pl.when((pl.col("path") == "p3") & (pl.col("time") == 0.25))
+            .then(None)
+            .otherwise(pl.col("call"))
+            .alias("call")
+        )
+    elif kind == "twice":
+        frame = pl.concat([frame, frame.filter((pl.col("path") == "p3") & (pl.col("time") == 0.25))])
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", r"path p3 has a gap at 0\.25 years \(call\)"),
+        ("null", r"path p3 has a gap at 0\.25 years \(call\)"),
+        ("row missing", r"path p3 has a gap at 0\.25 years \(spot\)"),
+        ("negative", r"path p3 has a price that is not above 0 at 0\.25 years"),
+        ("twice", r"path p3 has several at 0\.25 years"),
+    ],
+)
+def test_gaps_are_refused_by_path_and_date(tmp_path, kind, message):
+    broken(kind).write_parquet(tmp_path / "paths.parquet")
+    market = RecordedPaths(path=tmp_path / "paths.parquet", instruments=NAMES)
+    with pytest.raises(DataError, match=message):
+        market.paths(None, CALL, seed=1)
+
+
+def test_files_that_are_not_right_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no file"):
+        RecordedPaths(path=tmp_path / "none.csv").paths(None, CALL, seed=1)
+    with pytest.raises(DataError, match=r"\.parquet or \.csv"):
+        RecordedPaths(path=tmp_path / "paths.xlsx").paths(None, CALL, seed=1)
+    long_frame().write_csv(tmp_path / "paths.csv")
+    with pytest.raises(DataError, match="did you mean `spot`"):
+        RecordedPaths(path=tmp_path / "paths.csv", instruments=("spott",)).paths(None, CALL, seed=1)
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="cannot be read"):
+        RecordedPaths(path=tmp_path / "bad.parquet").paths(None, CALL, seed=1)
+
+
+def test_book_must_fit_the_record():
+    with pytest.raises(DataError, match="horizon of the book is not on the grid"):
+        of_array().paths(None, Book(((1.0, pr.European(100.0, 0.4)),)), seed=1)
+    with pytest.raises(DataError, match="contract dates must be among the recorded times"):
+        of_array().paths(None, Book(((1.0, pr.Asian(100.0, [0.2, 0.5])),)), seed=1)
+    with pytest.raises(ConfigError, match="between the recorded dates"):
+        of_array().paths(None, Book(((1.0, pr.Lookback(None, 0.5)),)), seed=1)
+    with pytest.raises(ConfigError, match="rebased_to"):
+        of_array().paths(None, Book(((1.0, pr.Asian(None, [0.1, 0.5], floating=True)),)), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"array": None, "times": None}, "either"),
+        ({"times": None}, "`times`"),
+        ({"form": "tall"}, "form"),
+        ({"instruments": ("spot", "spot")}, "different"),
+        ({"history": -1}, "history"),
+        ({"history": 1, "window": 2}, "window"),
+        ({"rate": float("nan")}, "rate"),
+        ({"rebased_to": 0.0}, "rebased_to"),
+        ({"information": ()}, "information"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        RecordedPaths(**({"array": PRICES, "times": TIMES, "instruments": NAMES} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": (0.0, 0.2, 0.1, 0.3, 0.5)}, "ascending"),
+        ({"times": (0.0, 0.5)}, "shape"),
+        ({"history": 4}, "trading dates"),
+        ({"rows": (3, 9)}, "rows"),
+        ({"array": [["a"]]}, "numbers"),
+    ],
+)
+def test_bad_records_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        RecordedPaths(**({"array": PRICES, "times": TIMES, "instruments": NAMES} | change)).paths(None, CALL, seed=1)
+
+
+def test_information_that_records_do_not_hold_is_refused():
+    with pytest.raises(ConfigError, match="'realised_vol' is"):
+        of_array(information=("vol",)).paths(None, CALL, seed=1)
+
+
+def test_market_is_its_config(tmp_path):
+    long_frame().write_csv(tmp_path / "paths.csv")
+    market = RecordedPaths(path=str(tmp_path / "paths.csv"), history=3, window=2)
+    assert build(RecordedPaths, to_dict(market)) == market
+    assert build_kind(MARKETS, to_dict(market)) == market
+    assert isinstance(market, HedgingMarket)
