@@ -6,6 +6,7 @@ With $\sigma$ the unit of volatility of the market, $T$ the horizon and $K$ the 
 |---|---|
 | `log_moneyness` | $\log(K / F_t) / (\sigma \sqrt T)$, $F_t$ the forward to the horizon |
 | `time_to_horizon` | $(T - t) / T$ |
+| `call_delta` | Black and Scholes's delta of a call of strike $K$ to the horizon, with the vol $\sigma$ |
 | `vol` | $\sqrt{v_t} / \sigma$, $v_t$ the instantaneous variance; under SABR its volatility over today's |
 | `variance` | $v_t / \sigma^2$ |
 | `realised_vol` | root mean square of the past log returns, per year, over $\sigma$ |
@@ -116,6 +117,12 @@ def _time_to_horizon(seen: Seen) -> Tensor:
     return (seen.times[-1] - seen.times) / seen.times[-1]
 
 
+def _call_delta(seen: Seen) -> Tensor:
+    deviation = seen.vol * (seen.times[-1] - seen.times).sqrt().clamp_min(1e-12)
+    d1 = torch.log(seen.forward / seen.reference) / deviation + 0.5 * deviation
+    return torch.special.ndtr(d1)
+
+
 def _vol(seen: Seen) -> Tensor | None:
     return seen.relative_vol if seen.variance is None else seen.variance.sqrt() / seen.vol
 
@@ -131,6 +138,7 @@ def _realised_vol(seen: Seen) -> Tensor | None:
 FEATURES: dict[str, Callable[[Seen], Tensor | None]] = {
     "log_moneyness": _log_moneyness,
     "time_to_horizon": _time_to_horizon,
+    "call_delta": _call_delta,
     "vol": _vol,
     "variance": _variance,
     "realised_vol": _realised_vol,

@@ -118,6 +118,8 @@ class RiskRows(_Hedged, Additive):
     def rows(self, output: Tensor, y: Tensor) -> Tensor:
         """What each path contributes, (M, B)."""
         labels = unpacked(y, self.n_instruments)
+        assert isinstance(self.objective, CertaintyEquivalent)
+        # the level is the same on every path, and so is its share of the mean: the first one carries its slope
         level = labels.centre[:, :1] + labels.scale[:, :1] * output[:, 0, self.n_holdings :]
         return self.objective.rows(self.pnl(output, labels), level, self.dial(labels))
 

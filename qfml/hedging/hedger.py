@@ -1,0 +1,227 @@
+"""`deep_hedge`: a book, a market and an objective to policies that hedge it, and `Hedger`, what they then do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pricers import Estimate
+from qfml.config import to_dict
+from qfml.engine import Callback, Trainer
+from qfml.engine.fit import Fit
+from qfml.errors import ConfigError, DataError
+from qfml.hedging.book import Book
+from qfml.hedging.costs import Cost
+from qfml.hedging.gains import Gains, gains
+from qfml.hedging.loss import Risk, RiskRows, loss_of
+from qfml.hedging.markets import HedgingMarket
+from qfml.hedging.objective_base import CertaintyEquivalent, Objective
+from qfml.hedging.paths import PathSet
+from qfml.hedging.policies import FeedForward
+from qfml.hedging.training import PathData, PathMember, train_policies
+
+__all__ = ["Hedger", "deep_hedge"]
+
+PATHS_AT_A_TIME = 8192  # of what is judged
+VALIDATION = 2**40  # number of the validation paths, which no step of a training reaches
+
+
+@dataclass(frozen=True, eq=False)
+class Hedger:
+    """Trained policies of one architecture, and what they hedge.
+
+    Attributes:
+        market: where they were trained.
+        book: what is owed.
+        loss: objective, costs and whether the holdings are sold at the end.
+        members: seed, risk aversion and cost level of each.
+        fits: what was trained, in the same order.
+    """
+
+    market: HedgingMarket
+    book: Book
+    loss: RiskRows | Risk
+    members: tuple[PathMember, ...]
+    fits: tuple[Fit, ...]
+
+    @property
+    def policy(self) -> FeedForward:
+        """The architecture."""
+        policy = self.members[0].network
+        assert isinstance(policy, FeedForward)
+        return policy
+
+    @property
+    def aversions(self) -> Tensor | None:
+        """Risk aversion of each member, (M,); None where the objective has none."""
+        if self.loss.objective.dial is None:
+            return None
+        return torch.tensor([member.aversion for member in self.members], dtype=torch.float64)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of all members by name, (M, ...)."""
+        each = [fit.named_parameters() for fit in self.fits]
+        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+
+    def paths(self, n_paths: int, seed: int, number: int = 0) -> PathSet:
+        """Fresh paths of the market; no training has seen those of another seed than its own."""
+        return self.market.paths(n_paths, self.book, seed, number)
+
+    @torch.no_grad()
+    def holdings(self, paths: PathSet) -> Float[Tensor, "member path period instrument"]:
+        """Units of each instrument that each policy holds from each date to the next, (M, B, L - 1, K).
+
+        Raises:
+            DataError: paths with other dates, instruments or features than those of the training.
+        """
+        self._check(paths)
+        parameters, members = self.parameters, len(self.members)
+        blocks = paths.features.split(PATHS_AT_A_TIME)
+        return torch.cat([self.policy.holdings(parameters, x.expand(members, -1, -1, -1)) for x in blocks], 1)
+
+    @torch.no_grad()
+    def hedge(self, features: Any, before: Any, date: int, member: int = 0) -> Tensor:
+        """What to hold now: one date at a time, for live use.
+
+        Args:
+            features: what is seen now, by `feature_names`: a mapping of numbers, or a tensor (F,) or (B, F).
+            before: units held until now, (K,) or (B, K); zeros on the first date.
+            date: number of the trading date, from 0.
+            member: which policy.
+
+        Returns:
+            Units of each instrument, (K,) or (B, K).
+
+        Raises:
+            DataError: features that are missing, unknown or not finite, a date after the last that trades.
+        """
+        x, held = self._row(features), torch.as_tensor(before, dtype=torch.float32)
+        if not 0 <= date < self.loss.n_steps:
+            raise DataError(f"`date` must be the number of a trading date, 0 to {self.loss.n_steps - 1}, got {date}")
+        single = x.ndim == 1
+        x, held = (torch.atleast_2d(part) for part in (x, held))
+        if held.shape != (len(x), self.policy.n_instruments):
+            raise DataError(
+                f"`before` must hold units of each of {self.policy.n_instruments} instrument(s), got shape "
+                f"{tuple(torch.as_tensor(before).shape)}"
+            )
+        if not bool(x.isfinite().all()) or not bool(held.isfinite().all()):
+            raise DataError("`features` and `before` must be finite")
+        own = {name: value[None] for name, value in self.fits[member].named_parameters().items()}
+        found = self.policy.step(own, x[None], held[None], date)[0]
+        return found[0] if single else found
+
+    def gains(self, paths: PathSet) -> Gains:
+        """P&L, costs and turnover of each policy on paths, each (M, B)."""
+        levels = [member.cost_level for member in self.members]
+        return gains(self.holdings(paths), paths, self.loss.costs, torch.tensor(levels), self.loss.unwind)
+
+    def price(self, paths: PathSet) -> Estimate:
+        """Indifference price of each policy, the risk of its P&L, (M,), with its standard error."""
+        return self.loss.objective.price(self.gains(paths).pnl, aversion=self.aversions)
+
+    def _row(self, features: Any) -> Tensor:
+        names = self.policy.feature_names
+        if not isinstance(features, dict):
+            return torch.as_tensor(features, dtype=torch.float32)
+        if missing := [name for name in names if name not in features]:
+            raise DataError(f"`features` lacks `{missing[0]}`; the policy sees {', '.join(names)}")
+        if unknown := [name for name in features if name not in names]:
+            raise DataError(f"`{unknown[0]}` is nothing that the policy sees, which is {', '.join(names)}")
+        return torch.stack([torch.as_tensor(features[name], dtype=torch.float32) for name in names], -1)
+
+    def _check(self, paths: PathSet) -> None:
+        expected = (self.loss.n_steps, self.loss.n_instruments, self.policy.feature_names)
+        found = (paths.n_steps, paths.n_instruments, paths.feature_names)
+        if found != expected:
+            raise DataError(
+                f"the policies trade {expected[0]} periods of {expected[1]} instrument(s) and see "
+                f"{', '.join(expected[2])}; these paths have {found[0]}, {found[1]} and {', '.join(found[2])}"
+            )
+
+
+def deep_hedge(
+    market: HedgingMarket,
+    book: Book,
+    objective: Objective,
+    *,
+    costs: Sequence[Cost] = (),
+    unwind: bool = False,
+    policy: FeedForward = FeedForward(),  # noqa: B008  (frozen)
+    trainer: Trainer,
+    steps_per_epoch: int = 100,
+    n_validation: int = 2**14,
+    seeds: Sequence[int] = (0,),
+    aversions: Sequence[float | None] = (None,),
+    cost_levels: Sequence[float] = (1.0,),
+    exact: bool = False,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+) -> Hedger:
+    """Train policies that hedge a book, as one stack on shared paths, fresh ones at every step.
+
+    Args:
+        market: one of `MARKETS`.
+        book: what is owed.
+        objective: one of `OBJECTIVES`, minimised.
+        costs: of trading, added up.
+        unwind: whether the holdings are sold at the horizon, at a cost.
+        policy: the architecture; names of features and number of instruments are filled in.
+        trainer: `batch_size` is the number of paths of a step, a multiple of 16; its `seed` addresses all paths.
+        steps_per_epoch: steps between two validations.
+        n_validation: paths on which the best epoch is chosen, others than those of training.
+        seeds: of initial networks; every one is combined with every aversion and cost level.
+        aversions: in place of the objective's.
+        cost_levels: factors of all costs.
+        exact: take the objective of each batch as a sample, in place of its additive form with a learned level.
+        callbacks, checkpoint_dir, resume: as of `Trainer.fit_many`.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+        DataError: a horizon that is not on the grid, an instrument that expires before the book.
+
+    Example:
+        >>> import qfml, pricers as pr
+        >>> from qfml.hedging import Entropic, ModelMarket, Proportional
+        >>> market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=4, horizon=4 / 365)
+        >>> trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=1, batch_size=256, seed=1)
+        >>> book = Book(((1.0, pr.European(1.0, 4 / 365)),))
+        >>> hedger = deep_hedge(market, book, Entropic(10.0), trainer=trainer, n_validation=256)
+        >>> price = hedger.price(hedger.paths(4096, seed=2))
+        >>> bool(abs(price.value - 0.0084) < 0.001)  # Black and Scholes: .00835
+        True
+    """
+    if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
+        raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
+    validation = market.paths(n_validation, book, trainer.seed, number=VALIDATION)
+    loss = loss_of(objective, costs, validation, unwind=unwind, exact=exact)
+    network = replace(policy, feature_names=validation.feature_names, n_instruments=validation.n_instruments)
+    combined = product(seeds, aversions, cost_levels)
+    members = [PathMember(network, seed=s, aversion=a, cost_level=c).checked(objective) for s, a, c in combined]
+    members = tuple(levelled(members, objective, validation))
+    size = trainer.batch_size
+    identity = [to_dict(market), to_dict(book), size, trainer.seed]
+    data = PathData(lambda step: market.paths(size, book, trainer.seed, step), validation, steps_per_epoch, identity)
+    options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
+    fits = train_policies(members, loss, data, trainer, **options)
+    return Hedger(market, book, loss, members, tuple(fits))
+
+
+def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet) -> list[PathMember]:
+    """The members with centre and scale of their level: those of the book that nobody hedges."""
+    if not isinstance(objective, CertaintyEquivalent):
+        return list(members)
+    owed = -paths.liability[None].double().expand(len(members), -1)
+    dial = None if objective.dial is None else [member.aversion for member in members]
+    level = objective.best_level(owed, dial).reshape(len(members), -1).mean(1)
+    scale = max(float(owed[0].std()), 1e-12)
+    return [replace(member, centre=float(own), scale=scale) for member, own in zip(members, level, strict=True)]
