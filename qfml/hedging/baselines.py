@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import pricers as pr
-from pricers.black import black_d1_d2
-from pricers.normal import normal_cdf, normal_density
 from pricers.paths import SAME_DATE
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
+from qfml.hedging.contract_greeks import alive_feature, black_scholes_slopes
 from qfml.hedging.instruments import Option, Spot, VarianceSwapHedge
 from qfml.hedging.paths import PathSet
 from qfml.hedging.price_table import TABULATED, PriceTable, expected_variance, price_table
@@ -54,7 +53,7 @@ class HedgingProblem:
     """What a textbook hedge is told beside the paths.
 
     Args:
-        book: what is owed: European options for all but `NoHedge`.
+        book: what is owed: European options; by Black and Scholes digitals and barriers too, and anything unhedged.
         market: today's rates and dividends.
         instruments: hedging instruments, of which the first is the spot.
         model: of the paths, for the hedges that know it.
@@ -139,30 +138,22 @@ def band_holdings(low: Dates, high: Dates) -> Dates:
 
 
 def black_scholes_delta(paths: PathSet, problem: HedgingProblem, vols: Any) -> tuple[Dates, Dates]:
-    """Delta and gamma of the book's discounted value in the discounted spot, by Black's formula.
+    """Delta and gamma of the book's discounted value in the discounted spot, by the model's closed forms.
 
     Args:
         paths: paths whose first instrument is the spot.
-        problem: book of European options, rates and dividends.
+        problem: book, rates and dividends; what the book may hold is told by `black_scholes_slopes`.
         vols: vol of each position of the book, annualised, decimal.
 
     Returns:
         Both (B, L - 1), float64.
     """
     _check_spot(problem)
-    spot, times = _spot(paths), paths.times[:-1]
-    delta, gamma = torch.zeros_like(spot), torch.zeros_like(spot)
-    for quantity, contract, vol in zip(problem.book.quantities, _options(problem.book), vols, strict=True):
-        left = (contract.expiry.double() - times).expand_as(spot)
-        alive = left > SAME_DATE
-        growth, discount = problem.market.growth(contract.expiry), problem.market.discount(contract.expiry)
-        forward = spot * growth
-        deviation = vol * torch.where(alive, left, 1.0).sqrt()
-        d1, _ = black_d1_d2(forward, contract.strike.expand_as(forward), deviation)
-        sign = 1.0 if contract.option == "call" else -1.0
-        factor = quantity * discount * growth * alive
-        delta = delta + factor * sign * normal_cdf(sign * d1)
-        gamma = gamma + factor * growth * normal_density(d1) / (forward * deviation)
+    delta, gamma = torch.zeros_like(_spot(paths)), torch.zeros_like(_spot(paths))
+    book = problem.book
+    for place, (quantity, contract, vol) in enumerate(zip(book.quantities, book.contracts, vols, strict=True)):
+        slopes = black_scholes_slopes(contract, paths, problem.market, vol, alive_feature(book, place))
+        delta, gamma = delta + quantity * slopes[0], gamma + quantity * slopes[1]
     return delta, gamma
 
 
@@ -244,6 +235,7 @@ class Leland:
 
     def holdings(self, paths: PathSet, problem: HedgingProblem) -> Held:
         """See `Baseline.holdings`."""
+        _options(problem.book)  # of one sign of gamma each
         dt = float(paths.times[-1]) / paths.n_steps
         vols = [leland_vol(self.vol, self.cost, dt, short=quantity > 0) for quantity in problem.book.quantities]
         return _in_spot(black_scholes_delta(paths, problem, vols)[0], paths)
@@ -306,12 +298,12 @@ BASELINES: dict[str, type[Baseline]] = {
 def _book_slopes(paths: PathSet, problem: HedgingProblem) -> tuple[Dates, Dates]:
     """Slopes of the book's discounted value in the discounted spot and in the variance, (B, L - 1), float64."""
     _check_spot(problem)
-    positions, model = _positions(problem.book), problem.model
+    model = problem.model
     if isinstance(model, pr.BlackScholes) and model.n_assets == 1 and model.vol.numel() == 1:
-        delta, _ = black_scholes_delta(paths, problem, [float(model.vol)] * len(positions))
+        delta, _ = black_scholes_delta(paths, problem, [float(model.vol)] * len(problem.book.contracts))
         return delta, torch.zeros_like(delta)
     if isinstance(model, TABULATED):
-        return _table_slopes(paths, problem, positions)
+        return _table_slopes(paths, problem, _positions(problem.book))
     names = ", ".join(cls.kind for cls in (pr.BlackScholes, *TABULATED))
     raise ConfigError(
         f"the model's delta along paths is known of one asset under {names}, got {_model_name(problem)}; take "
