@@ -61,7 +61,7 @@ def surface_of(
     vol = vol + noise * np.random.default_rng(day).standard_normal(len(vol))
     sides = {} if spread is None else {"bid": vol - spread, "ask": vol + spread}
     date = np.datetime64("2024-01-01") + np.timedelta64(day, "D")
-    return Surface(strike=100 * strike, expiry=expiry, vol=vol, forward=100.0, date=date, **sides)
+    return Surface(strike=100 * strike, expiry=expiry, vol=vol, forward=100.0, date=date, vol_unit="decimal", **sides)
 
 
 def quotes_at(log_moneyness: Any, expiry: Any, n_surfaces: int = 1) -> Quotes:

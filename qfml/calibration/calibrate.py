@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qfml.calibration.exact import GOOD
 from qfml.calibration.fourier_vols import LEAST_PRICE, black_out_of_the_money
+from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.least_squares import NOT_FINITE
 from qfml.calibration.method_options import check_options, chosen_method
 from qfml.calibration.methods import METHODS, SENTENCES, Asked, Found
@@ -81,7 +82,8 @@ def calibrate(
 
     Raises:
         ConfigError: an unknown model or method, settings that do not go together.
-        DataError: surfaces that are none, a start outside the bounds.
+        DataError: surfaces that are none, surfaces that are no history (`SurfaceHistory`) under `warm` or `smoothness`,
+            a start outside the bounds.
 
     >>> from qfml.calibration.surface import Surface
     >>> fitted = calibrate(Surface.dax_2002("week_rounded"), "heston")
@@ -90,7 +92,7 @@ def calibrate(
     """
     surfaces, quotes, single = _surfaces(surface)
     by_surrogate = surrogate is not None and isinstance(model, str) and model not in CALIBRATION_MODELS
-    made = None if by_surrogate else model_of(model)
+    made: Any = None if by_surrogate else model_of(model)
     method = chosen_method(method, surrogate=surrogate is not None, inverse=inverse is not None)
     options = {
         "n_starts": n_starts,
@@ -106,6 +108,8 @@ def calibrate(
             raise DataError(f"{made.kind} is fitted to surfaces, not to `Quotes`")
         return made.fit_surfaces(surfaces, single=single, **options)
     _check_networks(model if made is None else made.kind, surrogate, inverse)
+    if (warm or smoothness) and len(surfaces) > 1:
+        SurfaceHistory(surfaces)  # they go from day to day: dates that ascend, of one underlying
     asked = Asked(quotes, made, surrogate, inverse, start, warm, smoothness, options)
     return _result(method, quotes, surfaces, single, METHODS[method](asked))
 

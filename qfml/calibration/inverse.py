@@ -37,6 +37,7 @@ from qfml.networks import MLP, NETWORKS, Network
 
 __all__ = ["Box", "InverseMap", "InverseTraining"]
 
+FOLDER_IN_A_RUN = "inverse"  # of the map that a run has trained
 VERSION = 2  # of the files; a map of another version is refused
 SURFACES_AT_A_TIME = 1024
 ROWS_AT_A_TIME = 4096  # of one forward pass
@@ -336,10 +337,19 @@ class InverseMap:
     def load(cls, folder: str | Path) -> InverseMap:
         """The map that `save` wrote.
 
+        Args:
+            folder: of the map, or of a run that has trained one.
+
         Raises:
             CheckpointError: a file was changed since, is missing, or is of another version.
         """
         folder = Path(folder)
+        if (folder / "config.yaml").is_file():  # a run, of which the map is a part
+            folder = folder / FOLDER_IN_A_RUN
+            if not folder.is_dir():
+                raise CheckpointError(
+                    f"{folder.parent} is a run that has trained no inverse map (no `inverse_training`)"
+                )
         tensors, state = read_folder(folder)
         if state.get("what") != "inverse_map":
             raise CheckpointError(f"{folder.name} holds no inverse map")

@@ -14,7 +14,7 @@ from pricers.black import black_greeks
 from pricers.instruments.european import European
 from qfml.calibration.fit_options import SurfaceFitter, count_option
 from qfml.calibration.model import Quotes
-from qfml.calibration.smile_result import inside_share
+from qfml.calibration.smile_result import NO_QUOTES, inside_share
 from qfml.calibration.smiles import Smiles, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import ConfigError, DataError
@@ -71,6 +71,8 @@ class LocalVolSurface(SurfaceFitter):
     def _fitted(self, quotes: Quotes) -> tuple[VolSurface | None, np.ndarray, str]:
         """The surface, the errors of the vols at the quotes, and how it went."""
         missing = np.full(quotes.vol.shape[1], np.nan)
+        if not bool(quotes.used.any()):
+            return None, missing, NO_QUOTES
         try:
             smiles = smiles_of(quotes)
             places, vols, weights, columns = _grid(smiles)

@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 import pricers as pr
 from qfml import config
 from qfml.calibration import CALIBRATION_MODELS, Surface, SurfaceHistory, as_quotes, calibrate
-from qfml.calibration.inverse import InverseMap, InverseTraining
+from qfml.calibration.inverse import FOLDER_IN_A_RUN, InverseMap, InverseTraining
 from qfml.calibration.layout import Layout
 from qfml.calibration.local_vol import LocalVolCalibration
 from qfml.calibration.local_vol_table import local_vol_table
@@ -40,7 +40,6 @@ from qfml.task.calibration_cube import check_cube, fitted_cube
 from qfml.task.calibration_inputs import load_networks
 from qfml.task.calibration_tables import curve_table, data_hash, fit_entry, quote_table
 
-OWN_MAP = "inverse"  # folder of the map that a run trains, in its own
 MOST_FINDINGS = 5  # that are said; the report has all
 
 
@@ -270,7 +269,7 @@ class CalibrationTask:
         hashed = data_hash(surfaces)
         hashes = {name: one["hash"] for name, one in used.items()} | {"surface": hashed}
         claimed(folder, hashes | {"config.yaml": config.config_hash(as_settings(self))})
-        reused = self.inverse_training is not None and (folder / OWN_MAP).exists()
+        reused = self.inverse_training is not None and (folder / FOLDER_IN_A_RUN).exists()
         if self.inverse_training is not None:
             networks["inverse"], used["inverse"] = self._own_map(folder, surfaces, say)
         seconds["networks_since_resume" if reused else "networks"] = time.perf_counter() - start
@@ -308,14 +307,14 @@ class CalibrationTask:
     def _own_map(self, folder: Path, surfaces: Sequence[Surface], say: Say) -> tuple[InverseMap, dict[str, str]]:
         """The inverse map that the config asks for, trained once, and what is noted of it."""
         assert self.inverse_training is not None
-        place = folder / OWN_MAP
+        place = folder / FOLDER_IN_A_RUN
         if not place.exists():
             made = InverseMap.train(self.model, _layout(surfaces[0], say), self.inverse_training)
             error = made.report["vol_error_bps"]["0.5"]
             say(f"inverse map trained: on fresh surfaces off by {error:.1f} bps of vol in the median")
             made.save(place)
         found = InverseMap.load(place)
-        return found, {"path": OWN_MAP, "hash": found.hash}
+        return found, {"path": FOLDER_IN_A_RUN, "hash": found.hash}
 
     def _calibrated(self, surfaces: Sequence[Surface], networks: Mapping[str, Any]) -> Any:
         settings: dict[str, Any] = {"warm": self.warm, "smoothness": self.smoothness} | self._options

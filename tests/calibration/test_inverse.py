@@ -226,3 +226,14 @@ def test_surface_without_quotes_leaves_the_others_alone(trained: InverseMap) -> 
     found = calibrate(Quotes(**(vars(quotes) | {"weight": weight})), FormulaSmile(), inverse=trained)
     assert found.converged.tolist() == [False, True]
     assert found.params["level"][1] == pytest.approx(0.3, rel=1e-6)
+
+
+def test_a_run_that_has_trained_a_map_stands_for_it(
+    trained: InverseMap, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CALIBRATION_MODELS, FormulaSmile.kind, FormulaSmile)
+    (tmp_path / "config.yaml").write_text("task: calibration\n")
+    with pytest.raises(CheckpointError, match=r"is a run that has trained no inverse map \(no `inverse_training`\)"):
+        InverseMap.load(tmp_path)
+    trained.save(tmp_path / "inverse")
+    assert InverseMap.load(tmp_path).hash == trained.hash

@@ -108,3 +108,11 @@ def test_the_dax_is_priced_to_its_fit() -> None:
     repriced = result.repriced()
     assert repriced.local_vol_rmse_bps < 2.5
     assert repriced.rmse_bps < 9.0
+
+
+def test_surfaces_without_a_weight_say_so_and_leave_the_others_alone() -> None:
+    whole = heston_surface()
+    silent = Surface(strike=whole.strike, expiry=whole.expiry, vol=whole.vol, forward=100.0, weight=0.0)
+    found = calibrate([silent, whole], LocalVolSurface(knots_per_quote=1))
+    assert found.status[0] == "failed: no quote has a weight above 0"
+    assert found.converged.tolist() == [False, True]

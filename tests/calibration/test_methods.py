@@ -23,7 +23,7 @@ from qfml.calibration.inverse import Box
 from qfml.calibration.model import Quotes
 from qfml.calibration.smoothing import neighbours_information, unit_scale
 from qfml.calibration.uncertainty import uncertainty
-from qfml.errors import ConfigError
+from qfml.errors import ConfigError, DataError
 from qfml.networks import MLP
 
 DAY = [0.25, -0.2, 0.3, 1.0]
@@ -242,3 +242,12 @@ def test_surfaces_whose_quotes_are_not_where_the_map_looks_are_warned_of(
     told = [int(line.split(" of ")[0]) for line in said[0] if "at which the inverse map looks lie beyond" in line]
     assert told
     assert 7 * 11 <= told[0] <= 88
+
+
+@pytest.mark.parametrize("settings", [{"warm": True}, {"smoothness": 1e-4}])
+def test_days_out_of_order_are_refused_where_they_follow_one_another(settings: dict[str, Any]) -> None:
+    days = list(history_of([DAY] * 3))
+    with pytest.raises(DataError, match=r"the dates of a history must ascend, but 2\S+ follows 2\S+ at place 1"):
+        calibrate([days[2], days[0], days[1]], FORMULA, **settings)
+    assert calibrate(days, FORMULA, **settings).converged.all()
+    assert calibrate([days[2], days[0]], FORMULA).converged.all()  # each by itself, in any order

@@ -318,11 +318,11 @@ def test_a_batch_of_nothing_is_refused():
 
 def test_columns_of_vols_in_percent_are_asked_about():
     quotes = {"strike": [90.0, 100.0, 110.0], "expiry": 1.0, "forward": 100.0}
-    with pytest.raises(DataError, match='the vols in `vol` look like percent .* pass vol_unit="percent"'):
+    with pytest.raises(DataError, match=r'the vols in `vol` look like percent .* pass vol_unit="percent"'):
         Surface(**quotes, vol=[3.0, 2.8, 2.9])
     with pytest.raises(DataError, match="the vols in `bid` look like percent"):
         Surface(**quotes, vol=np.nan, bid=[2.9, 2.7, 2.8], ask=[3.1, 2.9, 3.0])
-    with pytest.raises(DataError, match="look like decimals .* but `vol_unit` is percent"):
+    with pytest.raises(DataError, match=r"look like decimals .* but `vol_unit` is percent"):
         Surface(**quotes, vol=[0.22, 0.2, 0.21], vol_unit="percent")
     assert Surface(**quotes, vol=[3.0, 2.8, 2.9], vol_unit="percent").vol.tolist() == pytest.approx(
         [0.03, 0.028, 0.029]
