@@ -51,7 +51,8 @@ from pricers.models import (
 )
 from pricers.models.rough_bergomi import ForwardVarianceCurve, turbocharged_price
 from pricers.models.vol_surface import SurfaceFit
-from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo, Scenarios, Simulation, simulate
+from pricers.monte_carlo import MonteCarlo, MultilevelMonteCarlo, Scenarios, Simulation
+from pricers.monte_carlo.scenarios import simulate
 from pricers.pricing import ENGINES, price
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 from pricers.monte_carlo.engine import MonteCarlo, Sampler
 from pricers.monte_carlo.multilevel import MultilevelMonteCarlo
-from pricers.monte_carlo.scenarios import Scenarios, Simulation, simulate
+from pricers.monte_carlo.scenarios import Scenarios, Simulation
 
-__all__ = ["MonteCarlo", "MultilevelMonteCarlo", "Sampler", "Scenarios", "Simulation", "simulate"]
+__all__ = ["MonteCarlo", "MultilevelMonteCarlo", "Sampler", "Scenarios", "Simulation"]
