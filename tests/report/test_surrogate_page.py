@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qfml.report.formats import model_name
-from qfml.report.surrogate import _arbitrage, _bound, _Run, _settings, _speed, _speed_cards
+from qfml.report.surrogate import _settings, _speed, _speed_cards
+from qfml.report.surrogate_judgement import SurrogateRun, arbitrage_section, bound_section, greeks_section
 from qfml.summary import SUMMARIES
 
 CONFORMAL = {
@@ -29,7 +30,7 @@ CONFORMAL = {
 
 def bound_text(conformal: dict) -> str:
     metrics = {"judgement": {"conformal": conformal, "target": "implied_vol"}}
-    return str(_bound(_Run(Path(), "", metrics, {})).html())
+    return str(bound_section(SurrogateRun(Path(), "", metrics, {})).html())
 
 
 def test_coverage_and_its_chance_are_shown_bin_by_bin() -> None:
@@ -100,8 +101,8 @@ def judged(n_points: int = 1000, **changes: object) -> dict:
     return found | changes
 
 
-def run_of(found: dict) -> _Run:
-    return _Run(Path(), "", {"judgement": found}, {})
+def run_of(found: dict) -> SurrogateRun:
+    return SurrogateRun(Path(), "", {"judgement": found}, {})
 
 
 def test_a_thousand_points_tell_the_last_thousandth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +129,18 @@ def test_vols_are_called_vols_and_prices_timed_with_their_formula(capsys: pytest
     assert _speed_cards("price", of_prices)[0][:2] == ("100,000 prices", "20.0 ms")
 
 
+def test_a_derivative_that_is_zero_shows_no_relative_error() -> None:
+    one = {"rms_exact": 0.0, "rmse": 0.01, "relative": None, "q99": 0.02, "noise": 0.0}
+    section = greeks_section(
+        SurrogateRun(Path(), "", {"judgement": {"greeks": {"vol": one}}, "labels": {"units": {}}}, {})
+    )
+    assert section is not None
+    text = str(section.html())
+    assert ("n/a" in text, "%</td>" in text) == (True, False)
+
+
 def test_missing_rules_are_said() -> None:
-    section = _arbitrage(run_of(judged()))
+    section = arbitrage_section(run_of(judged()))
     assert section is not None
     assert "No rule was looked at: the strike does not vary in the box." in str(section.html())
 
