@@ -1,7 +1,8 @@
 """pfhedge, in an environment of its own: reads one JSON request a line, answers with one JSON object a line.
 
 Requests: {"task": "heston", "threads", "seed", "n_paths", "n_steps", "expiry", "spot", "parameters", "strike"},
-{"task": "formula", "threads", "name", "points", "copies", "n_shown"}, {"task": "versions"}. `"peak": true` adds by how
+{"task": "formula", "threads", "name", "points", "copies", "n_shown"}, {"task": "hedging", "threads", "seed", "n_paths",
+"n_steps", "epochs", "risk_aversion", "cost", "lr", "n_judged"}, {"task": "versions"}. `"peak": true` adds by how
 much the process grew.
 """
 
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pfhedge
 import torch
+from pfhedge.instruments import BrownianStock, EuropeanOption
+from pfhedge.nn import EntropicRiskMeasure, Hedger, MultiLayerPerceptron
 from pfhedge.nn.functional import bs_european_binary_price, bs_european_price, bs_lookback_price
 from pfhedge.stochastic import generate_heston
 
@@ -65,11 +68,40 @@ FORMULAS = {
 }
 
 
+def hedging(request: dict) -> dict:
+    """A short call at the money, spot 1, vol .2, daily steps, hedged by 4 layers of 32: seconds of the fit, price."""
+    torch.manual_seed(request["seed"])
+    stock = BrownianStock(sigma=0.2, cost=request["cost"], dt=1 / 365)
+    derivative = EuropeanOption(stock, maturity=request["n_steps"] / 365)
+    hedger = Hedger(
+        MultiLayerPerceptron(n_layers=4, n_units=32),
+        ["log_moneyness", "expiry_time", "volatility", "prev_hedge"],
+        criterion=EntropicRiskMeasure(a=request["risk_aversion"]),
+    )
+    settings = {"n_paths": request["n_paths"], "verbose": False, "validation": False}
+    hedger.fit(derivative, n_epochs=1, **settings)  # its lazy layers take their shapes
+    begin = time.perf_counter()
+    optimizer = torch.optim.Adam(hedger.parameters(), lr=request["lr"])
+    hedger.fit(derivative, n_epochs=request["epochs"], optimizer=optimizer, **settings)
+    seconds = time.perf_counter() - begin
+    if not request["n_judged"]:
+        return {"seconds": seconds}
+    risks = []
+    for _ in range(request["n_judged"]):
+        with torch.no_grad():
+            pnl = hedger.compute_pnl(derivative, n_paths=2**16).double()
+        risks.append(torch.exp(-request["risk_aversion"] * pnl))
+    losses = torch.cat(risks)
+    price = losses.mean().log() / request["risk_aversion"]
+    error = losses.std() / losses.mean() / request["risk_aversion"] / len(losses) ** 0.5
+    return {"seconds": seconds, "price": float(price), "std_error": float(error)}
+
+
 def answer(request: dict) -> dict:
     if request["task"] == "versions":
         return {"pfhedge": pfhedge.__version__, "torch": torch.__version__}
     torch.set_num_threads(request["threads"])
-    work = {"heston": heston, "formula": formula}[request["task"]]
+    work = {"heston": heston, "formula": formula, "hedging": hedging}[request["task"]]
     if not request.get("peak"):
         return work(request)
     if Path("/proc/self/clear_refs").exists():

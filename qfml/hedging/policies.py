@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from typing import Annotated, ClassVar
 
 import torch
@@ -160,6 +161,35 @@ def joined(holdings: Sequence[Tensor], level: Tensor) -> Tensor:
     return torch.cat([*holdings, level.expand(*holdings[0].shape[:-1], -1)], -1)
 
 
+class _Room:
+    """Memory of a walk, which the next one of the same shapes takes over: new memory costs as much as the products."""
+
+    MOST = 8  # rooms that are kept
+    free: ClassVar[list[_Room]] = []
+
+    def __init__(self, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.key = (shapes, like.dtype, like.device)
+        self.tensors = [like.new_empty(shape) for shape in shapes]
+
+    @classmethod
+    def taken(cls, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> _Room:
+        """A room of these shapes that nobody is in, or a new one."""
+        with _door:
+            for place, room in enumerate(cls.free):
+                if room.key == (shapes, like.dtype, like.device):
+                    return cls.free.pop(place)
+        return cls(like, shapes)
+
+    def leave(self) -> None:
+        """Leave it to the next walk."""
+        with _door:
+            _Room.free.append(self)
+            del _Room.free[: -self.MOST]
+
+
+_door = Lock()
+
+
 class _Walk:
     """One member's walk along the dates, with all that its gradient needs: no graph, few operations.
 
@@ -172,10 +202,13 @@ class _Walk:
         K = policy.n_instruments
         self.policy, self.relu = policy, policy.activation == "relu"
         self.maps = [policy._maps(parameters, date) for date in range(n_dates if policy.per_date else 1)]
-        inputs = x.new_empty(n_dates, paths, n_features + K * policy.sees_holdings)
+        widths = (n_features + K * policy.sees_holdings, *policy.hidden, policy.holding.n_outputs(K))
+        shapes = [(n_dates, paths, width) for width in widths] + [(paths, width) for width in policy.hidden]
+        self.room = _Room.taken(x, tuple(shapes))
+        self.after, self.raw = self.room.tensors[: len(policy.hidden) + 1], self.room.tensors[len(policy.hidden) + 1]
+        self.slopes = self.room.tensors[len(widths) :]
+        inputs = self.after[0]
         inputs[..., :n_features] = x[:, :-1].movedim(1, 0)
-        self.after = [inputs, *(x.new_empty(n_dates, paths, width) for width in policy.hidden)]
-        self.raw = x.new_empty(n_dates, paths, policy.holding.n_outputs(K))
         self.features = inputs[..., :n_features]
         self.nothing = x.new_zeros(paths, K)
         self.now: list[Tensor] = []
@@ -195,7 +228,7 @@ class _Walk:
                 out.relu_() if self.relu else out.tanh_()
 
     def pull(self, slope: Tensor) -> list[Tensor]:
-        """Gradients of the parameters, in their order, from slopes of the outputs (B, (L - 1) K + J)."""
+        """Gradients of the parameters, in their order, from slopes of the outputs (B, (L - 1) K + J); once."""
         policy, K = self.policy, self.policy.n_instruments
         found = [[(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in maps] for maps in self.maps]
         carried = None
@@ -209,6 +242,7 @@ class _Walk:
             seen = self._back(date, back, self.maps[own], found[own])
             if seen is not None:
                 carried = seen if carried is None else carried + seen
+        self.room.leave()
         gradients = [torch.stack(parts) for maps in zip(*found, strict=True) for parts in zip(*maps, strict=True)]
         return [*gradients, slope[:, len(self.now) * K :].sum(0)]
 
@@ -219,12 +253,15 @@ class _Walk:
         for layer in reversed(range(len(maps))):
             if layer + 1 < len(maps):
                 after = self.after[layer + 1][date]
-                back = torch.ops.aten.threshold_backward(back, after, 0) if self.relu else back * (1 - after * after)
+                if self.relu:
+                    torch.ops.aten.threshold_backward.grad_input(back, after, 0, grad_input=back)
+                else:
+                    back.mul_(1 - after * after)
             weight, bias = found[layer]
             weight.addmm_(self.after[layer][date].t(), back)
             bias.add_(back.sum(0))
             if layer:
-                back = torch.mm(back, maps[layer][0].t())
+                back = torch.mm(back, maps[layer][0].t(), out=self.slopes[layer - 1])
         if not self.policy.sees_holdings or not date:
             return None
         return torch.mm(back, maps[0][0][-self.policy.n_instruments :].t())
