@@ -15,14 +15,14 @@ from references_dax import BATES_SSE_DAYS, BATES_SSE_WEEKS, HESTON_OPTIMUM, HEST
 from rough_surrogate import rough_surface, rough_surrogate
 
 import pricers as pr
-from qfml.calibration import Surface
+from qfml.calibration import Surface, calibrate
 from qfml.calibration.local_vol_table import read_local_vol
 from qfml.config import build
 from qfml.report.calibration import _parameter_rows, _warnings, shown_surfaces
 from qfml.summary import SUMMARIES
 from qfml.task import CalibrationTask
 from qfml.task import calibration as task
-from qfml.task.calibration_tables import curve_table
+from qfml.task.calibration_tables import curve_table, fit_entry
 
 DAX = "configs/calibration_heston_dax.yaml"
 PRINTED = 0.005  # a sum of squares is published to two digits behind the point
@@ -497,3 +497,30 @@ def test_the_surfaces_of_the_page_have_curves_however_long_the_history(monkeypat
     assert shown_surfaces(fitted) == [1, 3, 7]
     drawn = curve_table(Flat(), named, fitted)["surface"].unique(maintain_order=True).to_list()
     assert drawn == ["day 1", "day 3", "day 6", "day 7"]
+
+
+def test_smiles_of_three_quotes_are_not_called_unidentified(tmp_path):
+    quotes = {"strike": [1.05, 1.1, 1.16] * 2, "expiry": [0.5] * 3 + [1.0] * 3, "forward": [1.1] * 6}
+    quotes["vol"] = [0.085, 0.08, 0.082, 0.09, 0.083, 0.086]
+    pl.DataFrame(quotes).write_csv(tmp_path / "fx.csv")
+    done = qfml("calibrate", "fx.csv", "--model", "sabr", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    fit = metrics(tmp_path / "run")["fit"]
+    assert fit["identified"] == {name: [[True, True]] for name in ("alpha", "beta", "rho", "nu")}
+    assert fit["std_error"] == {"beta": [[0.0] * 2]} | {name: [[None] * 2] for name in ("alpha", "rho", "nu")}
+    assert fit["surfaces"][0]["warnings"] == [
+        f"expiry {years}: no standard errors: 3 quotes for 3 parameters" for years in ("0.5", "1")
+    ]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not identified" not in page
+    assert page.count("no standard error<") == 6
+
+
+def test_what_is_warned_of_is_what_is_recorded_as_not_identified():
+    vols = [[0.25, 0.22, 0.35, 0.19, 0.19], [0.15, 0.12, 0.1, 0.09, 0.09]]  # of no model
+    surface = Surface.from_grid([80.0, 90.0, 100.0, 110.0, 120.0], [0.5, 1.0], vols, spot=100.0)
+    found = calibrate([surface], "bates", n_starts=8, n_polished=1, max_steps=30)
+    warned = {name for name in found.params for line in found.warnings[0] if f"`{name}` is not identified" in line}
+    recorded = fit_entry(found.model, found, {"wild": surface})["identified"]
+    assert warned
+    assert {name for name, flags in recorded.items() if flags == [False]} == warned

@@ -118,7 +118,7 @@ def cube_summary(fit: SabrCube) -> dict[str, Any]:
         "parameters": [{"name": name} for name in fit.params],
         "params": {name: values.T.tolist() for name, values in fit.params.items()},
         "std_error": {name: values.T.tolist() for name, values in fit.std_error.items()},
-        "identified": {name: (~np.isinf(values.T)).tolist() for name, values in fit.std_error.items()},
+        "identified": {name: values.T.tolist() for name, values in fit.identified.items()},
         "expiries": [fit.expiries.tolist() for _ in fit.tenors],
     }
 

@@ -31,6 +31,8 @@ class Calibration:
         params: the same by name.
         std_error: by name; infinite where a parameter is not identified, NaN where it has none; of a smoothed history
             those of the penalised problem, see `uncertainty`.
+        identified: by name, bool or (S,); False where the quotes do not determine a parameter, or hardly: its error is
+            as large as itself, or as half of its range.
         correlation: of the estimates, (S, P, P).
         vols: of the model, (S, N), by the exact engine where the model has one; NaN where there is no quote.
         residuals: model vol less quoted vol, (S, N); NaN where there is no quote.
@@ -51,6 +53,7 @@ class Calibration:
     x: np.ndarray
     params: dict[str, Any]
     std_error: dict[str, Any]
+    identified: dict[str, Any]
     correlation: np.ndarray
     vols: np.ndarray
     residuals: np.ndarray
@@ -140,6 +143,7 @@ def calibration(
     names = [parameter.name for parameter in model.parameters]
     errors = known.std_error.numpy().copy()
     errors[failed] = np.nan
+    told = known.identified.numpy() | failed[:, None]  # of a fit that failed there is nothing to say
 
     def shaped(numbers: np.ndarray) -> Any:
         return float(numbers[0]) if single else numbers
@@ -150,6 +154,7 @@ def calibration(
         x=values,
         params={name: shaped(values[:, i]) for i, name in enumerate(names)},
         std_error={name: shaped(errors[:, i]) for i, name in enumerate(names)},
+        identified={name: bool(told[0, i]) if single else told[:, i] for i, name in enumerate(names)},
         correlation=known.correlation.numpy(),
         vols=fitted,
         residuals=residuals,

@@ -34,7 +34,8 @@ class SabrCube:
         forwards: swap rates, shape (E, T).
         shift: of forward and strike.
         params: alpha, beta, rho, nu, shape (E, T) each.
-        std_error: likewise; infinite where the quotes do not determine them.
+        std_error: likewise; infinite where the quotes do not determine them, NaN where there is none.
+        identified: likewise; False where the quotes do not determine a parameter, or hardly.
         correlation: shape (E, T, 4, 4).
         rmse_bps: basis points of the shifted-lognormal vol, shape (E, T).
         max_bps: largest error, likewise.
@@ -56,6 +57,7 @@ class SabrCube:
     shift: float
     params: dict[str, np.ndarray]
     std_error: dict[str, np.ndarray]
+    identified: dict[str, np.ndarray]
     correlation: np.ndarray
     rmse_bps: np.ndarray
     max_bps: np.ndarray

@@ -96,6 +96,11 @@ class SabrSmile(SurfaceFitter):
         every = {"alpha": level, "rho": one, "nu": one, "beta": one}
         return torch.stack([every[name] for name in self.fitted], dim=-1)
 
+    def blurred_from(self, reported: Tensor, smiles: Smiles) -> Tensor:
+        """Of alpha and nu their values, of beta and rho one half."""
+        half = torch.full_like(reported, 0.5)
+        return torch.where(torch.tensor([True, False, False, True]), reported, half)
+
     def starts(self, smiles: Smiles, n_starts: int) -> Tensor:
         """The best of a grid of rho and nu, with alpha from the at-the-money volatility."""
         vol, expiry = at_the_money_vol(smiles)[:, None], smiles.expiry[:, None]

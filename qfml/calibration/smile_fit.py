@@ -1,4 +1,4 @@
-"""The fit of thousands of independent smiles, and what can be said about each of them."""
+"""The fit of thousands of independent smiles."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from qfml.calibration.fit_options import FitOptions
 from qfml.calibration.least_squares import COST, STATUS, Solution, least_squares
 from qfml.calibration.smiles import Smiles
 
-__all__ = ["BLOCK", "FittedSmiles", "SmileModel", "chosen", "covariance", "fit_smiles", "unidentified"]
+__all__ = ["BLOCK", "FittedSmiles", "SmileModel", "chosen", "fit_smiles"]
 
 BLOCK = 1024  # smiles worked at together: what they need stays in the cache
 EXACT = 1e-8  # vol: a fit whose errors are all below it has converged, whatever its last steps did
-UNSEEN = 1e-5  # vol: a change of the parameters over their range that moves no quote by more is not seen by them
-SHARE = 0.3  # of an unseen direction, from which on a parameter is named as part of it
 
 
 @runtime_checkable
@@ -35,6 +33,10 @@ class SmileModel(Protocol):
 
     def ranges(self, smiles: Smiles) -> Tensor:
         """A plausible range of each element of x, shape (n, P): what is not seen over it is not identified."""
+        ...
+
+    def blurred_from(self, reported: Tensor, smiles: Smiles) -> Tensor:
+        """Standard error from which on a reported parameter is not identified, shape (n, R)."""
         ...
 
     def starts(self, smiles: Smiles, n_starts: int) -> Tensor:
@@ -131,49 +133,3 @@ def chosen(solution: Solution, rows: Tensor, smiles: Smiles) -> FittedSmiles:
         status=torch.where(errors.abs().amax(-1) < EXACT, COST, solution.status[rows]),
         n_steps=solution.n_steps[rows],
     )
-
-
-def covariance(fit: FittedSmiles, to_reported: Tensor, smiles: Smiles, n_fitted: Tensor | None = None) -> Tensor:
-    r"""Of the reported parameters: $s^2 A (J^\top J)^{-1} A^\top$ with $s^2$ the cost by degree of freedom.
-
-    Infinite where there are no more quotes than numbers of the fit, or where the quotes do not determine them; NaN
-    where there is no fit.
-
-    Args:
-        fit: of `smiles`.
-        to_reported: derivatives A of the reported parameters in x, shape (n, R, P).
-        smiles: for their numbers of quotes.
-        n_fitted: numbers that were fitted, shape (n,), where they are fewer than P.
-
-    Returns:
-        Shape (n, R, R).
-    """
-    freedom = smiles.n_quotes - (fit.x.shape[-1] if n_fitted is None else n_fitted)
-    normal = fit.jacobian.mT @ fit.jacobian
-    scale = torch.sqrt(torch.diagonal(normal, dim1=-2, dim2=-1))
-    scale = torch.where((scale > 0.0) & scale.isfinite(), scale, 1.0)
-    unit = torch.nan_to_num(normal / (scale.unsqueeze(-1) * scale.unsqueeze(-2)))
-    values, vectors = torch.linalg.eigh(unit)
-    regular = (values[..., 0] > 1e-14 * values[..., -1]) & (freedom > 0)
-    inverse = (vectors / values.clamp(min=1e-300).unsqueeze(-2)) @ vectors.mT
-    mapped = to_reported / scale.unsqueeze(-2)
-    variance = fit.cost / freedom.clamp(min=1)
-    found = variance[:, None, None] * (mapped @ inverse @ mapped.mT)
-    found = torch.where(regular[:, None, None], found, torch.inf)
-    return torch.where(fit.found[:, None, None], found, torch.nan)
-
-
-def unidentified(fit: FittedSmiles, ranges: Tensor, smiles: Smiles) -> Tensor:
-    """Which numbers of the fit the quotes do not determine, shape (n, P): those of a direction that moves no quote.
-
-    Args:
-        fit: of `smiles`.
-        ranges: plausible range of each number, 0 for one that is not asked about, shape (n, P).
-        smiles: for their weights.
-    """
-    root = torch.sqrt(smiles.weight).unsqueeze(-1)
-    moves = torch.where(root > 0.0, fit.jacobian / torch.where(root > 0.0, root, 1.0), 0.0) * ranges.unsqueeze(-2)
-    moves = torch.nan_to_num(moves, posinf=0.0, neginf=0.0)
-    values, vectors = torch.linalg.eigh(moves.mT @ moves)
-    flat = values < UNSEEN**2 + 1e-15 * values[..., -1:]
-    return ((vectors.abs() > SHARE) & flat.unsqueeze(-2)).any(-1) & (ranges > 0.0)

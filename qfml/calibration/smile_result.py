@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qfml.calibration.fit_options import FitOptions
 from qfml.calibration.least_squares import CONVERGED
-from qfml.calibration.smile_fit import FittedSmiles, covariance, unidentified
+from qfml.calibration.smile_fit import FittedSmiles
+from qfml.calibration.smile_uncertainty import SmileUncertainty, smile_uncertainty
 from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import DataError
@@ -37,7 +38,9 @@ class SmileCalibration:
         expiries: years, NaN where a surface has fewer than E, shape (S, E).
         forwards: shape (S, E).
         params: parameter by name, shape (S, E) each.
-        std_error: likewise; infinite where the quotes do not determine the parameters or leave no degree of freedom.
+        std_error: likewise; infinite where the quotes do not determine a parameter, NaN at a bound and where they leave
+            no degree of freedom, 0 for a number that was given.
+        identified: likewise; False where the quotes do not determine a parameter, or hardly.
         correlation: of the parameters, shape (S, E, P, P).
         rmse_bps: root mean square error of the vols of a smile, basis points, shape (S, E).
         max_bps: largest error, likewise.
@@ -61,6 +64,7 @@ class SmileCalibration:
     forwards: np.ndarray
     params: dict[str, np.ndarray]
     std_error: dict[str, np.ndarray]
+    identified: dict[str, np.ndarray]
     correlation: np.ndarray
     rmse_bps: np.ndarray
     max_bps: np.ndarray
@@ -212,16 +216,25 @@ def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, An
     """What is said of each fit: numbers by name in tables of shape `smiles.shape`, and a list of warnings."""
     reported, slopes = model.reported(fit.x, smiles)
     reported = torch.where(fit.found.unsqueeze(-1), reported, torch.nan)
-    spread = covariance(fit, slopes, smiles)
-    error = torch.sqrt(torch.diagonal(spread, dim1=-2, dim2=-1).clamp(min=0.0))
+    at_lower, at_upper = _at_bounds(model, smiles, fit)
+    known = smile_uncertainty(
+        fit,
+        slopes,
+        smiles,
+        ranges=model.ranges(smiles),
+        held=at_lower | at_upper,
+        blurred_from=model.blurred_from(reported, smiles),
+    )
     n_quotes = smiles.n_quotes
     low, high = (torch.where(fit.found, end, torch.nan) for end in density_range(model, smiles, fit.x))
     numbers = {
         "expiries": smiles.table(smiles.expiry),
         "forwards": smiles.table(smiles.forward),
         "params": {name: smiles.table(reported[:, column]) for column, name in enumerate(model.names)},
-        "std_error": {name: smiles.table(error[:, column]) for column, name in enumerate(model.names)},
-        "correlation": smiles.table(spread / (error.unsqueeze(-1) * error.unsqueeze(-2))),
+        "std_error": {name: smiles.table(known.std_error[:, column]) for column, name in enumerate(model.names)},
+        # where there is no smile there is nothing that its quotes do not determine
+        "identified": {n: smiles.table(known.identified[:, column]) != 0.0 for column, n in enumerate(model.names)},
+        "correlation": smiles.table(known.correlation),
         "rmse_bps": smiles.table(1e4 * torch.sqrt(fit.errors.square().sum(-1) / n_quotes)),
         "max_bps": smiles.table(1e4 * fit.errors.abs().amax(-1)),
         "n_quotes": np.nan_to_num(smiles.table(n_quotes)).astype(np.int64),
@@ -230,7 +243,14 @@ def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, An
         "density_from": smiles.table(low),
         "density_to": smiles.table(high),
     }
-    return numbers, _warnings(model, smiles, fit, low, high)
+    return numbers, _warnings(model, smiles, fit, known, at_lower, at_upper, low, high)
+
+
+def _at_bounds(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[Tensor, Tensor]:
+    """Which numbers of the fit are at their lower and at their upper bounds, shape (n, P) each."""
+    lower, upper = model.bounds(smiles)
+    room, found = AT_BOUND * model.ranges(smiles), fit.found.unsqueeze(-1)
+    return (fit.x - lower < room) & found, (upper - fit.x < room) & found
 
 
 def inside_share(surfaces: Sequence[Surface], residuals: np.ndarray) -> np.ndarray:
@@ -268,7 +288,16 @@ def _density_range(model: Any, smiles: Smiles, x: Tensor) -> tuple[Tensor, Tenso
     return below, above
 
 
-def _warnings(model: Any, smiles: Smiles, fit: FittedSmiles, low: Tensor, high: Tensor) -> list[list[str]]:
+def _warnings(
+    model: Any,
+    smiles: Smiles,
+    fit: FittedSmiles,
+    known: SmileUncertainty,
+    at_lower: Tensor,
+    at_upper: Tensor,
+    low: Tensor,
+    high: Tensor,
+) -> list[list[str]]:
     """What the user must know about each smile."""
     lines: list[list[str]] = [[] for _ in range(len(smiles))]
 
@@ -276,17 +305,14 @@ def _warnings(model: Any, smiles: Smiles, fit: FittedSmiles, low: Tensor, high: 
         for row in rows.nonzero().squeeze(-1).tolist():
             lines[row].append(sentence(row))
 
-    ranges = model.ranges(smiles)
-    lower, upper = model.bounds(smiles)
-    at_lower, at_upper = fit.x - lower < AT_BOUND * ranges, upper - fit.x < AT_BOUND * ranges
-    # what is at a bound moves nothing near it, which is another matter
-    unseen = unidentified(fit, torch.where(at_lower | at_upper, 0.0, ranges), smiles)
-    count = fit.x.shape[-1]
-    at_lower, at_upper, unseen = (flags & fit.found.unsqueeze(-1) for flags in (at_lower, at_upper, unseen))
-    few = fit.found & (smiles.n_quotes < count)
-    add(few, lambda row: f"not identified: {int(smiles.n_quotes[row])} quotes for {count} parameters")
-    names = model.fitted
-    add(unseen.any(-1) & ~few, lambda row: f"not identified by the quotes: {_listed(names, unseen[row])}")
+    names, n_quotes, unseen = model.fitted, smiles.n_quotes, ~known.identified
+    few = fit.found & known.few
+    add(few, lambda row: f"not identified: {int(n_quotes[row])} quotes for {fit.x.shape[-1]} parameters")
+    add(unseen.any(-1) & ~few, lambda row: f"not identified by the quotes: {_listed(model.names, unseen[row])}")
+    add(
+        fit.found & ~few & (n_quotes == known.n_free),
+        lambda row: f"no standard errors: {int(n_quotes[row])} quotes for {int(known.n_free[row])} parameters",
+    )
     add(at_lower.any(-1), lambda row: f"at its lower bound: {_listed(names, at_lower[row])}")
     add(at_upper.any(-1), lambda row: f"at its upper bound: {_listed(names, at_upper[row])}")
     add(low.isfinite(), lambda row: f"negative density at log-moneyness {low[row].item():.3g} and perhaps below")

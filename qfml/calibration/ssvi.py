@@ -12,8 +12,9 @@ from torch import Tensor
 from qfml.calibration.fit_options import FitOptions, SurfaceFitter
 from qfml.calibration.least_squares import CONVERGED, STATUS, least_squares
 from qfml.calibration.model import Quotes
-from qfml.calibration.smile_fit import FittedSmiles, chosen, covariance, unidentified
+from qfml.calibration.smile_fit import FittedSmiles, chosen
 from qfml.calibration.smile_result import NO_QUOTES, inside_share, many_fits
+from qfml.calibration.smile_uncertainty import SmileUncertainty, smile_uncertainty
 from qfml.calibration.smiles import Smiles, at_the_money_vol, smiles_of
 from qfml.calibration.surface import Surface, as_quotes
 from qfml.errors import DataError
@@ -221,7 +222,9 @@ class SsviCalibration:
         expiries: years, NaN where a surface has fewer than E, shape (S, E).
         params: rho, eta and gamma, shape (S,) each, and theta, the total variance at the money, shape (S, E), NaN
             beyond the last expiry.
-        std_error: likewise; infinite where the quotes leave no degree of freedom.
+        std_error: likewise; infinite where the quotes do not determine a parameter, NaN at a bound and where they leave
+            no degree of freedom.
+        identified: likewise; False where the quotes do not determine a parameter, or hardly.
         correlation: of rho, eta and gamma, shape (S, 3, 3); NaN where it is not known.
         rmse_bps: of a surface, basis points of vol, shape (S,).
         max_bps: shape (S,).
@@ -240,6 +243,7 @@ class SsviCalibration:
     expiries: np.ndarray
     params: dict[str, Any]
     std_error: dict[str, Any]
+    identified: dict[str, Any]
     correlation: np.ndarray
     rmse_bps: Any
     max_bps: Any
@@ -318,9 +322,20 @@ def _result(
     slopes[:, 1, 0] = -0.5 * eta * torch.sign(rho) / (1.0 + rho.abs())
     slopes[:, 1, 1] = largest_eta(rho)
     slopes[:, 3:, 3:] = torch.ones(theta.shape[1], theta.shape[1], dtype=torch.float64).tril()
-    held = replace(fit, jacobian=torch.cat([fit.jacobian, _padded((~rows.exists).double())], dim=-2))
-    spread = covariance(held, slopes, rows.smiles, 3 + rows.exists.sum(-1))
-    error = torch.sqrt(torch.diagonal(spread, dim1=-2, dim2=-1).clamp(min=0.0))
+    ends, flat = _at_bounds(fit, rows)
+    at_end = torch.stack(list(ends.values()), dim=-1).unflatten(-1, (3, 2)).any(-1)
+    one, level = torch.ones_like(rho), fit.x[:, 3:].cumsum(-1)
+    known = smile_uncertainty(
+        fit,
+        slopes,
+        rows.smiles,
+        ranges=torch.cat([torch.stack([one, one, 0.5 * one], dim=-1), level], dim=-1),
+        held=torch.cat([at_end, flat | ~rows.exists], dim=-1),
+        # half of the ranges of rho, eta and gamma; theta itself
+        blurred_from=torch.cat([torch.stack([0.5 * one, 0.5 * largest_eta(rho), 0.25 * one], dim=-1), level], dim=-1),
+        n_fitted=3 + rows.exists.sum(-1),
+    )
+    error = known.std_error
     quoted = rows.smiles.weight > 0.0
     residuals = torch.where(quoted, fit.errors, torch.nan).numpy()
     squares = torch.zeros(smiles.shape, dtype=torch.float64).scatter_add(1, rows.slot, fit.errors**2)
@@ -331,7 +346,9 @@ def _result(
         params=_blank(dict(zip((*SHAPE, "theta"), (rho, eta, gamma, theta), strict=True)), fit.found),
         std_error={name: error[:, column].numpy() for column, name in enumerate(SHAPE)}
         | {"theta": torch.where(rows.exists, error[:, 3:], torch.nan).numpy()},
-        correlation=(spread / (error.unsqueeze(-1) * error.unsqueeze(-2)))[:, :3, :3].numpy(),
+        identified={name: known.identified[:, column].numpy() for column, name in enumerate(SHAPE)}
+        | {"theta": (known.identified[:, 3:] | ~rows.exists).numpy()},
+        correlation=known.correlation[:, :3, :3].numpy(),
         rmse_bps=1e4 * torch.sqrt(squares.sum(-1) / counts.sum(-1)).numpy(),
         max_bps=1e4 * fit.errors.abs().amax(-1).numpy(),
         rmse_bps_by_expiry=1e4 * torch.sqrt(squares / counts).numpy(),
@@ -341,7 +358,7 @@ def _result(
         converged=torch.isin(fit.status, torch.tensor(CONVERGED)).numpy(),
         status=tuple(STATUS[int(code)] for code in fit.status.tolist()),
         n_steps=fit.n_steps.numpy(),
-        warnings=_warnings(fit, rows, smiles.table(smiles.expiry)),
+        warnings=_warnings(fit, rows, known, ends, flat, smiles.table(smiles.expiry)),
         surfaces=surfaces,
     )
 
@@ -355,18 +372,22 @@ def _blank(values: dict[str, Tensor], found: Tensor) -> dict[str, np.ndarray]:
 
 
 def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndarray) -> SsviCalibration:
-    """The result of those surfaces that have quotes, in its place among all of them: the others have NaN, or 0."""
+    """The result of those surfaces that have quotes, in its place among all of them: the others have NaN, or 0.
+
+    Of what they do not have nothing is said to be not identified.
+    """
     if some.all():
         return result
 
-    def spread(values: np.ndarray) -> np.ndarray:
-        filler = np.nan if values.dtype.kind == "f" else 0
+    def spread(values: np.ndarray, filler: Any = 0) -> np.ndarray:
+        filler = np.nan if values.dtype.kind == "f" else filler
         out = np.full((len(some), *values.shape[1:]), filler, dtype=values.dtype)
         out[some] = values
         return out
 
     arrays = {name: spread(value) for name, value in vars(result).items() if isinstance(value, np.ndarray)}
-    tables = {name: {k: spread(v) for k, v in getattr(result, name).items()} for name in ("params", "std_error")}
+    names = ("params", "std_error", "identified")
+    tables = {name: {k: spread(v, filler=True) for k, v in getattr(result, name).items()} for name in names}
     status, warnings = iter(result.status), iter(result.warnings)
     return replace(
         result,
@@ -378,30 +399,41 @@ def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndar
     )
 
 
-def _warnings(fit: FittedSmiles, rows: _Rows, expiries: np.ndarray) -> tuple[tuple[str, ...], ...]:
+def _at_bounds(fit: FittedSmiles, rows: _Rows) -> tuple[dict[str, Tensor], Tensor]:
+    """Which surfaces are at an end of rho, share or gamma, (S,) each, by what is said of it, two ends of each number.
+
+    And which theta do not rise, (S, E).
+    """
+    rho, share, gamma = fit.x[:, :3].unbind(-1)
+    ends = {
+        "rho at its lower bound": rho < AT_BOUND - 1.0,
+        "rho at its upper bound": rho > 1.0 - AT_BOUND,
+        "eta at 0": share < AT_BOUND,
+        "eta at the bound of butterfly arbitrage": share > 1.0 - AT_BOUND,
+        "gamma at 0": gamma < AT_BOUND,
+        "gamma at 1/2, the bound of butterfly arbitrage": gamma > 0.5 - AT_BOUND,
+    }
+    rises = fit.x[:, 3:] / torch.where(rows.exists, fit.x[:, 3:].cumsum(-1), torch.inf)
+    return ends, rows.exists & (rises < AT_BOUND)
+
+
+def _warnings(
+    fit: FittedSmiles, rows: _Rows, known: SmileUncertainty, ends: dict[str, Tensor], flat: Tensor, expiries: np.ndarray
+) -> tuple[tuple[str, ...], ...]:
     """What the user must know about each surface."""
-    x, n_fitted = fit.x, 3 + rows.exists.sum(-1)
-    rises = x[:, 3:] / torch.where(rows.exists, x[:, 3:].cumsum(-1), torch.inf)
-    flat = rows.exists & (rises < AT_BOUND)
-    unseen = unidentified(fit, torch.cat([torch.ones_like(x[:, :3]), torch.zeros_like(x[:, 3:])], dim=-1), rows.smiles)
     every: list[tuple[str, ...]] = []
-    for row in range(len(x)):
+    for row, n_quotes in enumerate(rows.smiles.n_quotes.tolist()):
         lines: list[str] = []
-        few = int(rows.smiles.n_quotes[row]) < int(n_fitted[row])
-        if few:
-            lines.append(f"not identified: {int(rows.smiles.n_quotes[row])} quotes for {int(n_fitted[row])} parameters")
-        elif bool(unseen[row].any()):
-            names = [name for name, flag in zip(SHAPE, unseen[row].tolist(), strict=False) if flag]
-            lines.append(f"not identified by the quotes: {', '.join(names)}")
-        rho, share, gamma = x[row, :3].tolist()
-        ends = {
-            "rho at its bound": abs(rho) > 1.0 - AT_BOUND,
-            "eta at 0": share < AT_BOUND,
-            "eta at the bound of butterfly arbitrage": share > 1.0 - AT_BOUND,
-            "gamma at 0": gamma < AT_BOUND,
-            "gamma at 1/2, the bound of butterfly arbitrage": gamma > 0.5 - AT_BOUND,
-        }
-        lines += [name for name, reached in ends.items() if reached]
+        unseen = ~known.identified[row]
+        names = [name for name, flag in zip(SHAPE, unseen[:3].tolist(), strict=True) if flag]
+        late = [f"theta at expiry {years:.4g}" for years in expiries[row][(unseen[3:] & rows.exists[row]).numpy()]]
+        if bool(known.few[row]):
+            lines.append(f"not identified: {n_quotes} quotes for {3 + int(rows.exists[row].sum())} parameters")
+        elif names or late:
+            lines.append(f"not identified by the quotes: {', '.join([*names, *late])}")
+        elif n_quotes == int(known.n_free[row]):
+            lines.append(f"no standard errors: {n_quotes} quotes for {n_quotes} parameters")
+        lines += [name for name, reached in ends.items() if bool(reached[row])]
         if bool(flat[row].any()):
             held = ", ".join(f"{years:.4g}" for years in expiries[row][flat[row].numpy()])
             lines.append(f"theta is held at that before it where the quotes fall (calendar arbitrage): expiry {held}")

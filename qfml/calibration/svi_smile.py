@@ -94,6 +94,12 @@ class SviSmile(SurfaceFitter):
         slope = 0.1 * torch.ones_like(width)
         return torch.stack([level, slope, slope, width, width], dim=-1)
 
+    def blurred_from(self, reported: Tensor, smiles: Smiles) -> Tensor:
+        """Half of the ranges, of a that of the variance, of m and sigma that of the quotes; of a steep b its value."""
+        level, slope, _, width, _ = (0.5 * self.ranges(smiles)).unbind(-1)
+        steepness = torch.maximum(slope, reported[:, 1])
+        return torch.stack([level, steepness, torch.full_like(level, 0.5), width, width], dim=-1)
+
     def starts(self, smiles: Smiles, n_starts: int) -> Tensor:
         """From the linear problem for given m and sigma, on a grid of both."""
         expiry = smiles.expiry.unsqueeze(-1)

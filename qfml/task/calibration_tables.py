@@ -51,8 +51,8 @@ def fit_entry(model: Any, found: Any, named: Mapping[str, Surface]) -> dict[str,
         "parameters": _parameters(found),
         "params": {name: [_values(values, i) for i in range(n)] for name, values in params.items()},
         "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in params},
-        # JSON has no infinity: null in `std_error` is one where this is false, and else a number that does not exist
-        "identified": {name: (~np.isinf(found.std_error[name])).tolist() for name in params},
+        # JSON has no infinity and no NaN: null in `std_error` is an error that is not known, or not bounded
+        "identified": {name: np.asarray(found.identified[name]).tolist() for name in params},
     }
     per_expiry = any(np.ndim(values) == 2 for values in params.values())
     if per_expiry:

@@ -76,6 +76,7 @@ def test_sums_by_tenor(fitted: SabrCube) -> None:
         assert entry["converged"]
     assert summary["params"]["rho"][3] == fitted.params["rho"][:, 3].tolist()
     assert summary["identified"]["rho"][2] == [False, True, True, True]
+    assert summary["identified"]["beta"][2] == [True] * 4  # which was given
     assert any("expiry 0.25: not identified" in line for line in summary["surfaces"][2]["warnings"])
 
 

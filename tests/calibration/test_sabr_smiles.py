@@ -183,3 +183,58 @@ def test_prices_of_the_model_in_pricers_are_those_of_the_fit() -> None:
     call = pr.European(strike=strike[:, None], expiry=expiry, option="call")
     found = pr.implied_vol(pr.price(call, model, pr.Market(spot=100.0)).value, 100.0, strike[:, None], expiry)
     np.testing.assert_allclose(found.numpy().T, result.vols(np.log(strike.numpy() / 100.0)), rtol=1e-6)
+
+
+def test_smiles_of_as_many_quotes_as_parameters_are_identified_and_have_no_errors() -> None:
+    three = Surface(
+        strike=[1.05, 1.1, 1.16, 1.02, 1.11, 1.2],
+        expiry=[0.5] * 3 + [1.0] * 3,
+        vol=[0.085, 0.08, 0.082, 0.09, 0.083, 0.086],
+        forward=[1.1] * 3 + [1.11] * 3,
+    )
+    found = calibrate(three, "sabr")
+    assert (found.rmse_bps < 1e-4).all()
+    assert found.warnings == tuple(
+        f"expiry {years}: no standard errors: 3 quotes for 3 parameters" for years in ("0.5", "1")
+    )
+    assert all(flags.all() for flags in found.identified.values())
+    assert all(np.isnan(found.std_error[name]).all() for name in ("alpha", "rho", "nu"))
+    assert (found.std_error["beta"] == 0.0).all()
+    two = calibrate(three.where([0, 2, 3, 4, 5]), "sabr")
+    assert {name: flags.tolist() for name, flags in two.identified.items()} == {
+        "alpha": [False, True],
+        "beta": [True, True],
+        "rho": [False, True],
+        "nu": [False, True],
+    }
+    assert np.isinf(two.std_error["alpha"][0])
+    assert two.std_error["beta"].tolist() == [0.0, 0.0]
+
+
+def test_a_number_at_its_bound_is_held_and_a_blurred_one_is_named() -> None:
+    surface = Surface(
+        strike=[80.0, 90.0, 100.0, 110.0, 120.0], expiry=0.5, vol=[0.25, 0.22, 0.35, 0.19, 0.19], forward=100.0
+    )
+    found = calibrate(surface, "sabr")
+    assert np.isnan(found.std_error["rho"][0])
+    assert found.identified["rho"][0]
+    assert not found.identified["nu"][0]
+    assert found.warnings[:2] == (
+        "expiry 0.5: not identified by the quotes: nu",
+        "expiry 0.5: at its lower bound: rho",
+    )
+    # the others' errors, with rho where it is, by differences
+    k, years, one = torch.from_numpy(surface.log_moneyness), *torch.tensor([0.5, 1.0], dtype=torch.float64)
+    rho = torch.tensor(found.params["rho"][0], dtype=torch.float64)
+
+    def vols(x: np.ndarray) -> np.ndarray:
+        alpha, nu = torch.from_numpy(x)
+        return sabr_vols(k, years, alpha, one, rho, nu).numpy()
+
+    x = np.array([found.params[name][0] for name in ("alpha", "nu")])
+    steps = 1e-6 * np.eye(2)
+    jacobian = np.stack([(vols(x + step) - vols(x - step)) / 2e-6 for step in steps], axis=-1)
+    variance = np.sum((vols(x) - surface.vol) ** 2) / (5 - 2)
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    assert [found.std_error[name][0] for name in ("alpha", "nu")] == pytest.approx(errors, rel=1e-4)
+    assert found.std_error["nu"][0] > found.params["nu"][0]

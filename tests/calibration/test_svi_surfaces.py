@@ -119,5 +119,21 @@ def test_falling_quotes_and_too_few_of_them_are_said() -> None:
     result = calibrate(few, "ssvi")
     assert any("not identified: 2 quotes for 4 parameters" in warning for warning in result.warnings)
     assert np.isinf(result.std_error["rho"])
+    assert not any(np.any(flags) for flags in result.identified.values())
     with pytest.raises(DataError, match=r"`expiry` must lie in \(0, 0.5\]"):
         result.smile(0.0, 0.6)
+
+
+def test_what_is_identified_is_said_where_there_are_quotes() -> None:
+    strike, years, theta = np.array([85.0, 100.0, 120.0, 80.0, 115.0]), [0.5] * 3 + [1.0] * 2, [0.02] * 3 + [0.05] * 2
+    numbers = (torch.tensor(part, dtype=torch.float64) for part in (np.log(strike / 100.0), theta, -0.4, 0.9, 0.3))
+    vol = np.sqrt(ssvi_total_variance(*numbers).numpy() / years)
+    five = Surface(strike=strike, expiry=years, vol=vol, forward=100.0)
+    silent = Surface(strike=five.strike, expiry=five.expiry, vol=five.vol, forward=100.0, weight=0.0)
+    found = calibrate([silent, five, Surface.dax_2002()], "ssvi")
+    assert found.identified["theta"].shape == found.theta.shape
+    # no numbers, no doubts about them; five quotes for five; enough of them
+    assert all(flags.all() for flags in found.identified.values())
+    held = np.isnan(found.std_error["rho"]).tolist()
+    assert held == [True, True, False]
+    assert found.warnings[1][0] == "no standard errors: 5 quotes for 5 parameters"
