@@ -1,12 +1,22 @@
 """Deep hedging: policies trained on paths of a market, judged beside the textbook's hedges and exact answers."""
 
+from qfml.hedging.baselines import (
+    BASELINES,
+    BlackScholesDelta,
+    HedgingProblem,
+    Leland,
+    MinimumVarianceDelta,
+    ModelDelta,
+    NoHedge,
+    WhalleyWilmott,
+)
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, FixedPerTrade, Proportional, Quadratic
 from qfml.hedging.gains import Gains, gains
 from qfml.hedging.hedger import Hedger, deep_hedge
 from qfml.hedging.holding import HOLDINGS, Band, Correction, Direct
 from qfml.hedging.instruments import HEDGES, Option, Spot, VarianceSwapHedge
-from qfml.hedging.markets import MARKETS, BootstrappedReturns, ModelMarket, RecordedPaths
+from qfml.hedging.markets import MARKETS, BootstrappedReturns, HedgingMarket, ModelMarket, RecordedPaths
 from qfml.hedging.objectives import (
     OBJECTIVES,
     Entropic,
@@ -22,6 +32,7 @@ from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import POLICIES, FeedForward
 
 __all__ = [
+    "BASELINES",
     "COSTS",
     "HEDGES",
     "HOLDINGS",
@@ -29,6 +40,7 @@ __all__ = [
     "OBJECTIVES",
     "POLICIES",
     "Band",
+    "BlackScholesDelta",
     "Book",
     "BootstrappedReturns",
     "Correction",
@@ -40,9 +52,15 @@ __all__ = [
     "FixedPerTrade",
     "Gains",
     "Hedger",
+    "HedgingMarket",
+    "HedgingProblem",
     "Isoelastic",
+    "Leland",
     "MeanVariance",
+    "MinimumVarianceDelta",
+    "ModelDelta",
     "ModelMarket",
+    "NoHedge",
     "OptimizedCertaintyEquivalent",
     "Option",
     "PathSet",
@@ -53,6 +71,7 @@ __all__ = [
     "Spectral",
     "Spot",
     "VarianceSwapHedge",
+    "WhalleyWilmott",
     "deep_hedge",
     "gains",
 ]
