@@ -152,6 +152,29 @@ def _error(value: float | None, form: str = ".6g") -> str:
     return "n/a" if value is None else f"{value:{form}}"
 
 
+def _hedging(found: dict[str, Any]) -> None:
+    """Prices of policies and textbook hedges, in cash, and how they differ."""
+    cases = found["judgement"]["cases"]
+    for case in cases[:MOST_SURFACES]:
+        dial = (
+            "" if case["aversion"] is None else f"{found['judgement']['dial'].replace('_', ' ')} {case['aversion']:g}, "
+        )
+        table = rich.table.Table(title=f"on fresh paths, {dial}cost level {case['cost_level']:g}")
+        table.add_column("hedge")
+        for head in ("price", "std error", "std of P&L", "cost", "policy less it"):
+            table.add_column(head, justify="right")
+        best = case["policies"][case["best"]]
+        for hedge in (*case["policies"], *case["baselines"]):
+            own = best["against"].get(hedge["name"])
+            seed = "" if hedge["seed"] is None else f", seed {hedge['seed']}"
+            numbers = (hedge["price"]["value"], hedge["price"]["std_error"], hedge["std"], hedge["cost"]["value"])
+            less = "" if own is None else f"{own['difference']:.3g} ± {1.96 * own['std_error']:.2g}"
+            table.add_row(hedge["name"].replace("_", " ") + seed, *(f"{number:.4g}" for number in numbers), less)
+        out.print(table)
+    if len(cases) > MOST_SURFACES:
+        out.print(f"{len(cases)} cases, the first {MOST_SURFACES} shown", highlight=False)
+
+
 def show_search(folder: Path) -> None:
     """The table of the best trials, what their number makes of the winner, and where the reports are."""
     found = read_metrics(folder, search=True)
@@ -201,4 +224,5 @@ SUMMARIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "walk_forward": _walk_forward,
     "surrogate": _surrogate,
     "calibration": _calibration,
+    "hedging": _hedging,
 }

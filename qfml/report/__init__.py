@@ -7,6 +7,7 @@ from pathlib import Path
 from qfml.errors import UserError
 from qfml.finished import is_search, read_metrics
 from qfml.report.calibration import write_calibration_report
+from qfml.report.hedging import write_hedging_report
 from qfml.report.surrogate import write_surrogate_report
 from qfml.report.tuning import write_tuning_report
 from qfml.report.walk_forward import write_walk_forward_report
@@ -17,6 +18,7 @@ PAGES = {
     "walk_forward": write_walk_forward_report,
     "surrogate": write_surrogate_report,
     "calibration": write_calibration_report,
+    "hedging": write_hedging_report,
 }
 
 

@@ -9,12 +9,14 @@ from qfml import config
 from qfml.errors import ConfigError
 from qfml.task.base import Say, Task, as_settings, check_name
 from qfml.task.calibration import CalibrationTask
+from qfml.task.hedging import HedgingTask
 from qfml.task.surrogate import SurrogateTask
 from qfml.task.walk_forward import WalkForwardTask
 
 __all__ = [
     "TASKS",
     "CalibrationTask",
+    "HedgingTask",
     "Say",
     "SurrogateTask",
     "Task",
@@ -24,7 +26,7 @@ __all__ = [
     "read_walk_forward",
 ]
 
-TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask, SurrogateTask, CalibrationTask)}
+TASKS: dict[str, type[Any]] = {cls.task: cls for cls in (WalkForwardTask, SurrogateTask, CalibrationTask, HedgingTask)}
 
 
 def read_task(settings: Mapping[str, Any]) -> Task:

@@ -1,0 +1,358 @@
+"""How good hedges are, on fresh paths: price, distribution of the P&L, costs, against textbook hedges, under stress.
+
+`judge` returns `metrics` (plain JSON) and `arrays`. All cash is in today's money, per book, and no premium is in a P&L.
+Hedges of one market are judged on the same paths, so that their differences have little noise.
+
+metrics:
+    objective, dial         by which the price is, and what `aversion` sets of it (None: nothing)
+    paths                   market, n_paths, seed, n_steps, horizon, spot, instruments, features
+    cases                   one for each aversion and cost level: aversion, cost_level, policies, baselines, best (place
+                            of the policy whose risk on the validation paths was least), mean_price: value, std_error
+                            of the mean over the seeds, and spread, the standard deviation between them (None of one)
+    left_out                why a textbook hedge is not among the baselines, by its kind
+    stress                  name, cases as above
+    surface                 dates in years, instruments, delta: the baseline beside the policy (None: there is none)
+
+each policy and baseline:
+    name, seed (None of a baseline), price, risk, cost: value, std_error; mean, std, quantiles ("0.01", "0.05", "0.5",
+    "0.95", "0.99"), expected_shortfall: tail, value, low, high; turnover
+    against                 of a policy, by baseline: difference of the risks (below 0: the policy is better),
+                            std_error, low, high, of paired paths
+
+arrays:
+    pnl (H, B), float32, of the first case's policies, then its baselines; surface_spot (D, bins), surface_policy,
+    surface_low, surface_high and surface_delta (D, bins, K): mean holding of the best policy by spot, the 10 and 90 %
+    quantiles, mean of the delta.
+
+Intervals are of 95 %. Standard errors are those of the influence of each path on the risk, which is what resampling the
+paths tends to when they are many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+from pricers.noise import address
+from qfml.config import OneOf, build_kind
+from qfml.errors import ConfigError, UserError
+from qfml.files import write_whole
+from qfml.hedging.baselines import Baseline
+from qfml.hedging.book import Book
+from qfml.hedging.gains import Gains, gains
+from qfml.hedging.hedger import PATHS_AT_A_TIME, Hedger
+from qfml.hedging.markets import MARKETS, HedgingMarket, RecordedPaths
+from qfml.hedging.objectives import ExpectedShortfall
+from qfml.hedging.paths import PathSet
+from qfml.hedging.surface import held_by_spot
+from qfml.hedging.textbook import Case, named, problem_of, textbook_hedges
+
+__all__ = ["Judgement", "JudgementSettings", "judge", "stressed_markets"]
+
+NORMAL_975 = 1.959963984540054
+QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+TAIL = 0.05  # of the expected shortfall that is told beside any objective
+PILOT_PATHS = 16
+DELTAS = ("model_delta", "black_scholes_delta")  # what a policy's holdings are shown beside, the first that is there
+
+Baselines = Sequence[Baseline] | None
+
+
+@dataclass(frozen=True)
+class JudgementSettings:
+    """How hedges are judged: the YAML section `judgement:`.
+
+    Args:
+        n_paths: fresh paths; of a record that is named here, None takes all.
+        seed: of the paths; whatever it is, no training has seen them.
+        market: where they come from; None takes the market of the training.
+        stress: other markets by name, as the settings that differ from those of the training; dates, instruments and
+            features must be the same, and features keep the unit of volatility of the training.
+    """
+
+    n_paths: int | None = 100_000
+    seed: int = 1
+    market: Annotated[Any, OneOf(MARKETS)] | None = None
+    stress: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.n_paths is None and not isinstance(self.market, RecordedPaths):
+            raise ConfigError("`n_paths` may be null for recorded paths only; give a number of paths")
+        if self.n_paths is not None and self.n_paths < 100:
+            raise ConfigError(f"`n_paths` must be 100 or more: 1 % of them is a quantile, got {self.n_paths}")
+
+    def fresh(self, market: HedgingMarket) -> HedgingMarket:
+        """The market of the fresh paths.
+
+        Raises:
+            ConfigError: recorded paths that were trained on.
+        """
+        if self.market is None and isinstance(market, RecordedPaths):
+            raise ConfigError(
+                "recorded paths that were trained on are not fresh: name others in `judgement.market`, such as other "
+                "`rows` of the same file"
+            )
+        return market if self.market is None else self.market
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What was found; see the module for the keys.
+
+    Attributes:
+        metrics: plain JSON.
+        arrays: numpy arrays by name.
+    """
+
+    metrics: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `judgement.json` and `judgement.safetensors`, each whole or not at all, into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        write_whole(safetensors.numpy.save(arrays), folder / "judgement.safetensors")
+        write_whole(json.dumps(self.metrics, indent=1).encode(), folder / "judgement.json")
+
+
+def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Book) -> dict[str, HedgingMarket]:
+    """The markets of `stress`: settings that are not named are those of the training.
+
+    Raises:
+        ConfigError: settings that break a rule; other dates, instruments or features than those of the training.
+    """
+    own = {each.name: getattr(market, each.name) for each in fields(market)}  # pyright: ignore[reportArgumentType]
+    found: dict[str, HedgingMarket] = {}
+    for name, changes in stress.items():
+        if not isinstance(changes, Mapping) or not changes:
+            raise ConfigError(f"`stress.{name}` must be a mapping of settings of the market that differ, got {changes}")
+        same = changes.get("kind", market.kind) == market.kind
+        settings = {"kind": market.kind, **(own if same else {}), **changes}
+        if "reference_vol" not in changes:
+            settings["reference_vol"] = market.vol  # a policy sees its features in the unit it has learned
+        try:
+            found[name] = build_kind(MARKETS, settings)
+            check_same(market, found[name], book)
+        except UserError as error:
+            raise ConfigError(f"`stress.{name}`: {error}") from None
+    return found
+
+
+def check_same(market: HedgingMarket, other: HedgingMarket, book: Book) -> None:
+    """Raise ConfigError unless the other market has the dates, instruments and features of the first."""
+    one, two = (each.paths(PILOT_PATHS, book, 0) for each in (market, other))
+    same_dates = len(one.times) == len(two.times) and bool((one.times - two.times).abs().max() < 1e-9)
+    for what, is_same, first, second in (
+        ("trading dates", same_dates, f"{one.n_steps} periods", f"{two.n_steps} periods"),
+        ("instruments", one.instrument_names == two.instrument_names, one.instrument_names, two.instrument_names),
+        ("features", one.feature_names == two.feature_names, one.feature_names, two.feature_names),
+    ):
+        if not is_same:
+            raise ConfigError(f"{what} must be those of the training, {first}, got {second}")
+
+
+def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: Baselines = None) -> Judgement:
+    """Judge policies beside textbook hedges, all on the same fresh paths.
+
+    Args:
+        hedger: trained policies.
+        settings: how many paths, and of which markets.
+        baselines: textbook hedges; None takes all that have a formula for the book.
+
+    Raises:
+        ConfigError: a market that does not go with the policies, a baseline without a formula for the book.
+        DataError: P&L that is not finite.
+
+    Example:
+        >>> import pricers as pr, qfml
+        >>> from qfml.hedging import Entropic, ModelMarket, deep_hedge
+        >>> market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=4, horizon=4 / 365)
+        >>> trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=1, batch_size=256, seed=1)
+        >>> book = Book(((1.0, pr.European(1.0, 4 / 365)),))
+        >>> hedger = deep_hedge(market, book, Entropic(10.0), trainer=trainer, n_validation=256, steps_per_epoch=9)
+        >>> case = judge(hedger, JudgementSettings(n_paths=1000)).metrics["cases"][0]
+        >>> [hedge["name"] for hedge in case["baselines"]]
+        ['none', 'black_scholes_delta']
+    """
+    settings = JudgementSettings() if settings is None else settings
+    market = settings.fresh(hedger.market)
+    stressed = stressed_markets(hedger.market, settings.stress, hedger.book)
+    cases, left_out = _hedges(hedger, baselines)
+    paths = _fresh(market, hedger.book, settings)
+    all_gains = [_gains(hedger, paths, case, hedges) for case, hedges in cases.items()]
+    surface, arrays = _surface(hedger, paths, next(iter(cases.items())))
+    metrics = {
+        "objective": hedger.loss.objective.kind,
+        "dial": hedger.loss.objective.dial,
+        "paths": {
+            "market": market.kind,
+            "n_paths": len(paths),
+            "seed": settings.seed,
+            "n_steps": paths.n_steps,
+            "horizon": float(paths.times[-1]),
+            "spot": float(paths.prices[:, 0, 0].double().mean()),
+            "instruments": list(paths.instrument_names),
+            "features": list(paths.feature_names),
+        },
+        "cases": [_judged(hedger, case, made) for case, made in zip(cases, all_gains, strict=True)],
+        "left_out": left_out,
+        "stress": [{"name": name, "cases": _under(hedger, other, settings, cases)} for name, other in stressed.items()],
+        "surface": surface,
+    }
+    pnl = torch.cat([each.pnl for each in all_gains[0].values()])
+    return Judgement(metrics, arrays | {"pnl": pnl.float().numpy()})
+
+
+def _hedges(hedger: Hedger, baselines: Baselines) -> tuple[dict[Case, dict[str, Baseline]], dict[str, str]]:
+    """The baselines of each case, and why others are left out."""
+    cases = dict.fromkeys(_case(hedger, place) for place in range(len(hedger.members)))
+    if baselines is not None:
+        return dict.fromkeys(cases, named(baselines)), {}
+    few = hedger.paths(PILOT_PATHS, 0)
+    found: dict[Case, dict[str, Baseline]] = {}
+    left_out: dict[str, str] = {}
+    for case in cases:
+        loss = hedger.loss
+        found[case], reasons = textbook_hedges(hedger.market, hedger.book, loss.objective, loss.costs, case, few)
+        left_out |= reasons
+    return found, left_out
+
+
+def _case(hedger: Hedger, place: int) -> Case:
+    member = hedger.members[place]
+    return Case(None if hedger.loss.objective.dial is None else member.aversion, member.cost_level)
+
+
+def _places(hedger: Hedger, case: Case) -> list[int]:
+    return [place for place in range(len(hedger.members)) if _case(hedger, place) == case]
+
+
+def _best(hedger: Hedger, places: Sequence[int]) -> int:
+    """The policy whose risk on the validation paths was least; fresh paths have no say in it."""
+    losses = [hedger.fits[place].best_val_loss for place in places]
+    ranked = sorted(zip((math.inf if loss is None else loss for loss in losses), places, strict=True))
+    return ranked[0][1]
+
+
+def _fresh(market: HedgingMarket, book: Book, settings: JudgementSettings) -> PathSet:
+    return market.paths(settings.n_paths, book, address(settings.seed, "judgement"))
+
+
+def _gains(hedger: Hedger, paths: PathSet, case: Case, hedges: Mapping[str, Baseline]) -> dict[str, Gains]:
+    """P&L of the policies of a case (M, B), and of each baseline (1, B), in blocks that lie in memory."""
+    problem = problem_of(hedger.market, hedger.book)
+    policies = _places(hedger, case)
+    found: dict[str, list[Gains]] = {name: [] for name in ("policies", *hedges)}
+    for start in range(0, len(paths), PATHS_AT_A_TIME):
+        part = paths.rows(slice(start, start + PATHS_AT_A_TIME))
+        holdings = {"policies": hedger.holdings(part)[policies]}
+        holdings |= {name: hedge.holdings(part, problem)[None] for name, hedge in hedges.items()}
+        for name, held in holdings.items():
+            found[name].append(gains(held, part, hedger.loss.costs, case.cost_level, hedger.loss.unwind))
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _joined(parts: Sequence[Gains]) -> Gains:
+    names = [each.name for each in fields(Gains)]
+    return Gains(*(torch.cat([getattr(part, name) for part in parts], 1) for name in names))
+
+
+def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains]) -> dict[str, Any]:
+    """All hedges of a case."""
+    objective = hedger.loss.objective
+    places = _places(hedger, case)
+    described = {name: _described(hedger, case, own) for name, own in made.items()}
+    influence = {name: objective.influence(own.pnl, _dials(case, own.pnl)) for name, own in made.items()}
+    for row, hedge in enumerate(described["policies"]):
+        hedge |= {"name": "policy", "seed": hedger.members[places[row]].seed}
+        hedge["against"] = {
+            name: _difference(hedge, described[name][0], influence["policies"][row] - influence[name][0])
+            for name in list(made)[1:]
+        }
+    baselines = [described[name][0] | {"name": name, "seed": None} for name in list(made)[1:]]
+    prices = torch.tensor([hedge["price"]["value"] for hedge in described["policies"]], dtype=torch.float64)
+    return {
+        "aversion": case.aversion,
+        "cost_level": case.cost_level,
+        "policies": described["policies"],
+        "baselines": baselines,
+        "best": places.index(_best(hedger, places)),
+        "mean_price": {
+            "value": float(prices.mean()),
+            "std_error": _std_error(influence["policies"].mean(0)),
+            "spread": float(prices.std()) if len(prices) > 1 else None,
+        },
+    }
+
+
+def _described(hedger: Hedger, case: Case, made: Gains) -> list[dict[str, Any]]:
+    """Price and distribution of each member's P&L."""
+    objective, dials, pnl = hedger.loss.objective, _dials(case, made.pnl), made.pnl.double()
+    price = objective.price(pnl, aversion=dials)
+    risk, risk_error = objective.risk(pnl, dials), objective.std_error(pnl, dials)
+    shortfall = ExpectedShortfall(TAIL)
+    tail, tail_error = shortfall.risk(pnl), shortfall.std_error(pnl)
+    quantiles = [np.quantile(row.numpy(), QUANTILES) for row in pnl]
+    return [
+        {
+            "price": {"value": float(price.value[row]), "std_error": float(price.std_error[row])},
+            "risk": {"value": float(risk[row]), "std_error": float(risk_error[row])},
+            "mean": float(pnl[row].mean()),
+            "std": float(pnl[row].std()),
+            "quantiles": {str(level): float(value) for level, value in zip(QUANTILES, quantiles[row], strict=True)},
+            "expected_shortfall": {"tail": TAIL, "value": float(tail[row]), **_interval(tail[row], tail_error[row])},
+            "cost": {"value": float(made.cost[row].double().mean()), "std_error": _std_error(made.cost[row].double())},
+            "turnover": float(made.turnover[row].double().mean()),
+        }
+        for row in range(len(pnl))
+    ]
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any], influence: Tensor) -> dict[str, float]:
+    """Risk of one hedge less that of another, on the same paths."""
+    value, error = one["risk"]["value"] - other["risk"]["value"], _std_error(influence)
+    return {"difference": value, "std_error": error, **_interval(value, error)}
+
+
+def _dials(case: Case, pnl: Tensor) -> Tensor | None:
+    return None if case.aversion is None else torch.full((len(pnl),), case.aversion, dtype=torch.float64)
+
+
+def _std_error(influence: Tensor) -> float:
+    return float(influence.std() / len(influence) ** 0.5)
+
+
+def _interval(value: Any, error: Any) -> dict[str, float]:
+    return {"low": float(value - NORMAL_975 * error), "high": float(value + NORMAL_975 * error)}
+
+
+def _under(
+    hedger: Hedger, market: HedgingMarket, settings: JudgementSettings, cases: Mapping[Case, Mapping[str, Baseline]]
+) -> list[dict[str, Any]]:
+    """The same hedges on another market; textbook hedges still believe in that of the training."""
+    paths = _fresh(market, hedger.book, settings)
+    return [_judged(hedger, case, _gains(hedger, paths, case, hedges)) for case, hedges in cases.items()]
+
+
+def _surface(
+    hedger: Hedger, paths: PathSet, first: tuple[Case, Mapping[str, Baseline]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the best policy of the first case holds at some dates, by spot, beside a delta."""
+    case, hedges = first
+    name = next((name for name in DELTAS if name in hedges), None)
+    few = paths.rows(slice(0, 4 * PATHS_AT_A_TIME))
+    held = hedger.holdings(few)[_best(hedger, _places(hedger, case))]
+    delta = None if name is None else hedges[name].holdings(few, problem_of(hedger.market, hedger.book))
+    dates, arrays = held_by_spot(few, held, delta)
+    told = {"dates": few.times[dates].tolist(), "instruments": list(few.instrument_names), "delta": name}
+    return told, arrays

@@ -1,0 +1,181 @@
+"""A finished hedging run as its page reads it: the figures, in basis points of the spot, and what things are called."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from qfml.errors import UserError
+from qfml.report import formats
+from qfml.report.folder import read_text
+
+__all__ = ["HedgingRun", "hedging_arrays", "hedging_log", "label_of"]
+
+BPS = 1e4
+ARRAYS = ("pnl", "surface_spot", "surface_policy", "surface_low", "surface_high")
+LABELS = {
+    "policy": "Policy",
+    "none": "No hedge",
+    "black_scholes_delta": "Black-Scholes delta",
+    "model_delta": "Model delta",
+    "minimum_variance_delta": "Minimum-variance delta",
+    "whalley_wilmott": "Whalley-Wilmott band",
+    "leland": "Leland delta",
+}
+
+
+@dataclass(frozen=True)
+class HedgingRun:
+    """What the page is made of.
+
+    Args:
+        config: its settings, as they stand in `config.yaml`.
+        metrics: `metrics.json`.
+        arrays: `judgement.safetensors`.
+        log: `log.jsonl`, a mapping for each member and epoch.
+    """
+
+    config: str
+    metrics: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    log: list[dict[str, Any]]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the judgement has found."""
+        return self.metrics["judgement"]
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        """One for each aversion and cost level; the first is that of the headline."""
+        return self.found["cases"]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The policy of the first case that was best on the validation paths."""
+        return self.cases[0]["policies"][self.cases[0]["best"]]
+
+    @property
+    def rival(self) -> dict[str, Any] | None:
+        """The textbook hedge of the first case with the least risk; None where there is none."""
+        return min(self.cases[0]["baselines"], key=lambda hedge: hedge["risk"]["value"], default=None)
+
+    @property
+    def spot(self) -> float:
+        """Today's price of the first instrument."""
+        return self.found["paths"]["spot"]
+
+    @property
+    def unit(self) -> str:
+        """Of cash."""
+        return f"bps of {self.found['paths']['instruments'][0]}"
+
+    @property
+    def of_cash(self) -> bool:
+        """Whether the risk is an amount of cash; the quadratic one is its square."""
+        return self.found["objective"] != "quadratic"
+
+    @property
+    def risk_unit(self) -> str:
+        """Of the risk."""
+        return "bps" if self.of_cash else "cash squared"
+
+    @property
+    def book(self) -> str:
+        """What is owed, in words."""
+        return "; ".join(f"{one['quantity']:g} {formats.TIMES} {_contract(one)}" for one in self.metrics["book"])
+
+    @property
+    def instruments(self) -> str:
+        """What is traded."""
+        return ", ".join(self.found["paths"]["instruments"])
+
+    @property
+    def aim(self) -> str:
+        """What is minimised, and at what setting."""
+        objective = self.metrics["training"]["objective"]
+        kind = objective["kind"].replace("_", " ")
+        words = {"entropic": "the entropic risk", "oce": "an optimized certainty equivalent"}.get(kind, f"the {kind}")
+        dial, aversion = self.found["dial"], self.cases[0]["aversion"]
+        return words if dial is None else f"{words} with {dial.replace('_', ' ')} {aversion:g}"
+
+    @property
+    def varies(self) -> str:
+        """What the cases differ in first."""
+        aversions = {case["aversion"] for case in self.cases}
+        return (self.found["dial"] or "aversion").replace("_", " ") if len(aversions) > 1 else "cost level"
+
+    def name_of(self, case: dict[str, Any]) -> str:
+        """The case in words."""
+        parts = [] if case["aversion"] is None else [f"{self.found['dial'].replace('_', ' ')} {case['aversion']:g}"]
+        if len({each["cost_level"] for each in self.cases}) > 1 or not parts:
+            parts.append(f"cost level {case['cost_level']:g}")
+        return ", ".join(parts)
+
+    def cash(self, value: Any, digits: int = 4) -> str:
+        """An amount in basis points of the spot."""
+        return formats.significant(BPS * value / self.spot, digits) if isinstance(value, float) else formats.MISSING
+
+    def risk(self, value: Any, digits: int = 3) -> str:
+        """A difference of risks in its unit."""
+        return self.cash(value, digits) if self.of_cash else formats.significant(value, digits)
+
+
+def label_of(name: str, inside: bool = False) -> str:
+    """What a hedge is called; `inside` a sentence. The second of a kind keeps its number.
+
+    >>> label_of("leland"), label_of("black_scholes_delta_2"), label_of("none", inside=True)
+    ('Leland delta', 'Black-Scholes delta 2', 'no hedge')
+    """
+    head, _, tail = name.rpartition("_")
+    label = f"{LABELS[head]} {tail}" if tail.isdecimal() and head in LABELS else LABELS.get(name, name)
+    proper = label.startswith(("Black", "Whalley", "Leland"))
+    return label if proper or not inside else label[0].lower() + label[1:]
+
+
+def _contract(position: dict[str, Any]) -> str:
+    contract = position["instrument"]
+    words = [
+        formats.model_name(contract["kind"]),
+        *([contract["option"]] if isinstance(contract.get("option"), str) else []),
+    ]
+    told = [
+        f"{name} {formats.significant(float(contract[name]), 3)}{unit}"
+        for name, unit in (("strike", ""), ("barrier", ""), ("expiry", " years"))
+        if isinstance(contract.get(name), (int, float))
+    ]
+    return " ".join(words) + (f" ({', '.join(told)})" if told else "")
+
+
+def hedging_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """`judgement.safetensors` of a run; UserError says what is wrong with it."""
+    path = folder / "judgement.safetensors"
+    if not path.is_file():
+        raise UserError(f"the run folder {folder} has no `{path.name}`: run it again")
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run it again") from None
+    missing = [f"`{name}`" for name in ARRAYS if name not in arrays]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it was written by another version: run it again")
+    return arrays
+
+
+def hedging_log(folder: Path) -> list[dict[str, Any]]:
+    """`log.jsonl` of a run; UserError names the line that is damaged."""
+    path = folder / "log.jsonl"
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows.append({name: row[name] for name in ("member", "seed", "epoch", "val_loss")})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged in line {number} ({error}); run it again") from None
+    return rows

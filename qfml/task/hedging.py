@@ -1,0 +1,229 @@
+"""The task `hedging`: policies that hedge a book, trained on fresh paths and judged beside textbook hedges."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from qfml import config
+from qfml.config import OneOf, Section
+from qfml.engine import Callback, Trainer
+from qfml.engine.provenance import provenance
+from qfml.errors import ConfigError, UserError
+from qfml.files import replace_text
+from qfml.hedging.baselines import BASELINES
+from qfml.hedging.book import Book
+from qfml.hedging.costs import COSTS, check_costs
+from qfml.hedging.hedger import Hedger, deep_hedge
+from qfml.hedging.judgement import JudgementSettings, check_same, judge, stressed_markets
+from qfml.hedging.markets import MARKETS
+from qfml.hedging.objectives import OBJECTIVES
+from qfml.hedging.paths import PathSet
+from qfml.hedging.policies import POLICIES, FeedForward
+from qfml.hedging.saved import save_hedger
+from qfml.hedging.textbook import problem_of
+from qfml.task.base import Say, as_settings, check_device, plain, write_metrics
+from qfml.task.begun import claimed
+
+MODEL = "model"  # folder of the trained policies in that of the run
+PILOT_PATHS = 16  # on which everything is tried before the training begins
+JUDGED_ONLY = ("baselines", "judgement", "name")  # what no training depends on
+
+
+@dataclass(frozen=True)
+class HedgingTask:
+    """Deep hedging: the root of a config with `task: hedging`.
+
+    Args:
+        market: where the paths come from: one of `MARKETS`.
+        book: what is owed: `positions`, each with `quantity` and `instrument`.
+        objective: one of `OBJECTIVES`, which the training minimises and the price is by.
+        trainer: `batch_size` is the number of paths of a step, a multiple of 16.
+        costs: of trading, added up; see `COSTS`.
+        unwind: whether the holdings are sold at the horizon, at a cost.
+        policy: the architecture: one of `POLICIES`.
+        seeds: of initial networks.
+        aversions: in place of the objective's own; every seed is trained at each of them, all as one stack.
+        cost_levels: factors of all costs, likewise.
+        exact: take the objective of each batch as a sample, in place of its additive form with a learned level.
+        steps_per_epoch: steps between two validations.
+        n_validation: paths on which the best epoch is chosen.
+        baselines: textbook hedges beside the policies; None takes all that have a formula for the book.
+        judgement: fresh paths, and other markets as a stress.
+        name: names the run folder.
+    """
+
+    task: ClassVar[str] = "hedging"
+    market: Annotated[Any, OneOf(MARKETS)]
+    book: Annotated[Book, Section(Book)]
+    objective: Annotated[Any, OneOf(OBJECTIVES)]
+    trainer: Annotated[Trainer, Section(Trainer)]
+    costs: tuple[Annotated[Any, OneOf(COSTS)], ...] = ()
+    unwind: bool = False
+    policy: Annotated[Any, OneOf(POLICIES)] = FeedForward()  # noqa: RUF009  (frozen)
+    seeds: tuple[int, ...] = (0,)
+    aversions: tuple[float, ...] | None = None
+    cost_levels: tuple[float, ...] = (1.0,)
+    exact: bool = False
+    steps_per_epoch: int = 100
+    n_validation: int = 2**14
+    baselines: tuple[Annotated[Any, OneOf(BASELINES)], ...] | None = None
+    judgement: Annotated[JudgementSettings, Section(JudgementSettings)] = JudgementSettings()  # noqa: RUF009  (frozen)
+    name: str = "hedging"
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        paths = self.market.paths(PILOT_PATHS, self.book, 0)
+        check_costs(self.costs, paths.n_instruments, self.cost_levels)
+        try:
+            replace(self.policy, feature_names=paths.feature_names, n_instruments=paths.n_instruments)
+        except ConfigError as error:
+            raise ConfigError(f"`policy`: {error}") from None
+        self._check_judgement(paths)
+
+    def _check_numbers(self) -> None:
+        for name, given in (("seeds", self.seeds), ("aversions", self.aversions), ("cost_levels", self.cost_levels)):
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise ConfigError(f"`{name}` must hold different numbers, at least one, got {list(given)}")
+        if bad := [level for level in self.cost_levels if not 0 <= level < math.inf]:
+            raise ConfigError(f"`cost_levels` must be 0 or more and finite, got {bad[0]}")
+        if self.aversions is not None and self.objective.dial is None:
+            raise ConfigError(f"`aversions`: the objective `{self.objective.kind}` has none; leave them out")
+        for aversion in self.aversions or ():
+            self.objective.check_dial(aversion)
+        for name, least in (("steps_per_epoch", 1), ("n_validation", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
+        size = self.trainer.batch_size
+        if size is None or size % 16:
+            raise ConfigError(f"`trainer.batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+
+    def _check_judgement(self, paths: PathSet) -> None:
+        """Refuse what would fail only after the training."""
+        try:
+            fresh = self.judgement.fresh(self.market)
+            if fresh is not self.market:
+                check_same(self.market, fresh, self.book)
+            stressed_markets(self.market, self.judgement.stress, self.book)
+        except UserError as error:
+            raise ConfigError(f"`judgement`: {error}") from None
+        problem = problem_of(self.market, self.book)
+        for hedge in self.baselines or ():
+            try:
+                hedge.holdings(paths, problem)
+            except UserError as error:
+                raise ConfigError(f"`baselines`: {hedge.kind}: {error}") from None
+
+    def execute(self, folder: Path, *, resume: bool, callbacks: Sequence[Callback], say: Say) -> None:
+        """Train, judge, and write everything but the report into `folder`."""
+        begin = time.perf_counter()
+        check_device(self.trainer.device)
+        resumed = self._claim(folder)
+        hedger = self._trained(folder, resume, callbacks)
+        seconds = {"training": time.perf_counter() - begin}
+        say(f"trained {len(hedger.members)} policies of {hedger.fits[0].parameters.numel():,} parameters")
+        start = time.perf_counter()
+        judgement = judge(hedger, self.judgement, self.baselines)
+        seconds |= {"judgement": time.perf_counter() - start, "total": time.perf_counter() - begin}
+        if resumed:  # what was done before the kill has left no time
+            seconds = {name if name == "judgement" else f"{name}_since_resume": s for name, s in seconds.items()}
+        judgement.save(folder)
+        _write_log(hedger, folder)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        save_hedger(hedger, folder / MODEL)
+        write_metrics(folder, self._metrics(hedger, judgement.metrics, seconds))
+
+    def _claim(self, folder: Path) -> bool:
+        """Note what is trained; whether it was noted before. ConfigError: it was changed since."""
+        settings = {name: value for name, value in as_settings(self).items() if name not in JUDGED_ONLY}
+        try:
+            return claimed(folder, {"training": config.config_hash(settings)})
+        except ConfigError:
+            raise ConfigError(
+                f"market, book, objective, costs, policy or training were changed in {folder / 'config.yaml'} since "
+                "the policies there were begun: restore it, or start a new run"
+            ) from None
+
+    def _trained(self, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> Hedger:
+        return deep_hedge(
+            self.market,
+            self.book,
+            self.objective,
+            costs=self.costs,
+            unwind=self.unwind,
+            policy=self.policy,
+            trainer=self.trainer,
+            steps_per_epoch=self.steps_per_epoch,
+            n_validation=self.n_validation,
+            seeds=self.seeds,
+            aversions=(None,) if self.aversions is None else self.aversions,
+            cost_levels=self.cost_levels,
+            exact=self.exact,
+            callbacks=callbacks,
+            checkpoint_dir=folder / "checkpoints",
+            resume=resume,
+        )
+
+    def _metrics(self, hedger: Hedger, judged: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+        settings = as_settings(self)
+        config_hash = config.config_hash(settings)
+        data_hash = config.config_hash([settings["market"], settings["book"], self.trainer.batch_size])
+        made = provenance(
+            seeds=[*self.seeds, self.trainer.seed, self.judgement.seed],
+            data_hash=data_hash,
+            config_hash=config_hash,
+            threads=torch.get_num_threads(),
+        )
+        return {
+            "task": self.task,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "book": settings["book"]["positions"],
+            "training": {
+                "policy": config.to_dict(hedger.policy),
+                "objective": settings["objective"],
+                "costs": settings["costs"],
+                "unwind": self.unwind,
+                "n_parameters": hedger.fits[0].parameters.numel(),
+                "paths_per_step": self.trainer.batch_size,
+                "steps_per_epoch": self.steps_per_epoch,
+                "n_validation": self.n_validation,
+                "members": [
+                    {
+                        "seed": member.seed,
+                        "aversion": None if hedger.aversions is None else member.aversion,
+                        "cost_level": member.cost_level,
+                        "status": fit.status,
+                        "n_epochs": fit.n_epochs,
+                        "best_epoch": fit.best_epoch,
+                        "validation_risk": fit.best_val_loss,
+                    }
+                    for member, fit in zip(hedger.members, hedger.fits, strict=True)
+                ],
+            },
+            "judgement": judged,
+            "data_hash": data_hash,
+            "config_hash": config_hash,
+            "versions": made["versions"],
+            "provenance": made,
+            "seconds": seconds,
+        }
+
+
+def _write_log(hedger: Hedger, folder: Path) -> None:
+    """`log.jsonl`: a line for each member and epoch."""
+    lines = [
+        json.dumps(plain({"member": place, "seed": member.seed, "cost_level": member.cost_level, **row}))
+        for place, (member, fit) in enumerate(zip(hedger.members, hedger.fits, strict=True))
+        for row in fit.history
+    ]
+    replace_text(folder / "log.jsonl", "".join(f"{line}\n" for line in lines))
