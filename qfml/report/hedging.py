@@ -90,7 +90,7 @@ def _headline(run: HedgingRun) -> Html:
     ]
     told = f"Owed: {run.book}. Hedged with {run.instruments} on {run.found['paths']['n_steps']} dates, for {run.aim}."
     if rival is not None:
-        told += f" The best textbook hedge is {label_of(rival['name'], inside=True)}."
+        told += f" The best textbook hedge: {label_of(rival['name'], inside=True)}."
     parts = [el("p", "Deep hedge", class_="eyebrow"), el("h1", title), el("p", told, class_="lead")]
     if len(run.cases) > 1:
         parts.append(el("p", f"The figures here are those at {run.name_of(run.cases[0])}.", class_="muted"))
@@ -200,8 +200,8 @@ def _holdings(run: HedgingRun, charts: Charts) -> Section:
     for column, instrument in enumerate(surface["instruments"]):
         for row, date in enumerate(surface["dates"]):
             key = f"holdings-{column}-{row}"
-            title = f"{formats.significant(365 * date, 3)} days"
-            title = title if len(surface["instruments"]) == 1 else f"{instrument}, {title}"
+            title = f"After {365 * date:.3g} days"
+            title = title if len(surface["instruments"]) == 1 else f"{instrument}: {title.lower()}"
             places.append(charts.place(key, holdings_figure(run, row, column), title))
     beside = "" if surface["delta"] is None else f", beside the {label_of(surface['delta'], inside=True)}"
     intro = (

@@ -23,14 +23,16 @@ def color_of(run: HedgingRun, name: str) -> str:
     """The colour of a hedge, the same in every chart."""
     if name in ("policy", "none"):
         return POLICY if name == "policy" else NOTHING
-    names = [hedge["name"] for hedge in run.cases[0]["baselines"] if hedge["name"] != "none"]
+    every = (hedge["name"] for case in run.cases for hedge in case["baselines"])  # without costs there are fewer
+    names = [each for each in dict.fromkeys(every) if each != "none"]
     return OTHERS[names.index(name) % len(OTHERS)]
 
 
 def pnl_figure(run: HedgingRun) -> Figure:
     """Histograms of the P&L of the policy and of the best textbook hedges, after the policy's price."""
     case = run.cases[0]
-    baselines = sorted(case["baselines"], key=lambda hedge: hedge["risk"]["value"])[:N_RIVALS]
+    hedged = [hedge for hedge in case["baselines"] if hedge["name"] != "none"] or case["baselines"]
+    baselines = sorted(hedged, key=lambda hedge: hedge["risk"]["value"])[:N_RIVALS]
     names = [hedge["name"] for hedge in case["baselines"]]
     rows = [len(case["policies"]) + names.index(hedge["name"]) for hedge in baselines]
     rows = [case["best"], *rows]
@@ -73,7 +75,10 @@ def curve_figure(run: HedgingRun) -> Figure | None:
         means = [case["mean_price"] for case in cases]
         prices = [mean["value"] for mean in means]
         errors = [BPS * 2 * mean["std_error"] / run.spot for mean in means]
-        traces.append(_priced(run, cases, key, prices, "policy", suffix) | {"error_y": {"array": errors, "width": 3}})
+        traces.append(
+            _priced(run, cases, key, prices, "policy", suffix)
+            | {"error_y": {"type": "data", "array": errors, "width": 3, "visible": True}}
+        )
         for name in dict.fromkeys(hedge["name"] for case in cases for hedge in case["baselines"]):
             if name == "none" or suffix:  # no hedge is off the scale; several cost levels show their policies alone
                 continue

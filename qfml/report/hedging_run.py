@@ -89,7 +89,9 @@ class HedgingRun:
     @property
     def book(self) -> str:
         """What is owed, in words."""
-        return "; ".join(f"{one['quantity']:g} {formats.TIMES} {_contract(one)}" for one in self.metrics["book"])
+        quantities = (f"{one['quantity']:g}".replace("-", formats.MINUS) for one in self.metrics["book"])
+        pairs = zip(quantities, self.metrics["book"])
+        return "; ".join(f"{quantity} {formats.TIMES} {_contract(one)}" for quantity, one in pairs)
 
     @property
     def instruments(self) -> str:
@@ -146,7 +148,7 @@ def _contract(position: dict[str, Any]) -> str:
         *([contract["option"]] if isinstance(contract.get("option"), str) else []),
     ]
     told = [
-        f"{name} {formats.significant(float(contract[name]), 3)}{unit}"
+        f"{name} {contract[name]:.4g}{unit}"
         for name, unit in (("strike", ""), ("barrier", ""), ("expiry", " years"))
         if isinstance(contract.get(name), (int, float))
     ]

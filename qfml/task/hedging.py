@@ -200,14 +200,13 @@ class HedgingTask:
                 "members": [
                     {
                         "seed": member.seed,
-                        "aversion": None if hedger.aversions is None else member.aversion,
-                        "cost_level": member.cost_level,
+                        **_numbers(hedger, place),
                         "status": fit.status,
                         "n_epochs": fit.n_epochs,
                         "best_epoch": fit.best_epoch,
                         "validation_risk": fit.best_val_loss,
                     }
-                    for member, fit in zip(hedger.members, hedger.fits, strict=True)
+                    for place, (member, fit) in enumerate(zip(hedger.members, hedger.fits, strict=True))
                 ],
             },
             "judgement": judged,
@@ -219,10 +218,16 @@ class HedgingTask:
         }
 
 
+def _numbers(hedger: Hedger, place: int) -> dict[str, float | None]:
+    """What the members differ in beside the seed."""
+    member = hedger.members[place]
+    return {"aversion": None if hedger.aversions is None else member.aversion, "cost_level": member.cost_level}
+
+
 def _write_log(hedger: Hedger, folder: Path) -> None:
     """`log.jsonl`: a line for each member and epoch."""
     lines = [
-        json.dumps(plain({"member": place, "seed": member.seed, "cost_level": member.cost_level, **row}))
+        json.dumps(plain({"member": place, "seed": member.seed, **_numbers(hedger, place), **row}))
         for place, (member, fit) in enumerate(zip(hedger.members, hedger.fits, strict=True))
         for row in fit.history
     ]
