@@ -128,6 +128,25 @@ def test_the_page_holds_all_its_parts(small):
     assert qfml("report", "run", cwd=small).code == 0
 
 
+def test_names_from_a_file_are_text_in_charts_too(small, tmp_path):
+    """Plotly reads titles as markup: what a column or a stress is called must not become a link."""
+    import shutil
+
+    from qfml.report import write_report
+
+    shutil.copytree(small / "run", tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    found = json.loads(path.read_text())
+    found["judgement"]["paths"]["instruments"] = found["judgement"]["surface"]["instruments"] = ["<a href='x'>spot</a>"]
+    found["judgement"]["stress"][0]["name"] = "<b>wild</b>"
+    path.write_text(json.dumps(found))
+    page = write_report(tmp_path / "run").read_text()
+    figures = page.split('id="figures">')[1].split("</script>")[0]
+    assert "href" not in json.dumps(json.loads(figures)).replace("&lt;a href", "")
+    assert "<b>wild</b>" not in page
+    assert "<a href='x'>" not in page
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(small, number, tmp_path):
     write(tmp_path)

@@ -16,6 +16,7 @@ from qfml.hedging.gains import Gains, gains
 from qfml.hedging.hedger import Hedger, deep_hedge
 from qfml.hedging.holding import HOLDINGS, Band, Correction, Direct
 from qfml.hedging.instruments import HEDGES, Option, Spot, VarianceSwapHedge
+from qfml.hedging.judgement import Judgement, JudgementSettings, judge
 from qfml.hedging.markets import MARKETS, BootstrappedReturns, HedgingMarket, ModelMarket, RecordedPaths
 from qfml.hedging.objectives import (
     OBJECTIVES,
@@ -30,6 +31,7 @@ from qfml.hedging.objectives import (
 )
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import POLICIES, FeedForward
+from qfml.hedging.saved import load_hedger, save_hedger
 
 __all__ = [
     "BASELINES",
@@ -55,6 +57,8 @@ __all__ = [
     "HedgingMarket",
     "HedgingProblem",
     "Isoelastic",
+    "Judgement",
+    "JudgementSettings",
     "Leland",
     "MeanVariance",
     "MinimumVarianceDelta",
@@ -74,4 +78,7 @@ __all__ = [
     "WhalleyWilmott",
     "deep_hedge",
     "gains",
+    "judge",
+    "load_hedger",
+    "save_hedger",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def color_of(run: HedgingRun, name: str) -> str:
     every = (hedge["name"] for case in run.cases for hedge in case["baselines"])  # without costs there are fewer
     names = [each for each in dict.fromkeys(every) if each != "none"]
     return OTHERS[names.index(name) % len(OTHERS)]
+
+
+def unit(run: HedgingRun) -> str:
+    """Of cash, in a chart, whose texts are markup: an instrument of a file may be called anything."""
+    return html.escape(run.unit)
 
 
 def pnl_figure(run: HedgingRun) -> Figure:
@@ -55,7 +61,7 @@ def pnl_figure(run: HedgingRun) -> Figure:
             trace |= {"fill": "tozeroy", "fillcolor": "rgba(11,79,138,0.14)"}
         traces.append(trace)
     layout = {
-        "xaxis": {"title": {"text": f"P&L with the premium, {run.unit}"}},
+        "xaxis": {"title": {"text": f"P&L with the premium, {unit(run)}"}},
         "yaxis": {"title": {"text": "share of paths"}, "tickformat": ".0%", "rangemode": "tozero"},
         "margin": {"l": 56, "r": 8, "t": 8, "b": 48},
     }
@@ -89,7 +95,7 @@ def curve_figure(run: HedgingRun) -> Figure | None:
             "type": "log" if min(case[key] for case in run.cases) > 0 else "linear",
             "title": {"text": run.varies},
         },
-        "yaxis": {"title": {"text": f"price, {run.unit}"}},
+        "yaxis": {"title": {"text": f"price, {unit(run)}"}},
         "margin": {"l": 56, "r": 8, "t": 8, "b": 48},
     }
     return {"data": traces, "layout": layout, "height": 380}
@@ -135,7 +141,10 @@ def holdings_figure(run: HedgingRun, row: int, column: int) -> Figure:
         style = {"color": color_of(run, delta), "dash": "dash", "width": 1.6}
         traces.append(line(label_of(delta), "surface_delta", line=style))
     layout = {
-        "xaxis": {"title": {"text": f"{run.found['paths']['instruments'][0]}, in today's money"}, "nticks": 6},
+        "xaxis": {
+            "title": {"text": f"{html.escape(run.found['paths']['instruments'][0])}, in today's money"},
+            "nticks": 6,
+        },
         "yaxis": {"title": {"text": "units held"}},
         "margin": {"l": 50, "r": 8, "t": 8, "b": 44},
     }
@@ -161,10 +170,10 @@ def training_figure(run: HedgingRun) -> Figure:
                 "hovertemplate": f"epoch %{{x}}: %{{y:.2f}}<extra>{told}</extra>",
             }
         )
-    unit = run.unit if run.of_cash else run.risk_unit
+    told = unit(run) if run.of_cash else run.risk_unit
     layout = {
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": {"title": {"text": f"risk, {unit}"}},
+        "yaxis": {"title": {"text": f"risk, {told}"}},
         "margin": {"l": 56, "r": 8, "t": 8, "b": 44},
         "showlegend": len(members) > 1,
     }
