@@ -239,6 +239,15 @@ def test_stress_keeps_the_unit_of_the_features(small):
     np.testing.assert_allclose(wild.features[:, -1, 0].double().numpy(), expected.numpy(), atol=1e-4)
 
 
+def test_a_market_of_the_judgement_keeps_the_unit_of_the_features(small):
+    """Paths of another vol are not seen in their own: their spread is nothing that was known on the first date."""
+    hedger = load_hedger(small / "run")
+    wild = ModelMarket(pr.BlackScholes(0.5), pr.Market(1.0), n_steps=4, horizon=4 * DAY)
+    fresh = JudgementSettings(market=wild).fresh(hedger.market)
+    assert math.isclose(fresh.vol, 0.2, rel_tol=1e-12)
+    assert JudgementSettings().fresh(hedger.market) is hedger.market
+
+
 def test_textbook_hedges_of_a_cost_level_have_its_cost(small):
     """Leland's vol and the band's width follow the cost level of the case."""
     hedger = load_hedger(small / "run")

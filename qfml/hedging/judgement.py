@@ -33,7 +33,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +91,7 @@ class JudgementSettings:
             raise ConfigError(f"`n_paths` must be 100 or more: 1 % of them is a quantile, got {self.n_paths}")
 
     def fresh(self, market: HedgingMarket) -> HedgingMarket:
-        """The market of the fresh paths.
+        """The market of the fresh paths, with features in the unit of volatility of the training.
 
         Raises:
             ConfigError: recorded paths that were trained on.
@@ -101,7 +101,10 @@ class JudgementSettings:
                 "recorded paths that were trained on are not fresh: name others in `judgement.market`, such as other "
                 "`rows` of the same file"
             )
-        return market if self.market is None else self.market
+        if self.market is None:
+            return market
+        given: Any = self.market  # whose features have the unit that the policies have learned, unless it says so
+        return given if given.reference_vol is not None else replace(given, reference_vol=market.vol)
 
 
 @dataclass(frozen=True, eq=False)
