@@ -13,8 +13,8 @@ if os.environ.get("JAXTYPING_DISABLE", "0").lower() in ("0", "", "false"):
     # Must come before the first import of the library. Tests of torch.compile run with JAXTYPING_DISABLE=1.
     # Functions within functions are left as they are: each call of the outer one would make and compile the check anew.
     check = jaxtyping.jaxtyped
-    jaxtyping.jaxtyped = lambda **options: lambda made: (
-        made if "<locals>" in made.__qualname__ else check(made, **options)
+    jaxtyping.jaxtyped = lambda **options: (
+        lambda made: made if "<locals>" in made.__qualname__ else check(made, **options)
     )
     jaxtyping.install_import_hook(
         ["qfml", "pricers"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

@@ -20,7 +20,11 @@ class HedgingMarket(Protocol):
     """A source of paths to trade on: a frozen dataclass with a `kind`."""
 
     kind: ClassVar[str]
-    information: tuple[str, ...]
+
+    @property
+    def information(self) -> tuple[str, ...]:
+        """What a policy sees, by name."""
+        ...
 
     @property
     def vol(self) -> float:

@@ -85,5 +85,5 @@ class PathSet:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PathSet:
         """The same paths elsewhere, in another precision; the dates stay in double precision."""
-        parts = (part.to(device, dtype) for part in (self.prices, self.liability, self.features))
-        return PathSet(self.times, *parts, self.instrument_names, self.feature_names)
+        prices, liability, features = (part.to(device, dtype) for part in (self.prices, self.liability, self.features))
+        return PathSet(self.times, prices, liability, features, self.instrument_names, self.feature_names)

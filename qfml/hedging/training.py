@@ -60,20 +60,20 @@ class PathMember(Member):
 
     @property
     def labels(self) -> list[float]:
-        """Its four numbers among the labels."""
-        assert self.aversion is not None
-        return [self.aversion, self.cost_level, self.centre, self.scale]
+        """Its four numbers among the labels; an aversion that the objective has not stands for nothing."""
+        return [1.0 if self.aversion is None else self.aversion, self.cost_level, self.centre, self.scale]
 
     def checked(self, objective: Objective) -> PathMember:
         """The member with the aversion of the objective where it has none of its own."""
-        own = 1.0 if objective.dial is None else getattr(objective, objective.dial)
-        if self.aversion is None:
-            return replace(self, aversion=own)
         if objective.dial is None:
-            raise ConfigError(
-                f"the objective `{objective.kind}` has no aversion that could differ between members, got "
-                f"`aversion` {self.aversion}: leave it out"
-            )
+            if self.aversion is not None:
+                raise ConfigError(
+                    f"the objective `{objective.kind}` has no aversion that could differ between members, got "
+                    f"`aversion` {self.aversion}: leave it out"
+                )
+            return self
+        if self.aversion is None:
+            return replace(self, aversion=getattr(objective, objective.dial))
         objective.check_dial(self.aversion)
         return self
 

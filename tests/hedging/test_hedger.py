@@ -1,0 +1,104 @@
+"""`deep_hedge` and `Hedger`: every objective trains, live steps are those of the batch, wrong questions are refused."""
+
+import pytest
+import torch
+
+import pricers as pr
+import qfml
+from qfml.errors import ConfigError, DataError
+from qfml.hedging import OBJECTIVES, Book, FeedForward, ModelMarket, Option, Proportional, Spot, deep_hedge
+from qfml.hedging.gains import gains
+
+N_STEPS, HORIZON = 4, 4 / 365
+BOOK = Book(((1.0, pr.European(1.0, HORIZON)),))
+SETTINGS = {
+    "entropic": {"risk_aversion": 10.0},
+    "exponential_utility": {"risk_aversion": 10.0},
+    "expected_shortfall": {"tail": 0.5},
+    "spectral": {"tails": (0.25, 1.0), "weights": (0.5, 0.5)},
+    "mean_variance": {"risk_aversion": 10.0},
+    "quadratic": {},
+    "quadratic_shortfall": {"scale": 10.0},
+    "oce": {"loss_name": "quadratic", "risk_aversion": 10.0},
+    "isoelastic": {"wealth": 5.0, "risk_aversion": 2.0},
+}
+
+
+def market(**changes):
+    return ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=N_STEPS, horizon=HORIZON, **changes)
+
+
+def hedged(objective, **changes):
+    trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=2, batch_size=256, seed=1)
+    settings = {"costs": (Proportional(1e-3),), "policy": FeedForward(hidden=(8, 8)), "trainer": trainer}
+    settings |= {"steps_per_epoch": 20, "n_validation": 256}
+    return deep_hedge(changes.pop("market", market()), BOOK, objective, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def hedger():
+    return hedged(OBJECTIVES["entropic"](10.0), seeds=(0, 1), aversions=(5.0, 20.0), cost_levels=(0.0, 2.0))
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("exact", [False, True])
+def test_every_objective_trains_and_lowers_its_risk(kind, exact):
+    objective = OBJECTIVES[kind](**SETTINGS[kind])
+    found = hedged(objective, exact=exact, costs=())
+    (fit,) = found.fits
+    assert fit.status == "finished"
+    fresh = found.paths(4096, seed=5)
+    unhedged = objective.risk(-fresh.liability[None])
+    assert float(objective.risk(found.gains(fresh).pnl)[0]) < float(unhedged[0])
+    assert float(found.price(fresh).std_error[0]) > 0
+
+
+def test_members_are_all_combinations_with_gains_of_their_own_costs(hedger):
+    assert [(m.seed, m.aversion, m.cost_level) for m in hedger.members] == [
+        (seed, aversion, level) for seed in (0, 1) for aversion in (5.0, 20.0) for level in (0.0, 2.0)
+    ]
+    paths = hedger.paths(512, seed=3)
+    found, holdings = hedger.gains(paths), hedger.holdings(paths)
+    for place, member in enumerate(hedger.members):
+        alone = gains(holdings[place : place + 1], paths, (Proportional(1e-3),), member.cost_level)
+        torch.testing.assert_close(found.pnl[place], alone.pnl[0])
+    assert (found.cost[0] == 0).all()
+    assert (found.cost[1] > 0).all()
+
+
+def test_one_date_at_a_time_holds_what_the_batch_holds(hedger):
+    """For live use: within 1e-6 of the batch, by names or by columns."""
+    paths = hedger.paths(64, seed=3)
+    for member in range(len(hedger.members)):
+        whole, held = hedger.holdings(paths)[member], torch.zeros(64, 1)
+        for date in range(N_STEPS):
+            held = hedger.hedge(paths.features[:, date], held, date, member)
+            torch.testing.assert_close(held, whole[:, date], rtol=0, atol=1e-6)
+    named = {name: float(paths.features[7, 0, place]) for place, name in enumerate(paths.feature_names)}
+    one = hedger.hedge(named, [0.0], 0, 2)
+    torch.testing.assert_close(one, hedger.holdings(paths)[2, 7, 0], rtol=0, atol=1e-6)
+
+
+def test_wrong_questions_are_refused(hedger):
+    paths = hedger.paths(16, seed=3)
+    now = paths.features[0, 0]
+    with pytest.raises(DataError, match="number of a trading date, 0 to 3, got 4"):
+        hedger.hedge(now, [0.0], 4)
+    with pytest.raises(DataError, match="must be finite"):
+        hedger.hedge(now * float("nan"), [0.0], 0)
+    with pytest.raises(DataError, match="lacks `time_to_horizon`"):
+        hedger.hedge({"log_moneyness": 0.0}, [0.0], 0)
+    with pytest.raises(DataError, match="`vega` is nothing that the policy sees"):
+        hedger.hedge({"log_moneyness": 0.0, "time_to_horizon": 1.0, "vega": 1.0}, [0.0], 0)
+    with pytest.raises(DataError, match="each of 1 instrument"):
+        hedger.hedge(now, [0.0, 0.0], 0)
+    two = market(instruments=(Spot(), Option(1.0, HORIZON, "call")))
+    with pytest.raises(DataError, match="1 instrument"):
+        hedger.holdings(two.paths(16, BOOK, seed=1))
+    with pytest.raises(ConfigError, match="`n_validation`"):
+        hedged(OBJECTIVES["entropic"](10.0), n_validation=1)
+    with pytest.raises(ConfigError, match="has no aversion"):
+        hedged(OBJECTIVES["quadratic"](), aversions=(1.0,))
+    longer, trainer = Book(((1.0, pr.European(1.0, 2 * HORIZON)),)), qfml.Trainer(max_epochs=1, batch_size=16)
+    with pytest.raises(DataError, match="horizon"):
+        deep_hedge(market(), longer, OBJECTIVES["entropic"](1.0), trainer=trainer)
