@@ -10,13 +10,20 @@ from typing import Any
 
 from qfml.errors import UserError
 
-__all__ = ["check_sections", "is_search", "read_metrics", "require", "tells_q999"]
+__all__ = ["check_sections", "is_search", "read_metrics", "require", "task_of", "tells_q999"]
 
 
 def is_search(folder: str | Path) -> bool:
     """Whether the folder is that of `qfml tune`: its `config.yaml`, as we write it, has a section `tune`."""
     path = Path(folder) / "config.yaml"
     return path.is_file() and re.search(rb"^tune:", path.read_bytes(), re.MULTILINE) is not None
+
+
+def task_of(folder: str | Path) -> str | None:
+    """The task of a run folder, by the `config.yaml` in it; None where there is none."""
+    path = Path(folder) / "config.yaml"
+    found = re.search(rb"^task:\s*(\w+)", path.read_bytes(), re.MULTILINE) if path.is_file() else None
+    return None if found is None else found[1].decode()
 
 
 def read_metrics(folder: str | Path, *, search: bool = False) -> dict[str, Any]:

@@ -37,7 +37,7 @@ SETTINGS = {
     "unknown kind": ("network.kind=mpl", r"network: `kind: mpl` is not known \(did you mean `mlp`\?\)"),
     "unknown task": (
         "task=walk_foward",
-        r"`task` must be one of walk_forward, surrogate, calibration, got 'walk_foward'",
+        r"`task` must be one of walk_forward, surrogate, calibration, hedging, got 'walk_foward'",
     ),
     "task that is a list": ("task=[walk_forward]", r"`task` must be one of"),
     "text for a number": ("trainer.batch_size=sixty-four", r"trainer\.batch_size.*sixty-four"),

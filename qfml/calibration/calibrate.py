@@ -109,7 +109,10 @@ def calibrate(
         return made.fit_surfaces(surfaces, single=single, **options)
     _check_networks(model if made is None else made.kind, surrogate, inverse)
     if (warm or smoothness) and len(surfaces) > 1:
-        SurfaceHistory(surfaces)  # they go from day to day: dates that ascend, of one underlying
+        try:
+            SurfaceHistory(surfaces)  # dates that ascend, of one underlying
+        except DataError as error:
+            raise DataError(f"`warm` and `smoothness` go from day to day: {error}") from None
     asked = Asked(quotes, made, surrogate, inverse, start, warm, smoothness, options)
     return _result(method, quotes, surfaces, single, METHODS[method](asked))
 

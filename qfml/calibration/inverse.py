@@ -32,6 +32,7 @@ from qfml.engine.checkpoint import read_folder, write_folder
 from qfml.engine.stack import Layout as ParameterLayout
 from qfml.engine.streams import stream
 from qfml.errors import CheckpointError, ConfigError, DataError
+from qfml.finished import task_of
 from qfml.losses.base import Additive, Rows
 from qfml.networks import MLP, NETWORKS, Network
 
@@ -347,8 +348,12 @@ class InverseMap:
         if (folder / "config.yaml").is_file():  # a run, of which the map is a part
             folder = folder / FOLDER_IN_A_RUN
             if not folder.is_dir():
+                run, task = folder.parent, task_of(folder.parent)
+                if task != "calibration":
+                    raise CheckpointError(f"{run} is a run of the task {task}, which trains no inverse map")
                 raise CheckpointError(
-                    f"{folder.parent} is a run that has trained no inverse map (no `inverse_training`)"
+                    f"{run} holds no inverse map: its config has no `inverse_training`, or it is not finished "
+                    f"(`qfml resume {run}`)"
                 )
         tensors, state = read_folder(folder)
         if state.get("what") != "inverse_map":

@@ -68,14 +68,14 @@ def smile_uncertainty(
         Seber and Wild (1989), Nonlinear Regression, section 2.1.2.
     """
     n_numbers = fit.x.shape[-1]
-    n_free = n_numbers - held.sum(-1)
     few = smiles.n_quotes < (n_numbers if n_fitted is None else n_fitted)
-    freedom = (smiles.n_quotes - n_free).to(fit.x)
     free = torch.where(held.unsqueeze(-2), 0.0, to_reported)
     whole, left = ((part * ranges.unsqueeze(-2)).norm(dim=-1) for part in (to_reported, free))
     given, at_bound = whole == 0.0, (whole > 0.0) & (left <= ONLY_HELD * whole)
 
-    inverse, blind = _inverse(fit, free, held)
+    inverse, blind, n_blind = _inverse(fit, free, held)
+    n_free = n_numbers - held.sum(-1) - n_blind  # a direction that no vol moves along takes none of the freedom
+    freedom = (smiles.n_quotes - n_free).to(fit.x)
     blind = (blind | (few.unsqueeze(-1) & ~given)) & fit.found.unsqueeze(-1)
     spread = torch.diagonal(inverse, dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
     variance = torch.where(freedom > 0.0, fit.cost / freedom.clamp(min=1.0), torch.nan)
@@ -90,8 +90,8 @@ def smile_uncertainty(
     return SmileUncertainty(error, correlation, ~(blind | unseen | (error > blurred_from)), few, n_free)
 
 
-def _inverse(fit: FittedSmiles, free: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-    """A (J'J)^-1 A' over the directions that the quotes determine, and which rows of A take part in another one."""
+def _inverse(fit: FittedSmiles, free: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A (J'J)^-1 A' over the directions that quotes determine, which rows of A take part in others, their number."""
     jacobian = torch.nan_to_num(torch.where(held.unsqueeze(-2), 0.0, fit.jacobian))
     normal = jacobian.mT @ jacobian
     scale = torch.diagonal(normal, dim1=-2, dim2=-1).sqrt()
@@ -104,7 +104,7 @@ def _inverse(fit: FittedSmiles, free: Tensor, held: Tensor) -> tuple[Tensor, Ten
     mapped = torch.nan_to_num(free / scale.unsqueeze(-2))
     along = mapped @ vectors
     blind = ((along.abs() > TAKES_PART * mapped.norm(dim=-1, keepdim=True)) & singular.unsqueeze(-2)).any(-1)
-    return (along * weight.unsqueeze(-2)) @ along.mT, blind
+    return (along * weight.unsqueeze(-2)) @ along.mT, blind, singular.sum(-1)
 
 
 def _unseen(

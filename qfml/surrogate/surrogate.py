@@ -23,6 +23,7 @@ from qfml.engine.checkpoint import read_folder, write_folder
 from qfml.engine.fit import Fit
 from qfml.engine.stack import Layout
 from qfml.errors import CheckpointError, ConfigError, DataError, UserError
+from qfml.finished import task_of
 from qfml.losses import LOSSES
 from qfml.networks import NETWORKS, Network
 from qfml.surrogate.bounded import Bounded
@@ -502,9 +503,9 @@ def _place(folder: Path) -> Path:
     if not (folder / RUN_CONFIG).exists():
         return folder
     if not (folder / OF_RUN).is_dir():
-        raise CheckpointError(
-            f"{folder} is a run that holds no surrogate: finish it with `qfml resume`, if its task is `surrogate`"
-        )
+        if (task := task_of(folder)) != "surrogate":
+            raise CheckpointError(f"{folder} is a run of the task {task}, which trains no surrogate")
+        raise CheckpointError(f"{folder} is not finished: continue it with `qfml resume {folder}`")
     return folder / OF_RUN
 
 

@@ -233,7 +233,10 @@ def test_a_run_that_has_trained_a_map_stands_for_it(
 ) -> None:
     monkeypatch.setitem(CALIBRATION_MODELS, FormulaSmile.kind, FormulaSmile)
     (tmp_path / "config.yaml").write_text("task: calibration\n")
-    with pytest.raises(CheckpointError, match=r"is a run that has trained no inverse map \(no `inverse_training`\)"):
+    with pytest.raises(CheckpointError, match="holds no inverse map: its config has no `inverse_training`, or"):
+        InverseMap.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("task: surrogate\n")
+    with pytest.raises(CheckpointError, match="run of the task surrogate, which trains no inverse map"):
         InverseMap.load(tmp_path)
     trained.save(tmp_path / "inverse")
     assert InverseMap.load(tmp_path).hash == trained.hash

@@ -101,3 +101,12 @@ def test_an_inverse_map_that_is_not_wholly_written_is_not_there(tmp_path, monkey
             made.save(tmp_path / "map")
     assert list(tmp_path.iterdir()) == []
     InverseMap.load(made.save(tmp_path / "map"))
+
+
+def test_one_expiry_leaves_ssvi_a_direction_that_takes_no_freedom():
+    """eta and gamma are one number at a single expiry: four quotes tell the other three, with errors."""
+    strike, vol = np.array([80.0, 90.0, 110.0, 120.0]), np.array([0.26, 0.23, 0.195, 0.19])
+    fit = calibrate(Surface(strike=strike, expiry=0.5, vol=vol, forward=100.0), "ssvi")
+    assert [bool(np.ravel(fit.identified[name])[0]) for name in ("rho", "eta", "gamma")] == [True, False, False]
+    assert np.isfinite(fit.std_error["rho"]).all()
+    assert float(np.ravel(fit.std_error["rho"])[0]) > 0

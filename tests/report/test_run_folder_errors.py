@@ -67,7 +67,7 @@ def test_missing_section_is_named(change: Callable, section: str) -> None:
         (lambda m: m["folds"][1].pop("blocks"), "`folds.1.blocks`"),
         (lambda m: m["strategies"].pop("network"), "`strategies.network`"),
         (lambda m: m["conventions"].update(periods_per_year=0), "periods_per_year.*got 0"),
-        (lambda m: m.update(task="hedging"), "`task` must be one of .*, got .hedging."),
+        (lambda m: m.update(task="trading"), "`task` must be one of .*, got .trading."),
     ],
 )
 def test_missing_or_impossible_key_is_named(

@@ -451,7 +451,10 @@ def test_a_changed_byte_is_refused(calls, tmp_path, name):
 def test_a_run_without_a_surrogate_says_so(calls, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("task: surrogate")
-    with pytest.raises(CheckpointError, match="run is a run that holds no surrogate: finish it with `qfml resume`"):
+    with pytest.raises(CheckpointError, match="run is not finished: continue it with `qfml resume"):
+        Surrogate.load(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("task: calibration\nname: x\n")
+    with pytest.raises(CheckpointError, match="run of the task calibration, which trains no surrogate"):
         Surrogate.load(tmp_path / "run")
     calls.save(tmp_path / "run" / "surrogate")
     assert Surrogate.load(tmp_path / "run").hash == calls.hash
