@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hedging.truth import hedging_truth
 
@@ -91,22 +90,6 @@ def test_a_band_that_trained_for_seconds_costs_little_more_than_the_optimum():
     assert error < 0.02 * (optimum - frictionless)
     assert price > optimum - 4 * error  # nothing is better than the optimum
     assert price - optimum < 0.15 * (optimum - frictionless)
-
-
-@pytest.mark.slow
-def test_prices_with_costs_are_those_of_the_dynamic_program():
-    """The cost of trading within 5 % at aversions of 10 and more, the price within 2e-5 at 1; means over 5 seeds."""
-    aversions, seeds = (1.0, 10.0, 50.0, 100.0), range(5)
-    hedger = trained(aversions, seeds, n_epochs=6, n_paths=1024, hidden=(32, 32))
-    found, errors = (each.reshape(len(seeds), len(aversions)) for each in prices(hedger, n_sets=8))
-    for place, aversion in enumerate(aversions):
-        optimum, frictionless = exact(aversion)
-        excess, error = found[:, place].mean() - optimum, np.sqrt((errors[:, place] ** 2).mean())
-        assert (found[:, place] > optimum - 4 * errors[:, place]).all()
-        if aversion == 1.0:
-            assert abs(excess) + 2 * error < 2e-5
-        else:
-            assert abs(excess) + 2 * error < 0.05 * (optimum - frictionless)
 
 
 def test_the_exact_price_of_no_hedge_is_found_by_simulation():
