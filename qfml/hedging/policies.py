@@ -1,16 +1,15 @@
 """Policies: networks from what may be seen at each date to the holdings until the next.
 
 A policy is a network of the training engine: features of whole paths (M, B, L, F) go in, the holdings of all dates come
-out. At date l it is handed the features of that date (a recurrent one: up to that date) and its own holdings before,
-and nothing else, so that it cannot look ahead.
+out. At date l it is handed the features of that date and its own holdings before, and nothing else, so that it cannot
+look ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Lock
 from typing import Annotated, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from qfml.config import OneOf
 from qfml.errors import ConfigError
 from qfml.hedging.holding import HOLDINGS, Direct, Holding
+from qfml.hedging.walk import Walk, joined
 from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, affine, check_hidden
 
 __all__ = ["POLICIES", "FeedForward"]
@@ -36,10 +36,9 @@ class FeedForward:
         hidden: widths of the hidden layers.
         activation: after each of them.
         holding: how its outputs become holdings.
-        sees_holdings: the holdings before are among its inputs. A rule that starts from them may do without, which lets
-            all dates go through the network at once.
+        sees_holdings: the holdings before are among its inputs. A rule that starts from them may do without.
         per_date: one network for each date, in place of one for all that is told the time by a feature.
-        feature_names: of the columns of the features; filled in by `train_policies`.
+        feature_names: of the columns of the features; filled in by `deep_hedge`.
         n_instruments: hedging instruments K; likewise.
 
     References:
@@ -73,6 +72,11 @@ class FeedForward:
                 f"`hedge` must name a feature for each of {self.n_instruments} instrument(s), got "
                 f"{', '.join(self.holding.hedge)}"
             )
+
+    @property
+    def rule(self) -> Holding:
+        """What makes holdings of its outputs."""
+        return self.holding
 
     @property
     def dropout_units(self) -> int:
@@ -112,19 +116,19 @@ class FeedForward:
         """Holdings (M, B, K) from date number `date` on, of the features (M, B, F) of that date."""
         inputs = torch.cat([x, before], -1) if self.sees_holdings else x
         act = ACTIVATIONS[self.activation]
-        maps = self._maps(parameters, date)
+        maps = self.maps(parameters, date)
         for weight, bias in maps[:-1]:
             inputs = act(torch.baddbmm(bias[:, None], inputs, weight))
         weight, bias = maps[-1]
         raw = torch.baddbmm(bias[:, None], inputs, weight)
-        return self.holding.of(raw, before, self._hedge(x))
+        return self.rule.of(raw, before, self.hedge(x))
 
     def pullback(
         self, parameters: Parameters, x: Features, dropout: Dropout | None = None
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """Outputs as of `forward`, and what turns their slopes into gradients of the parameters."""
         each = [{name: value[member] for name, value in parameters.items()} for member in range(len(x))]
-        walks = [_Walk(self, own, part) for own, part in zip(each, x, strict=True)]
+        walks = [Walk(self, own, part) for own, part in zip(each, x, strict=True)]
         outputs = [joined(walk.now, own["level"]) for walk, own in zip(walks, each, strict=True)]
 
         def pull(slope: Tensor) -> list[Tensor]:
@@ -141,7 +145,7 @@ class FeedForward:
             found.append(before)
         return found
 
-    def _maps(self, parameters: Parameters, date: int) -> list[tuple[Tensor, Tensor]]:
+    def maps(self, parameters: Parameters, date: int) -> list[tuple[Tensor, Tensor]]:
         """Weight (..., I, O) and bias (..., O) of each map at a date."""
         own = date if self.per_date else 0
         names = [*(f"layer{layer}" for layer in range(len(self.hidden))), "head"]
@@ -149,122 +153,11 @@ class FeedForward:
             (parameters[f"{name}_weight"][..., own, :, :], parameters[f"{name}_bias"][..., own, :]) for name in names
         ]
 
-    def _hedge(self, x: Tensor) -> Tensor | None:
+    def hedge(self, x: Tensor) -> Tensor | None:
         """The known hedge (..., K) among the features (..., F)."""
         if not self.holding.hedge:
             return None
         return torch.stack([x[..., self.feature_names.index(name)] for name in self.holding.hedge], -1)
-
-
-def joined(holdings: Sequence[Tensor], level: Tensor) -> Tensor:
-    """Holdings of the dates (..., B, K) and levels (..., 1 or nothing, J) as one output (..., B, (L - 1) K + J)."""
-    return torch.cat([*holdings, level.expand(*holdings[0].shape[:-1], -1)], -1)
-
-
-class _Room:
-    """Memory of a walk, which the next one of the same shapes takes over: new memory costs as much as the products."""
-
-    MOST = 8  # rooms that are kept
-    free: ClassVar[list[_Room]] = []
-
-    def __init__(self, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
-        self.key = (shapes, like.dtype, like.device)
-        self.tensors = [like.new_empty(shape) for shape in shapes]
-
-    @classmethod
-    def taken(cls, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> _Room:
-        """A room of these shapes that nobody is in, or a new one."""
-        with _door:
-            for place, room in enumerate(cls.free):
-                if room.key == (shapes, like.dtype, like.device):
-                    return cls.free.pop(place)
-        return cls(like, shapes)
-
-    def leave(self) -> None:
-        """Leave it to the next walk."""
-        with _door:
-            _Room.free.append(self)
-            del _Room.free[: -self.MOST]
-
-
-_door = Lock()
-
-
-class _Walk:
-    """One member's walk along the dates, with all that its gradient needs: no graph, few operations.
-
-    Everything lies by date first, (T, B, .), so that each date's matrices lie in one piece. Members of a stack walk one
-    after another: a product of one member on thousands of paths is as fast as any, and has its bits alone.
-    """
-
-    def __init__(self, policy: FeedForward, parameters: Parameters, x: Tensor) -> None:
-        paths, n_dates, n_features = len(x), x.shape[1] - 1, x.shape[2]
-        K = policy.n_instruments
-        self.policy, self.relu = policy, policy.activation == "relu"
-        self.maps = [policy._maps(parameters, date) for date in range(n_dates if policy.per_date else 1)]
-        widths = (n_features + K * policy.sees_holdings, *policy.hidden, policy.holding.n_outputs(K))
-        shapes = [(n_dates, paths, width) for width in widths] + [(paths, width) for width in policy.hidden]
-        self.room = _Room.taken(x, tuple(shapes))
-        self.after, self.raw = self.room.tensors[: len(policy.hidden) + 1], self.room.tensors[len(policy.hidden) + 1]
-        self.slopes = self.room.tensors[len(widths) :]
-        inputs = self.after[0]
-        inputs[..., :n_features] = x[:, :-1].movedim(1, 0)
-        self.features = inputs[..., :n_features]
-        self.nothing = x.new_zeros(paths, K)
-        self.now: list[Tensor] = []
-        for date in range(n_dates):
-            before = self.now[-1] if date else self.nothing
-            if policy.sees_holdings:
-                inputs[date, :, n_features:] = before
-            self._layers(date)
-            self.now.append(policy.holding.of(self.raw[date], before, policy._hedge(self.features[date])))
-
-    def _layers(self, date: int) -> None:
-        maps = self.maps[date if self.policy.per_date else 0]
-        for layer, (weight, bias) in enumerate(maps):
-            out = self.after[layer + 1][date] if layer + 1 < len(maps) else self.raw[date]
-            torch.addmm(bias, self.after[layer][date], weight, out=out)
-            if layer + 1 < len(maps):
-                out.relu_() if self.relu else out.tanh_()
-
-    def pull(self, slope: Tensor) -> list[Tensor]:
-        """Gradients of the parameters, in their order, from slopes of the outputs (B, (L - 1) K + J); once."""
-        policy, K = self.policy, self.policy.n_instruments
-        found = [[(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in maps] for maps in self.maps]
-        carried = None
-        for date in reversed(range(len(self.now))):
-            own = date if policy.per_date else 0
-            back = slope[:, date * K : (date + 1) * K]
-            back = back if carried is None else back + carried
-            before = self.now[date - 1] if date else self.nothing
-            hedge = policy._hedge(self.features[date])
-            back, carried = policy.holding.slopes(back, self.raw[date], before, hedge, self.now[date])
-            seen = self._back(date, back, self.maps[own], found[own])
-            if seen is not None:
-                carried = seen if carried is None else carried + seen
-        self.room.leave()
-        gradients = [torch.stack(parts) for maps in zip(*found, strict=True) for parts in zip(*maps, strict=True)]
-        return [*gradients, slope[:, len(self.now) * K :].sum(0)]
-
-    def _back(
-        self, date: int, back: Tensor, maps: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]
-    ) -> Tensor | None:
-        """Add the gradients of one date to `found`; the slopes of the holdings before, if the network sees them."""
-        for layer in reversed(range(len(maps))):
-            if layer + 1 < len(maps):
-                after = self.after[layer + 1][date]
-                if self.relu:
-                    torch.ops.aten.threshold_backward.grad_input(back, after, 0, grad_input=back)
-                else:
-                    back.mul_(1 - after * after)
-            weight, bias = found[layer]
-            weight.addmm_(self.after[layer][date].t(), back)
-            bias.add_(back.sum(0))
-            if layer:
-                back = torch.mm(back, maps[layer][0].t(), out=self.slopes[layer - 1])
-        if not self.policy.sees_holdings or not date:
-            return None
-        return torch.mm(back, maps[0][0][-self.policy.n_instruments :].t())
 
 
 POLICIES: dict[str, type] = {cls.kind: cls for cls in (FeedForward,)}
