@@ -108,6 +108,7 @@ class BootstrappedReturns:
     rate: float = 0.0
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
+    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "bootstrap"
 
     def __post_init__(self) -> None:

@@ -203,7 +203,7 @@ def deep_hedge(
     if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
         raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
     validation = market.paths(n_validation, book, trainer.seed, number=VALIDATION)
-    loss = loss_of(objective, costs, validation, unwind=unwind, exact=exact)
+    loss = loss_of(objective, costs, validation, unwind=unwind, exact=exact, martingale=market.martingale)
     network = replace(policy, feature_names=validation.feature_names, n_instruments=validation.n_instruments)
     combined = product(seeds, aversions, cost_levels)
     members = [PathMember(network, seed=s, aversion=a, cost_level=c).checked(objective) for s, a, c in combined]

@@ -6,8 +6,9 @@ four numbers of the member, so that one stack may hold several risk aversions an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -64,6 +65,8 @@ class _Hedged:
         unwind: whether the holdings are sold at the horizon, at a cost.
         n_steps: periods of trading.
         n_instruments: hedging instruments.
+        martingale: whether prices are martingales, so that trading earns nothing on average. The gradient is then freed
+            of most of its noise, see `centred`.
     """
 
     differential: ClassVar[bool] = False
@@ -73,6 +76,7 @@ class _Hedged:
     unwind: bool
     n_steps: int
     n_instruments: int
+    martingale: bool = False
 
     @property
     def n_outputs(self) -> int:
@@ -90,12 +94,16 @@ class _Hedged:
 
     def pnl(self, output: Tensor, labels: Labels, smooth: bool = True) -> Tensor:
         """P&L (M, B) after costs, the liability paid; costs without a derivative are `smooth` in training."""
+        return self.pnl_and_trading(output, labels, smooth)[0]
+
+    def pnl_and_trading(self, output: Tensor, labels: Labels, smooth: bool = True) -> tuple[Tensor, Tensor]:
+        """P&L (M, B), and what trading earned of it before costs."""
         holdings = output[..., : self.n_holdings].unflatten(-1, (-1, self.n_instruments))
         prices = labels.prices
         trading = (holdings * prices.diff(dim=2)).sum((-2, -1))
         at = prices if self.unwind else prices[:, :, :-1]
         cost = total_cost(self.costs, trades(holdings, self.unwind), at, smooth).sum(-1)
-        return trading - labels.cost_level * cost - labels.liability
+        return trading - labels.cost_level * cost - labels.liability, trading
 
     def prediction(self, output: Tensor) -> Tensor:
         """The holdings."""
@@ -121,7 +129,9 @@ class RiskRows(_Hedged, Additive):
         assert isinstance(self.objective, CertaintyEquivalent)
         # the level is the same on every path, and so is its share of the mean: the first one carries its slope
         level = labels.centre[:, :1] + labels.scale[:, :1] * output[:, 0, self.n_holdings :]
-        return self.objective.rows(self.pnl(output, labels), level, self.dial(labels))
+        pnl, trading = self.pnl_and_trading(output, labels)
+        rows = partial(self.objective.rows, level=level, aversion=self.dial(labels))
+        return centred(rows, pnl, trading) if self.martingale else rows(pnl)
 
     def rows_and_slopes(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """`rows` and their slopes in the output, of one graph."""
@@ -142,13 +152,41 @@ class Risk(_Hedged):
     def __call__(self, output: Tensor, y: Tensor, weight: Tensor, panel: Panel | None = None) -> Tensor:
         """The risk of each member, (M,)."""
         labels = unpacked(y, self.n_instruments)
-        pnl = self.pnl(output, labels)
-        return self.objective.value(pnl, self.objective.dials(pnl, self.dial(labels))).to(output.dtype)
+        pnl, trading = self.pnl_and_trading(output, labels)
+        value = partial(self.objective.value, dial=self.objective.dials(pnl, self.dial(labels)))
+        return (centred(value, pnl, trading) if self.martingale else value(pnl)).to(output.dtype)
+
+
+def centred(risk: Callable[[Tensor], Tensor], pnl: Tensor, trading: Tensor) -> Tensor:
+    r"""The risk of P&L (M, B), with a gradient in the holdings that has less noise; its value is the same.
+
+    A path's share of the gradient is its weight :math:`w_i = -\partial risk / \partial X_i` times its price changes. As
+    those are martingale differences, the mean weight :math:`\bar w` times them is 0 on average, and is taken away: what
+    is left of n independent paths has the mean :math:`(1 - 1/n)` of the gradient, and the noise of
+    :math:`w_i - \bar w` in place of :math:`w_i`.
+
+    Args:
+        risk: rows (M, B) or one number (M,) of P&L (M, B), each a function of its own member alone.
+        pnl: after costs.
+        trading: what trading earned of it before costs, (M, B).
+    """
+    with torch.enable_grad():
+        leaf = pnl.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(risk(leaf).sum(), leaf)
+    earned = slope.mean(1, keepdim=True) * (trading - trading.detach())
+    value = risk(pnl)
+    return value - (earned if value.ndim == 2 else earned.sum(1))
 
 
 def loss_of(
-    objective: Objective, costs: Sequence[Cost], paths: PathSet, *, unwind: bool = False, exact: bool = False
+    objective: Objective,
+    costs: Sequence[Cost],
+    paths: PathSet,
+    *,
+    unwind: bool = False,
+    exact: bool = False,
+    martingale: bool = False,
 ) -> RiskRows | Risk:
     """The loss of policies on paths such as these: additive where the objective is, unless asked to be `exact`."""
     kind = RiskRows if isinstance(objective, CertaintyEquivalent) and not exact else Risk
-    return kind(objective, tuple(costs), unwind, paths.n_steps, paths.n_instruments)
+    return kind(objective, tuple(costs), unwind, paths.n_steps, paths.n_instruments, martingale)

@@ -31,6 +31,11 @@ class HedgingMarket(Protocol):
         """The unit of volatility of its features, per year."""
         ...
 
+    @property
+    def martingale(self) -> bool:
+        """Whether discounted prices of all instruments are martingales, so that no trading earns on average."""
+        ...
+
     def paths(
         self,
         n_paths: Any,

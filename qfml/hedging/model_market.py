@@ -172,6 +172,11 @@ class ModelMarket:
         made = pr.simulate(model, self.simulated_market, last.reshape(1), PILOT_PATHS, seed=0, scheme=self.scheme)
         return float(made.spot[:, -1].log().std()) / math.sqrt(float(last))
 
+    @property
+    def martingale(self) -> bool:
+        """Prices are those of the model, unless the asset drifts."""
+        return self.drift == 0
+
     def paths(
         self,
         n_paths: Any,

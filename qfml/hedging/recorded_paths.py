@@ -71,6 +71,7 @@ class RecordedPaths:
     rebased_to: float | None = None
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
+    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "recorded"
 
     def __post_init__(self) -> None:

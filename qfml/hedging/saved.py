@@ -97,6 +97,7 @@ def _state(hedger: Hedger) -> dict[str, Any]:
             "unwind": loss.unwind,
             "n_steps": loss.n_steps,
             "n_instruments": loss.n_instruments,
+            "martingale": loss.martingale,
         },
         "policy": config.to_dict(hedger.policy),
         "shapes": hedger.fits[0].layout.shapes,

@@ -23,23 +23,34 @@ def joined(holdings: Sequence[Tensor], level: Tensor) -> Tensor:
 
 
 class _Room:
-    """Memory of a walk, which the next one of the same shapes takes over: new memory costs as much as the products."""
+    """Memory of a walk, which the next one of the same shapes takes over: new memory costs as much as the products.
+
+    Each date has its views of it, made once: thousands of them would cost more than the element-wise work.
+    """
 
     MOST = 8  # rooms that are kept
     free: ClassVar[list[_Room]] = []
 
-    def __init__(self, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
-        self.key = (shapes, like.dtype, like.device)
-        self.tensors = [like.new_empty(shape) for shape in shapes]
+    def __init__(self, like: Tensor, dates: int, paths: int, widths: tuple[int, ...], n_features: int) -> None:
+        self.key = (dates, paths, widths, n_features, like.dtype, like.device)
+        by_date = [like.new_empty(dates, paths, width) for width in widths]
+        self.after = [part.unbind(0) for part in by_date[:-1]]  # inputs, then what each hidden layer puts out
+        self.transposed = [[one.t() for one in part] for part in self.after]
+        self.features = by_date[0][..., :n_features].unbind(0)
+        self.before = by_date[0][..., n_features:].unbind(0)
+        self.raw = by_date[-1].unbind(0)
+        self.slopes = [like.new_empty(paths, width) for width in widths[1:-1]]
+        self.ones = like.new_ones(paths)
 
     @classmethod
-    def taken(cls, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> _Room:
+    def taken(cls, like: Tensor, dates: int, paths: int, widths: tuple[int, ...], n_features: int) -> _Room:
         """A room of these shapes that nobody is in, or a new one."""
+        key = (dates, paths, widths, n_features, like.dtype, like.device)
         with _door:
             for place, room in enumerate(cls.free):
-                if room.key == (shapes, like.dtype, like.device):
+                if room.key == key:
                     return cls.free.pop(place)
-        return cls(like, shapes)
+        return cls(like, dates, paths, widths, n_features)
 
     def leave(self) -> None:
         """Leave it to the next walk."""
@@ -54,8 +65,8 @@ _door = Lock()
 class Walk:
     """One member's walk along the dates, with all that its gradient needs: no graph, few operations.
 
-    Everything lies by date first, (T, B, .), so that each date's matrices lie in one piece. Members of a stack walk one
-    after another: a product of one member on thousands of paths is as fast as any, and has its bits alone.
+    Each date's matrices lie in one piece. Members of a stack walk one after another: a product of one member on
+    thousands of paths is as fast as any, and has its bits alone.
     """
 
     def __init__(self, policy: FeedForward, parameters: Parameters, x: Tensor) -> None:
@@ -64,65 +75,62 @@ class Walk:
         self.policy, self.relu = policy, policy.activation == "relu"
         self.maps = [policy.maps(parameters, date) for date in range(n_dates if policy.per_date else 1)]
         widths = (n_features + K * policy.sees_holdings, *policy.hidden, policy.holding.n_outputs(K))
-        shapes = [(n_dates, paths, width) for width in widths] + [(paths, width) for width in policy.hidden]
-        self.room = _Room.taken(x, tuple(shapes))
-        self.after, self.raw = self.room.tensors[: len(policy.hidden) + 1], self.room.tensors[len(policy.hidden) + 1]
-        self.slopes = self.room.tensors[len(widths) :]
-        inputs = self.after[0]
-        inputs[..., :n_features] = x[:, :-1].movedim(1, 0)
-        self.features = inputs[..., :n_features]
+        self.room = _Room.taken(x, n_dates, paths, widths, n_features)
+        self.x = x[:, :-1].unbind(1)
         self.nothing = x.new_zeros(paths, K)
         self.now: list[Tensor] = []
         for date in range(n_dates):
             before = self.now[-1] if date else self.nothing
-            if policy.sees_holdings:
-                inputs[date, :, n_features:] = before
-            self._layers(date)
-            self.now.append(policy.rule.of(self.raw[date], before, policy.hedge(self.features[date])))
+            self._layers(date, before)
+            self.now.append(policy.rule.of(self.room.raw[date], before, policy.hedge(self.room.features[date])))
 
-    def _layers(self, date: int) -> None:
-        maps = self.maps[date if self.policy.per_date else 0]
+    def _layers(self, date: int, before: Tensor) -> None:
+        room, maps = self.room, self.maps[date if self.policy.per_date else 0]
+        room.features[date].copy_(self.x[date])
+        if self.policy.sees_holdings:
+            room.before[date].copy_(before)
         for layer, (weight, bias) in enumerate(maps):
-            out = self.after[layer + 1][date] if layer + 1 < len(maps) else self.raw[date]
-            torch.addmm(bias, self.after[layer][date], weight, out=out)
-            if layer + 1 < len(maps):
-                out.relu_() if self.relu else out.tanh_()
+            if layer + 1 == len(maps):
+                torch.addmm(bias, room.after[layer][date], weight, out=room.raw[date])
+                return
+            out = torch.addmm(bias, room.after[layer][date], weight, out=room.after[layer + 1][date])
+            out.relu_() if self.relu else out.tanh_()
 
     def pull(self, slope: Tensor) -> list[Tensor]:
         """Gradients of the parameters, in their order, from slopes of the outputs (B, (L - 1) K + J); once."""
-        policy, K = self.policy, self.policy.n_instruments
+        policy, K, n_dates = self.policy, self.policy.n_instruments, len(self.now)
         found = [[(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in maps] for maps in self.maps]
+        by_date = slope[:, : n_dates * K].reshape(len(slope), n_dates, K).transpose(0, 1).contiguous().unbind(0)
         carried = None
-        for date in reversed(range(len(self.now))):
+        turned = [[weight.t() for weight, _ in maps] for maps in self.maps]
+        for date in reversed(range(n_dates)):
             own = date if policy.per_date else 0
-            back = slope[:, date * K : (date + 1) * K]
-            back = back if carried is None else back + carried
+            back = by_date[date] if carried is None else by_date[date].add_(carried)
             before = self.now[date - 1] if date else self.nothing
-            hedge = policy.hedge(self.features[date])
-            back, carried = policy.rule.slopes(back, self.raw[date], before, hedge, self.now[date])
-            seen = self._back(date, back, self.maps[own], found[own])
+            hedge = policy.hedge(self.room.features[date])
+            back, carried = policy.rule.slopes(back, self.room.raw[date], before, hedge, self.now[date])
+            seen = self._back(date, back, turned[own], found[own])
             if seen is not None:
                 carried = seen if carried is None else carried + seen
         self.room.leave()
         gradients = [torch.stack(parts) for maps in zip(*found, strict=True) for parts in zip(*maps, strict=True)]
-        return [*gradients, slope[:, len(self.now) * K :].sum(0)]
+        return [*gradients, slope[:, n_dates * K :].sum(0)]
 
-    def _back(
-        self, date: int, back: Tensor, maps: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]
-    ) -> Tensor | None:
+    def _back(self, date: int, back: Tensor, turned: list[Tensor], found: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Add the gradients of one date to `found`; the slopes of the holdings before, if the network sees them."""
-        for layer in reversed(range(len(maps))):
-            if layer + 1 < len(maps):
-                after = self.after[layer + 1][date]
+        room = self.room
+        for layer in reversed(range(len(turned))):
+            if layer + 1 < len(turned):
+                after = room.after[layer + 1][date]
                 if self.relu:
                     torch.ops.aten.threshold_backward.grad_input(back, after, 0, grad_input=back)
                 else:
                     back.mul_(1 - after * after)
             weight, bias = found[layer]
-            weight.addmm_(self.after[layer][date].t(), back)
-            bias.add_(back.sum(0))
+            weight.addmm_(room.transposed[layer][date], back)
+            bias.addmv_(back.t(), room.ones)
             if layer:
-                back = torch.mm(back, maps[layer][0].t(), out=self.slopes[layer - 1])
+                back = torch.mm(back, turned[layer], out=room.slopes[layer - 1])
         if not self.policy.sees_holdings or not date:
             return None
-        return torch.mm(back, maps[0][0][-self.policy.n_instruments :].t())
+        return torch.mm(back, turned[0][:, -self.policy.n_instruments :])

@@ -20,7 +20,7 @@ SETTINGS = {
     "quadratic": {},
     "quadratic_shortfall": {"scale": 10.0},
     "oce": {"loss_name": "quadratic", "risk_aversion": 10.0},
-    "isoelastic": {"wealth": 5.0, "risk_aversion": 2.0},
+    "isoelastic": {"wealth": 0.2, "risk_aversion": 2.0},
 }
 
 

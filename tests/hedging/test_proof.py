@@ -13,16 +13,17 @@ from qfml.hedging import Band, Book, Entropic, FeedForward, ModelMarket, Proport
 
 COST, N_STEPS = 1e-3, 28
 HORIZON = N_STEPS / 365
+LIGHT_TAILED = 10.0
 
 
-def trained(aversions, seeds, n_epochs, n_paths, hidden):
+def trained(aversions, seeds, n_epochs, n_paths, hidden, lr=5e-3):
     """No-transaction bands around Black and Scholes's delta for a short call at the money, spot 1, vol 20 %."""
     information = ("log_moneyness", "time_to_horizon", "call_delta")
     market = ModelMarket(
         pr.BlackScholes(0.2), pr.Market(1.0), n_steps=N_STEPS, horizon=HORIZON, information=information
     )
     trainer = qfml.Trainer(
-        optimizer=qfml.AdamW(lr=5e-3, weight_decay=0.0),
+        optimizer=qfml.AdamW(lr=lr, weight_decay=0.0),
         schedule=Cosine(),
         max_epochs=n_epochs,
         batch_size=n_paths,
@@ -45,8 +46,8 @@ def trained(aversions, seeds, n_epochs, n_paths, hidden):
 def prices(hedger, n_sets, n_paths=2**15):
     """Entropic price of each member and its standard error, on `n_sets` fresh sets of paths.
 
-    The controls are the exponentials of the losses without a hedge and of the frictionless optimum's hedge without
-    costs, whose means the dynamic program knows.
+    The controls are the exponentials of the losses of the frictionless optimum's hedge without costs and, where it has
+    no heavy tail (an aversion up to 10), of those without a hedge; the dynamic program knows their means.
     """
     problems = [hedging_truth.Problem(member.aversion, COST, N_STEPS) for member in hedger.members]
     known = {problem: (hedging_truth.frictionless(problem), unhedged(problem)) for problem in problems}
@@ -58,7 +59,8 @@ def prices(hedger, n_sets, n_paths=2**15):
         for place, problem in enumerate(problems):
             held = np.stack([known[problem][0].hold(date, spot[:, date]) for date in range(N_STEPS)], 1)
             free = (held * np.diff(spot)).sum(1) - owed
-            rows[place].append(np.exp(-problem.risk_aversion * np.stack([pnl[place], free, -owed], 1)))
+            losses = [pnl[place], free, -owed][: 3 if problem.risk_aversion <= LIGHT_TAILED else 2]
+            rows[place].append(np.exp(-problem.risk_aversion * np.stack(losses, 1)))
     found = [
         _controlled(np.concatenate(own), problem.risk_aversion, [price.price for price in known[problem]])
         for own, problem in zip(rows, problems, strict=True)
@@ -67,8 +69,8 @@ def prices(hedger, n_sets, n_paths=2**15):
 
 
 def _controlled(rows, aversion, prices_of_controls):
-    """Price and standard error from exponentials of losses (n, 3): of the policy, and of two controls."""
-    y, x = rows[:, 0], rows[:, 1:] - np.exp(aversion * np.array(prices_of_controls))
+    """Price and standard error from exponentials of losses (n, 1 + controls): of the policy, and of its controls."""
+    y, x = rows[:, 0], rows[:, 1:] - np.exp(aversion * np.array(prices_of_controls[: rows.shape[1] - 1]))
     weights, *_ = np.linalg.lstsq(x - x.mean(0), y - y.mean(), rcond=None)
     left = y - x @ weights
     return math.log(left.mean()) / aversion, left.std() / left.mean() / aversion / math.sqrt(len(left))
