@@ -80,7 +80,7 @@ def test_one_date_at_a_time_gives_the_same_holdings(rule, per_date):
     whole = policy.pullback(parameters, x)[0][..., :-1].unflatten(-1, (L - 1, -1))
     held = torch.zeros(MEMBERS, PATHS, policy.n_instruments, dtype=torch.float64)
     for date in range(L - 1):
-        held = policy.step(parameters, x[:, :, date], held, date)
+        held, _ = policy.step(parameters, x[:, :, date], held, date)
         torch.testing.assert_close(held, whole[:, :, date], rtol=0, atol=1e-13)
 
 
