@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qfml.errors import ConfigError
-from qfml.hedging.policy_base import Features, Held, Now, Policy, State
+from qfml.hedging.policy_base import Policy, State
 from qfml.networks.base import ACTIVATIONS, Parameters, affine, check_count, check_hidden, each_position, layer_norm
 from qfml.networks.transformer import sinusoids
 
@@ -90,13 +90,15 @@ class Attention(Policy):
         """Keys and values of each date and layer."""
         return [(members, paths, 1, 2 * self.width)] * (date * self.layers)
 
-    def step(self, parameters: Parameters, x: Now, before: Held, date: int, state: State = ()) -> tuple[Held, State]:
+    def step(
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State = ()
+    ) -> tuple[Tensor, State]:
         """See `Policy.step`."""
         raw, state = self._seen(parameters, self.inputs(x, before)[:, :, None], date, state)
         return self.rule.of(raw[:, :, 0], before, self.hedge(x)), state
 
     def advance(
-        self, parameters: Parameters, x: Features, before: Held, date: int, state: State
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State
     ) -> tuple[list[Tensor], State]:
         """See `Policy.advance`."""
         if self.sees_holdings:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qfml.hedging.attention import Attention
-from qfml.hedging.policy_base import Features, Held, Now, Policy, State
+from qfml.hedging.policy_base import Features, Policy, State
 from qfml.hedging.recurrent import Recurrent
 from qfml.hedging.walk import Walk, joined
 from qfml.networks.base import ACTIVATIONS, Dropout, Parameters, affine, check_hidden, linear
@@ -73,7 +73,9 @@ class FeedForward(Policy):
         """See `Policy.forward`; the engine takes `pullback` for the gradient of a class's own `forward` alone."""
         return super().forward(parameters, x, dropout)
 
-    def step(self, parameters: Parameters, x: Now, before: Held, date: int, state: State = ()) -> tuple[Held, State]:
+    def step(
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State = ()
+    ) -> tuple[Tensor, State]:
         """See `Policy.step`; it remembers nothing."""
         hidden = self.inputs(x, before)
         act = ACTIVATIONS[self.activation]

@@ -23,8 +23,6 @@ from qfml.networks.base import Dropout, Parameters, linear
 __all__ = ["Policy", "State"]
 
 Features = Float[Tensor, "member path time feature"]
-Now = Float[Tensor, "member path feature"]
-Held = Float[Tensor, "member path instrument"]
 State = tuple[Tensor, ...]  # what a policy remembers from one date to the next; each (M, B, ...)
 
 
@@ -98,12 +96,14 @@ class Policy(ABC):
         """Shapes of what it remembers before a date, if all dates were walked one by one; none if nothing."""
         return []
 
-    def start(self, x: Now) -> State:
+    def start(self, x: Tensor) -> State:
         """What it remembers before the first date, of the paths whose features (M, B, F) are `x`: zeros."""
         return tuple(x.new_zeros(shape) for shape in self.state_shapes(*x.shape[:2], 0))
 
     @abstractmethod
-    def step(self, parameters: Parameters, x: Now, before: Held, date: int, state: State = ()) -> tuple[Held, State]:
+    def step(
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State = ()
+    ) -> tuple[Tensor, State]:
         """Holdings (M, B, K) from date number `date` on, and what is then remembered.
 
         Args:
@@ -115,7 +115,7 @@ class Policy(ABC):
         """
 
     def advance(
-        self, parameters: Parameters, x: Features, before: Held, date: int, state: State
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State
     ) -> tuple[list[Tensor], State]:
         """Holdings of several dates in a row, the first being `date`, and what is then remembered; see `step`."""
         found = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qfml.errors import ConfigError
-from qfml.hedging.policy_base import Held, Now, Policy, State
+from qfml.hedging.policy_base import Policy, State
 from qfml.networks.base import Parameters, affine, check_count, linear, uniform
 from qfml.networks.recurrent import gru_cell, layer_parameters, lstm_cell
 
@@ -73,7 +73,9 @@ class Recurrent(Policy):
         """Of each layer the hidden state and, of an LSTM, its memory behind it."""
         return [(members, paths, self.hidden)] * (self.layers * (2 if self.cell == "lstm" else 1))
 
-    def step(self, parameters: Parameters, x: Now, before: Held, date: int, state: State = ()) -> tuple[Held, State]:
+    def step(
+        self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State = ()
+    ) -> tuple[Tensor, State]:
         """See `Policy.step`."""
         out, after = self.inputs(x, before), []
         for i in range(self.layers):

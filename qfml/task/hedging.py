@@ -32,6 +32,7 @@ from qfml.hedging.policies import POLICIES, FeedForward
 from qfml.hedging.rules import TradingRules
 from qfml.hedging.saved import save_hedger
 from qfml.hedging.textbook import problem_of
+from qfml.hedging.training import check_trainer
 from qfml.task.base import Say, as_settings, check_device, plain, write_metrics
 from qfml.task.begun import claimed
 
@@ -106,9 +107,10 @@ class HedgingTask:
         for name, least in (("steps_per_epoch", 1), ("n_validation", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
-        size = self.trainer.batch_size
-        if size is None or size % 16:
-            raise ConfigError(f"`trainer.batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+        try:
+            check_trainer(self.trainer)
+        except ConfigError as error:
+            raise ConfigError(f"`trainer`: {error}") from None
 
     def _check_judgement(self, paths: PathSet) -> None:
         """Refuse what would fail only after the training."""
