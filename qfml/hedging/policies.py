@@ -88,6 +88,7 @@ class FeedForward(Policy):
         self, parameters: Parameters, x: Features, dropout: Dropout | None = None
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """Outputs as of `forward`, and what turns their slopes into gradients of the parameters."""
+        assert self.writes_gradient
         each = [{name: value[member] for name, value in parameters.items()} for member in range(len(x))]
         walks = [Walk(self, own, part) for own, part in zip(each, x, strict=True)]
         outputs = [joined(walk.now, own["level"]) for walk, own in zip(walks, each, strict=True)]
