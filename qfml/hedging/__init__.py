@@ -30,7 +30,9 @@ from qfml.hedging.objectives import (
     Spectral,
 )
 from qfml.hedging.paths import PathSet
-from qfml.hedging.policies import POLICIES, FeedForward
+from qfml.hedging.policies import POLICIES, Attention, FeedForward, Recurrent
+from qfml.hedging.policy_base import Policy
+from qfml.hedging.rules import TradingRules
 from qfml.hedging.saved import load_hedger, save_hedger
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "MARKETS",
     "OBJECTIVES",
     "POLICIES",
+    "Attention",
     "Band",
     "BlackScholesDelta",
     "Book",
@@ -68,12 +71,15 @@ __all__ = [
     "OptimizedCertaintyEquivalent",
     "Option",
     "PathSet",
+    "Policy",
     "Proportional",
     "Quadratic",
     "QuadraticShortfall",
     "RecordedPaths",
+    "Recurrent",
     "Spectral",
     "Spot",
+    "TradingRules",
     "VarianceSwapHedge",
     "WhalleyWilmott",
     "deep_hedge",

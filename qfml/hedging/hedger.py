@@ -25,6 +25,8 @@ from qfml.hedging.markets import HedgingMarket
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import FeedForward
+from qfml.hedging.policy_base import Policy, State
+from qfml.hedging.rules import TradingRules
 from qfml.hedging.training import PathData, PathMember, train_policies
 
 __all__ = ["Hedger", "deep_hedge"]
@@ -52,11 +54,16 @@ class Hedger:
     fits: tuple[Fit, ...]
 
     @property
-    def policy(self) -> FeedForward:
+    def policy(self) -> Policy:
         """The architecture."""
         policy = self.members[0].network
-        assert isinstance(policy, FeedForward)
+        assert isinstance(policy, Policy)
         return policy
+
+    @property
+    def rules(self) -> TradingRules:
+        """What may be held: by the policies, and by what they are judged beside."""
+        return self.policy.rules
 
     @property
     def aversions(self) -> Tensor | None:
@@ -88,7 +95,7 @@ class Hedger:
         return torch.cat([self.policy.holdings(parameters, x.expand(members, -1, -1, -1)) for x in blocks], 1)
 
     @torch.no_grad()
-    def hedge(self, features: Any, before: Any, date: int, member: int = 0) -> Tensor:
+    def hedge(self, features: Any, before: Any, date: int, member: int = 0, state: State = ()) -> tuple[Tensor, State]:
         """What to hold now: one date at a time, for live use.
 
         Args:
@@ -96,12 +103,15 @@ class Hedger:
             before: units held until now, (K,) or (B, K); zeros on the first date.
             date: number of the trading date, from 0.
             member: which policy.
+            state: what came with the holdings of the date before; nothing on the first.
 
         Returns:
-            Units of each instrument, (K,) or (B, K).
+            Units of each instrument, (K,) or (B, K), and the state to hand in at the next date, which is empty of a
+            policy that remembers nothing.
 
         Raises:
-            DataError: features that are missing, unknown or not finite, a date after the last that trades.
+            DataError: features that are missing, unknown or not finite, a date after the last that trades, a state
+                that is missing or belongs to another date or policy.
         """
         x, held = self._row(features), torch.as_tensor(before, dtype=torch.float32)
         if not 0 <= date < self.loss.n_steps:
@@ -116,8 +126,9 @@ class Hedger:
         if not bool(x.isfinite().all()) or not bool(held.isfinite().all()):
             raise DataError("`features` and `before` must be finite")
         own = {name: value[None] for name, value in self.fits[member].named_parameters().items()}
-        found = self.policy.step(own, x[None], held[None], date)[0]
-        return found[0] if single else found
+        state = self._state(x, date, state)
+        found, after = self.policy.step(own, x[None], held[None], date, state)
+        return found[0, 0] if single else found[0], after
 
     def gains(self, paths: PathSet) -> Gains:
         """P&L, costs and turnover of each policy on paths, each (M, B)."""
@@ -138,6 +149,19 @@ class Hedger:
             raise DataError(f"`{unknown[0]}` is nothing that the policy sees, which is {', '.join(names)}")
         return torch.stack([torch.as_tensor(features[name], dtype=torch.float32) for name in names], -1)
 
+    def _state(self, x: Tensor, date: int, state: State) -> State:
+        """What the policy remembers before a date."""
+        if date == 0 and not state:
+            return self.policy.start(x[None])
+        expected = self.policy.state_shapes(1, len(x), date)
+        if [tuple(part.shape) for part in state] != expected:
+            raise DataError(
+                f"`state` must be what came with the holdings of the date before: the policy {self.policy.kind!r} "
+                f"remembers {len(expected)} tensors of shape {expected[0] if expected else ()} before date {date}, got "
+                f"{len(state)}"
+            )
+        return state
+
     def _check(self, paths: PathSet) -> None:
         expected = (self.loss.n_steps, self.loss.n_instruments, self.policy.feature_names)
         found = (paths.n_steps, paths.n_instruments, paths.feature_names)
@@ -155,7 +179,8 @@ def deep_hedge(
     *,
     costs: Sequence[Cost] = (),
     unwind: bool = False,
-    policy: FeedForward = FeedForward(),  # noqa: B008  (frozen)
+    policy: Policy = FeedForward(),  # noqa: B008  (frozen)
+    rules: TradingRules | None = None,
     trainer: Trainer,
     steps_per_epoch: int = 100,
     n_validation: int = 2**14,
@@ -176,6 +201,7 @@ def deep_hedge(
         costs: of trading, added up.
         unwind: whether the holdings are sold at the horizon, at a cost.
         policy: the architecture; names of features and number of instruments are filled in.
+        rules: limits and lots of what is held; None takes those of `policy`, which has none of itself.
         trainer: `batch_size` is the number of paths of a step, a multiple of 16; its `seed` addresses all paths.
         steps_per_epoch: steps between two validations.
         n_validation: paths on which the best epoch is chosen, others than those of training.
@@ -204,7 +230,7 @@ def deep_hedge(
         raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
     validation = market.paths(n_validation, book, trainer.seed, number=VALIDATION)
     loss = loss_of(objective, costs, validation, unwind=unwind, exact=exact, martingale=market.martingale)
-    network = replace(policy, feature_names=validation.feature_names, n_instruments=validation.n_instruments)
+    network = fitted(policy, validation, rules)
     combined = product(seeds, aversions, cost_levels)
     members = [PathMember(network, seed=s, aversion=a, cost_level=c).checked(objective) for s, a, c in combined]
     members = tuple(levelled(members, objective, validation))
@@ -214,6 +240,18 @@ def deep_hedge(
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
     fits = train_policies(members, loss, data, trainer, **options)
     return Hedger(market, book, loss, members, tuple(fits))
+
+
+def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None) -> Policy:
+    """The policy for paths such as these.
+
+    Raises:
+        ConfigError: a holding rule or trading rules that do not go with features and instruments.
+    """
+    rules = policy.rules if rules is None else rules
+    if not policy.rules.free and policy.rules != rules:
+        raise ConfigError(f"`rules` are given twice, {rules}, and those of the policy, {policy.rules}: leave one out")
+    return replace(policy, rules=rules, feature_names=paths.feature_names, n_instruments=paths.n_instruments)
 
 
 def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet) -> list[PathMember]:

@@ -259,7 +259,7 @@ def _gains(hedger: Hedger, paths: PathSet, case: Case, hedges: Mapping[str, Base
     for start in range(0, len(paths), PATHS_AT_A_TIME):
         part = paths.rows(slice(start, start + PATHS_AT_A_TIME))
         holdings = {"policies": hedger.holdings(part)[policies]}
-        holdings |= {name: hedge.holdings(part, problem)[None] for name, hedge in hedges.items()}
+        holdings |= {name: hedger.rules.of(hedge.holdings(part, problem))[None] for name, hedge in hedges.items()}
         for name, held in holdings.items():
             found[name].append(gains(held, part, hedger.loss.costs, case.cost_level, hedger.loss.unwind))
     return {name: _joined(parts) for name, parts in found.items()}
@@ -355,7 +355,9 @@ def _surface(
     name = next((name for name in DELTAS if name in hedges), None)
     few = paths.rows(slice(0, 4 * PATHS_AT_A_TIME))
     held = hedger.holdings(few)[_best(hedger, _places(hedger, case))]
-    delta = None if name is None else hedges[name].holdings(few, problem_of(hedger.market, hedger.book))
+    delta = (
+        None if name is None else hedger.rules.of(hedges[name].holdings(few, problem_of(hedger.market, hedger.book)))
+    )
     dates, arrays = held_by_spot(few, held, delta)
     told = {"dates": few.times[dates].tolist(), "instruments": list(few.instrument_names), "delta": name}
     return told, arrays

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qfml.config import config_hash
-from qfml.engine import Callback, Member, Trainer
+from qfml.data.fitted_transforms import FittedTransform
+from qfml.engine import Callback, Member, Muon, Shuffled, Trainer
 from qfml.engine.clock import Counters
 from qfml.engine.feed import Batch, BatchData
 from qfml.engine.fit import Fit
@@ -48,6 +49,8 @@ class PathMember(Member):
     """
 
     train: np.ndarray = field(init=False, repr=False, default_factory=_no_rows)
+    val: np.ndarray | None = field(init=False, repr=False, default=None)  # all are judged on the same paths
+    transforms: FittedTransform | None = field(init=False, repr=False, default=None)  # features come in units of one
     aversion: float | None = None
     cost_level: float = 1.0
     centre: float = 0.0
@@ -192,14 +195,51 @@ def train_policies(
         One fit a member, in their order.
 
     Raises:
-        ConfigError: a batch size that is no multiple of 16.
+        ConfigError: settings of the trainer that have no meaning for paths; see `check_trainer`.
     """
+    check_trainer(trainer)
     size = trainer.batch_size
-    if size is None or size % 16:
-        raise ConfigError(f"`batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+    assert size is not None
     if trainer.micro_batch_size is None and loss.additive:
         trainer = replace(trainer, micro_batch_size=min(size, PATHS_AT_A_TIME))
     trainer = replace(trainer, member_block=trainer.member_block or len(members))
+    check_matrices(trainer, members, data, loss)
     check_costs(loss.costs, loss.n_instruments, [member.cost_level for member in members])
     members = [member.checked(loss.objective) for member in members]
     return train(trainer, members, loss, data, callbacks, checkpoint_dir, resume)
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse settings that do nothing, or nothing good, on paths that are new at every step.
+
+    Raises:
+        ConfigError: a batch size that is no multiple of 16, the optimizer lbfgs, a sampler, metrics, or a mode that
+            takes the worst epoch for the best.
+    """
+    size = trainer.batch_size
+    for name, told, refused, why in (
+        ("optimizer", trainer.optimizer.kind, trainer.optimizer.kind == "lbfgs", LBFGS),
+        ("batch_size", size, size is None or size % 16, "is the number of paths of a step, a multiple of 16"),
+        ("sampler", trainer.sampler.kind, trainer.sampler != Shuffled(), "orders rows of a data set: leave it out"),
+        ("metrics", trainer.metrics, bool(trainer.metrics), "compare predictions with labels: leave them out"),
+        ("mode", trainer.mode, trainer.mode != "min", "must be min: what is monitored is a risk"),
+    ):
+        if refused:
+            raise ConfigError(f"`{name}` {why}, got {told!r}")
+
+
+def check_matrices(trainer: Trainer, members: Sequence[PathMember], data: PathData, loss: RiskRows | Risk) -> None:
+    """Refuse the optimizer muon where it would find no matrix, and be AdamW."""
+    optimizer = trainer.optimizer
+    if not isinstance(optimizer, Muon):
+        return
+    for network in {member.network for member in members}:
+        drawn = network.init(data.n_features, data.window, torch.Generator(), loss.n_outputs)
+        if not any(optimizer.is_matrix(name, tuple(value.shape)) for name, value in drawn.items()):
+            raise ConfigError(
+                f"`optimizer` cannot be 'muon' with a policy of kind {network.kind!r}, whose maps lie date by date: it "
+                "would find no matrix to make orthogonal; take adamw"
+            )
+
+
+LBFGS = "cannot be lbfgs, which searches along one and the same function: every step has new paths; take adamw"

@@ -71,7 +71,7 @@ class LSTM:
         check_window("an LSTM", window)
         parameters: dict[str, Tensor] = {}
         for i in range(self.layers):
-            parameters |= _layer(i, self.hidden if i else n_features, self.hidden, 4, generator)
+            parameters |= layer_parameters(i, self.hidden if i else n_features, self.hidden, 4, generator)
             parameters[f"bias{i}"][self.hidden : 2 * self.hidden] += self.forget_bias
         return parameters | head_parameters(self.hidden, n_outputs, generator)
 
@@ -125,7 +125,7 @@ class GRU:
         check_window("a GRU", window)
         parameters: dict[str, Tensor] = {}
         for i in range(self.layers):
-            parameters |= _layer(i, self.hidden if i else n_features, self.hidden, 3, generator)
+            parameters |= layer_parameters(i, self.hidden if i else n_features, self.hidden, 3, generator)
             parameters[f"candidate_bias{i}"] = uniform((self.hidden,), self.hidden, generator)
         return parameters | head_parameters(self.hidden, n_outputs, generator)
 
@@ -145,7 +145,8 @@ def _check(network: LSTM | GRU) -> None:
     check_hidden("hidden", (network.hidden,), "tanh", network.dropout)
 
 
-def _layer(i: int, inputs: int, hidden: int, gates: int, generator: torch.Generator) -> dict[str, Tensor]:
+def layer_parameters(i: int, inputs: int, hidden: int, gates: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Maps of inputs and hidden state to the gates of layer i, uniform on +-1/sqrt(hidden), and their bias."""
     return {
         f"input_weight{i}": uniform((inputs, gates * hidden), hidden, generator),
         f"recurrent_weight{i}": uniform((hidden, gates * hidden), hidden, generator),
@@ -165,6 +166,23 @@ def _run(network: LSTM | GRU, cell: Any, parameters: Parameters, x: Tensor, drop
     return head(x[:, 0], parameters["head_weight"], parameters["head_bias"])
 
 
+def lstm_cell(now: Tensor, hidden: Tensor, memory: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden state and memory (M, B, H) after a row, from the inputs' part of its gates (M, B, 4H)."""
+    enter, forget, candidate, leave = (now + product(hidden, recurrent)).chunk(4, dim=-1)
+    memory = sigmoid(forget) * memory + sigmoid(enter) * torch.tanh(candidate)
+    return sigmoid(leave) * torch.tanh(memory), memory
+
+
+def gru_cell(now: Tensor, hidden: Tensor, recurrent: Tensor, candidate_bias: Tensor) -> Tensor:
+    """Hidden state (M, B, H) after a row, from the inputs' part of its gates (M, B, 3H)."""
+    width = hidden.shape[-1]
+    bias = torch.nn.functional.pad(candidate_bias, (2 * width, 0))  # zero for the gates r and z
+    past = linear(hidden, recurrent, bias)
+    reset, update = sigmoid(now[..., : 2 * width] + past[..., : 2 * width]).chunk(2, dim=-1)
+    candidate = torch.tanh(now[..., 2 * width :] + reset * past[..., 2 * width :])
+    return candidate + update * (hidden - candidate)
+
+
 def _lstm(gates: Tensor, parameters: Parameters, i: int) -> list[Tensor]:
     """Hidden states, each (M, B, H), of one layer from the inputs' part of its gates (M, L, B, 4H)."""
     recurrent = parameters[f"recurrent_weight{i}"]
@@ -172,9 +190,7 @@ def _lstm(gates: Tensor, parameters: Parameters, i: int) -> list[Tensor]:
     hidden = memory = gates.new_zeros(members, rows, recurrent.shape[1])
     states = []
     for now in gates.unbind(1):
-        enter, forget, candidate, leave = (now + product(hidden, recurrent)).chunk(4, dim=-1)
-        memory = sigmoid(forget) * memory + sigmoid(enter) * torch.tanh(candidate)
-        hidden = sigmoid(leave) * torch.tanh(memory)
+        hidden, memory = lstm_cell(now, hidden, memory, recurrent)
         states.append(hidden)
     return states
 
@@ -183,14 +199,9 @@ def _gru(gates: Tensor, parameters: Parameters, i: int) -> list[Tensor]:
     """Hidden states, each (M, B, H), of one layer from the inputs' part of its gates (M, L, B, 3H)."""
     recurrent, candidate_bias = parameters[f"recurrent_weight{i}"], parameters[f"candidate_bias{i}"]
     members, _, rows, _ = gates.shape
-    width = recurrent.shape[1]
-    hidden = gates.new_zeros(members, rows, width)
-    bias = torch.nn.functional.pad(candidate_bias, (2 * width, 0))  # zero for the gates r and z
+    hidden = gates.new_zeros(members, rows, recurrent.shape[1])
     states = []
     for now in gates.unbind(1):
-        past = linear(hidden, recurrent, bias)
-        reset, update = sigmoid(now[..., : 2 * width] + past[..., : 2 * width]).chunk(2, dim=-1)
-        candidate = torch.tanh(now[..., 2 * width :] + reset * past[..., 2 * width :])
-        hidden = candidate + update * (hidden - candidate)
+        hidden = gru_cell(now, hidden, recurrent, candidate_bias)
         states.append(hidden)
     return states

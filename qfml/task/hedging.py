@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -23,14 +23,16 @@ from qfml.files import replace_text
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
-from qfml.hedging.hedger import Hedger, deep_hedge
+from qfml.hedging.hedger import Hedger, deep_hedge, fitted
 from qfml.hedging.judgement import JudgementSettings, check_same, judge, stressed_markets
 from qfml.hedging.markets import MARKETS
 from qfml.hedging.objectives import OBJECTIVES
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import POLICIES, FeedForward
+from qfml.hedging.rules import TradingRules
 from qfml.hedging.saved import save_hedger
 from qfml.hedging.textbook import problem_of
+from qfml.hedging.training import check_trainer
 from qfml.task.base import Say, as_settings, check_device, plain, write_metrics
 from qfml.task.begun import claimed
 
@@ -51,6 +53,7 @@ class HedgingTask:
         costs: of trading, added up; see `COSTS`.
         unwind: whether the holdings are sold at the horizon, at a cost.
         policy: the architecture: one of `POLICIES`.
+        rules: limits and lots of what is held, by the policies and by the textbook hedges; see `TradingRules`.
         seeds: of initial networks.
         aversions: in place of the objective's own; every seed is trained at each of them, all as one stack.
         cost_levels: factors of all costs, likewise.
@@ -70,6 +73,7 @@ class HedgingTask:
     costs: tuple[Annotated[Any, OneOf(COSTS)], ...] = ()
     unwind: bool = False
     policy: Annotated[Any, OneOf(POLICIES)] = FeedForward()  # noqa: RUF009  (frozen)
+    rules: Annotated[TradingRules, Section(TradingRules)] | None = None
     seeds: tuple[int, ...] = (0,)
     aversions: tuple[float, ...] | None = None
     cost_levels: tuple[float, ...] = (1.0,)
@@ -85,7 +89,7 @@ class HedgingTask:
         paths = self.market.paths(PILOT_PATHS, self.book, 0)
         check_costs(self.costs, paths.n_instruments, self.cost_levels)
         try:
-            replace(self.policy, feature_names=paths.feature_names, n_instruments=paths.n_instruments)
+            fitted(self.policy, paths, self.rules)
         except ConfigError as error:
             raise ConfigError(f"`policy`: {error}") from None
         self._check_judgement(paths)
@@ -103,9 +107,10 @@ class HedgingTask:
         for name, least in (("steps_per_epoch", 1), ("n_validation", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
-        size = self.trainer.batch_size
-        if size is None or size % 16:
-            raise ConfigError(f"`trainer.batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+        try:
+            check_trainer(self.trainer)
+        except ConfigError as error:
+            raise ConfigError(f"`trainer`: {error}") from None
 
     def _check_judgement(self, paths: PathSet) -> None:
         """Refuse what would fail only after the training."""
@@ -161,6 +166,7 @@ class HedgingTask:
             costs=self.costs,
             unwind=self.unwind,
             policy=self.policy,
+            rules=self.rules,
             trainer=self.trainer,
             steps_per_epoch=self.steps_per_epoch,
             n_validation=self.n_validation,

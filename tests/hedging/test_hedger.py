@@ -72,10 +72,10 @@ def test_one_date_at_a_time_holds_what_the_batch_holds(hedger):
     for member in range(len(hedger.members)):
         whole, held = hedger.holdings(paths)[member], torch.zeros(64, 1)
         for date in range(N_STEPS):
-            held = hedger.hedge(paths.features[:, date], held, date, member)
+            held, _ = hedger.hedge(paths.features[:, date], held, date, member)
             torch.testing.assert_close(held, whole[:, date], rtol=0, atol=1e-6)
     named = {name: float(paths.features[7, 0, place]) for place, name in enumerate(paths.feature_names)}
-    one = hedger.hedge(named, [0.0], 0, 2)
+    one, _ = hedger.hedge(named, [0.0], 0, 2)
     torch.testing.assert_close(one, hedger.holdings(paths)[2, 7, 0], rtol=0, atol=1e-6)
 
 
