@@ -20,8 +20,8 @@ from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
+from qfml.hedging.given_markets import HedgingMarket
 from qfml.hedging.loss import Risk, RiskRows, loss_of
-from qfml.hedging.markets import HedgingMarket
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import FeedForward

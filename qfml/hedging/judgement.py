@@ -5,7 +5,8 @@ Hedges of one market are judged on the same paths, so that their differences hav
 
 metrics:
     objective, dial         by which the price is, and what `aversion` sets of it (None: nothing)
-    paths                   market, n_paths, seed, n_steps, horizon, spot, instruments, features
+    paths                   market, measure (None where the drift is as given; else what is told of it), n_paths, seed,
+                            n_steps, horizon, spot, instruments, features
     cases                   one for each aversion and cost level: aversion, cost_level, policies, baselines, best (place
                             of the policy whose risk on the validation paths was least), mean_price: value, std_error
                             of the mean over the seeds, and spread, the standard deviation between them (None of one)
@@ -50,7 +51,7 @@ from qfml.hedging.baselines import Baseline
 from qfml.hedging.book import Book
 from qfml.hedging.gains import Gains, gains
 from qfml.hedging.hedger import PATHS_AT_A_TIME, Hedger
-from qfml.hedging.markets import MARKETS, HedgingMarket, RecordedPaths
+from qfml.hedging.markets import GIVEN_MARKETS, MARKETS, DriftRemoved, HedgingMarket, RecordedPaths, as_given
 from qfml.hedging.objectives import ExpectedShortfall
 from qfml.hedging.paths import PathSet
 from qfml.hedging.surface import held_by_spot
@@ -76,7 +77,8 @@ class JudgementSettings:
         seed: of the paths; whatever it is, no training has seen them.
         market: where they come from; None takes the market of the training.
         stress: other markets by name, as the settings that differ from those of the training; dates, instruments and
-            features must be the same, and features keep the unit of volatility of the training.
+            features must be the same, and features keep the unit of volatility of the training. A drift that was
+            removed for the training is in them.
     """
 
     n_paths: int | None = 100_000
@@ -85,7 +87,7 @@ class JudgementSettings:
     stress: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.n_paths is None and not isinstance(self.market, RecordedPaths):
+        if self.n_paths is None and not (self.market and isinstance(as_given(self.market), RecordedPaths)):
             raise ConfigError("`n_paths` may be null for recorded paths only; give a number of paths")
         if self.n_paths is not None and self.n_paths < 100:
             raise ConfigError(f"`n_paths` must be 100 or more: 1 % of them is a quantile, got {self.n_paths}")
@@ -96,15 +98,17 @@ class JudgementSettings:
         Raises:
             ConfigError: recorded paths that were trained on.
         """
-        if self.market is None and isinstance(market, RecordedPaths):
+        if self.market is None and isinstance(as_given(market), RecordedPaths):
             raise ConfigError(
                 "recorded paths that were trained on are not fresh: name others in `judgement.market`, such as other "
                 "`rows` of the same file"
             )
         if self.market is None:
             return market
-        given: Any = self.market  # whose features have the unit that the policies have learned, unless it says so
-        return given if given.reference_vol is not None else replace(given, reference_vol=market.vol)
+        given: Any = as_given(self.market)  # whose features have the unit of the policies, unless it says so
+        if given.reference_vol is None:
+            given = replace(given, reference_vol=market.vol)
+        return replace(self.market, market=given) if isinstance(self.market, DriftRemoved) else given
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +138,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
     Raises:
         ConfigError: settings that break a rule; other dates, instruments or features than those of the training.
     """
+    market = as_given(market)  # a stress has the drift that training is without
     own = {each.name: getattr(market, each.name) for each in fields(market)}  # pyright: ignore[reportArgumentType]
     found: dict[str, HedgingMarket] = {}
     for name, changes in stress.items():
@@ -144,7 +149,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
         if "reference_vol" not in changes:
             settings["reference_vol"] = market.vol  # a policy sees its features in the unit it has learned
         try:
-            found[name] = build_kind(MARKETS, settings)
+            found[name] = build_kind(GIVEN_MARKETS, settings)
             check_same(market, found[name], book)
         except UserError as error:
             raise ConfigError(f"`stress.{name}`: {error}") from None
@@ -153,7 +158,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
 
 def check_same(market: HedgingMarket, other: HedgingMarket, book: Book) -> None:
     """Raise ConfigError unless the other market has the dates, instruments and features of the first."""
-    one, two = (each.paths(PILOT_PATHS, book, 0) for each in (market, other))
+    one, two = (as_given(each).paths(PILOT_PATHS, book, 0) for each in (market, other))
     same_dates = len(one.times) == len(two.times) and bool((one.times - two.times).abs().max() < 1e-9)
     for what, is_same, first, second in (
         ("trading dates", same_dates, f"{one.n_steps} periods", f"{two.n_steps} periods"),
@@ -198,7 +203,8 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
         "objective": hedger.loss.objective.kind,
         "dial": hedger.loss.objective.dial,
         "paths": {
-            "market": market.kind,
+            "market": as_given(market).kind,
+            "measure": market.measure(hedger.book).told if isinstance(market, DriftRemoved) else None,
             "n_paths": len(paths),
             "seed": settings.seed,
             "n_steps": paths.n_steps,

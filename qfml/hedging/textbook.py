@@ -21,7 +21,7 @@ from qfml.hedging.baselines import (
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost, Proportional
 from qfml.hedging.instruments import Spot
-from qfml.hedging.markets import HedgingMarket, ModelMarket
+from qfml.hedging.markets import HedgingMarket, ModelMarket, as_given
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.paths import PathSet
@@ -44,6 +44,7 @@ class Case:
 
 def problem_of(market: HedgingMarket, book: Book) -> HedgingProblem:
     """What a textbook hedge is told of a market: its model too, where there is one."""
+    market = as_given(market)
     if isinstance(market, ModelMarket):
         model, today = market.simulated_model, market.simulated_market
         return HedgingProblem(book, today, market.instruments, model, market.vol)
