@@ -27,7 +27,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -42,7 +42,7 @@ from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, Proportional
-from qfml.hedging.given_markets import GIVEN_MARKETS, HedgingMarket, RecordedPaths
+from qfml.hedging.given_markets import GIVEN_MARKETS, HedgingMarket, RecordedPaths, identity, parted
 from qfml.hedging.hedger import deep_hedge
 from qfml.hedging.measure import FEWEST_EFFECTIVE, Measure, bounded, nothing_owed, read_measure, write_measure
 from qfml.hedging.objectives import Entropic
@@ -158,18 +158,36 @@ class DriftRemoved:
         Raises:
             DataError: a drift that is too large to be removed; as of the market itself.
         """
+        return self._kept(self.market, n_paths, book, seed, number, dtype, device)
+
+    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+        """Where to train and where to validate under the one measure."""
+        first, last = parted(self.market, n_last)
+        return _Kept(first, owner=self), _Kept(last, owner=self)
+
+    def _kept(
+        self,
+        market: HedgingMarket,
+        n_paths: Any,
+        book: Book,
+        seed: Any,
+        number: Any,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> PathSet:
+        """Paths of `market`, this one's or a part of it, that the measure keeps."""
         measure = self.measure(book)
         if n_paths is None:
-            return measure.thinned(self.market.paths(None, book, seed, 0, dtype, device), seed, 0)
+            return measure.thinned(market.paths(None, book, seed, 0, dtype, device), seed, 0)
         try:
             n_paths, number = whole("n_paths", n_paths, at_least=1), whole("number", number, at_least=0)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        candidates = _at_most(self.market, max(n_paths, FEWEST_CANDIDATES))
+        candidates = _at_most(market, max(n_paths, FEWEST_CANDIDATES))
         parts: list[PathSet] = []
         for draw in range(DRAWS):
             place = number * DRAWS + draw
-            made = self.market.paths(candidates, book, seed, place, dtype, device)
+            made = market.paths(candidates, book, seed, place, dtype, device)
             parts.append(measure.thinned(made, seed, place))
             if sum(map(len, parts)) >= n_paths:
                 return _joined(parts).rows(slice(0, n_paths))
@@ -190,7 +208,7 @@ class DriftRemoved:
         for other, measure in known:
             if other == book:
                 return measure
-        place = None if folder is None else folder / config.config_hash([self, book])
+        place = None if folder is None else folder / config.config_hash([identity(self), book])
         saved = None if place is None else place / "measure"
         if saved is not None and saved.exists():
             measure = read_measure(saved)
@@ -207,7 +225,7 @@ class DriftRemoved:
 
     def __getstate__(self) -> dict[str, Any]:
         """The settings alone: the measure is learned again elsewhere."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def _learned(self, book: Book, folder: Path | None, callbacks: Sequence[Callback]) -> Measure:
         seed = address("drift", self.trainer.seed)  # paths that no hedge is trained on or judged by
@@ -240,12 +258,11 @@ class DriftRemoved:
 
 
 @dataclass(frozen=True)
-class _NothingOwed:
-    """A market in units of its instruments' moves, on which nothing is owed."""
+class _Within:
+    """A market that is made of another."""
 
+    kind: ClassVar[str]
     market: Any
-    sizes: tuple[float, ...]
-    kind: ClassVar[str] = "nothing_owed"
 
     @property
     def information(self) -> tuple[str, ...]:
@@ -258,6 +275,37 @@ class _NothingOwed:
     @property
     def martingale(self) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class _Kept(_Within):
+    """A part of the market of `owner`, under its measure."""
+
+    kind: ClassVar[str] = "kept"
+    owner: DriftRemoved = field(kw_only=True)
+
+    def paths(
+        self,
+        n_paths: Any,
+        book: Book,
+        seed: Any,
+        number: Any = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> PathSet:
+        return self.owner._kept(self.market, n_paths, book, seed, number, dtype, device)
+
+
+@dataclass(frozen=True)
+class _NothingOwed(_Within):
+    """A market in units of its instruments' moves, on which nothing is owed."""
+
+    kind: ClassVar[str] = "nothing_owed"
+    sizes: tuple[float, ...]
+
+    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+        first, last = parted(self.market, n_last)
+        return replace(self, market=first), replace(self, market=last)
 
     def paths(
         self,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
+from qfml.config import to_dict
 from qfml.hedging.book import Book
 from qfml.hedging.bootstrapped_returns import BootstrappedReturns
 from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
 from qfml.hedging.recorded_paths import RecordedPaths
 
-__all__ = ["GIVEN_MARKETS", "HedgingMarket"]
+__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "parted"]
 
 
 @runtime_checkable
@@ -52,6 +56,29 @@ class HedgingMarket(Protocol):
             ConfigError: what a policy is to see is not known, or cannot be seen here.
         """
         ...
+
+
+@runtime_checkable
+class _Finite(Protocol):
+    """A market whose paths run out."""
+
+    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+        """Its paths but the last, and the last ones."""
+        ...
+
+
+def parted(market: HedgingMarket, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+    """Where to train and where to validate: the market itself, of a record its paths but the last, and those."""
+    return market.parted(n_last) if isinstance(market, _Finite) else (market, market)
+
+
+def identity(part: Any) -> Any:
+    """What decides the paths of a market, as plain JSON: its settings, an array by its hash."""
+    if isinstance(part, HedgingMarket) and is_dataclass(part):
+        return {"kind": part.kind} | {each.name: identity(getattr(part, each.name)) for each in fields(part)}
+    if isinstance(part, np.ndarray | torch.Tensor):
+        return hashlib.sha256(np.array(part, dtype=np.float64, order="C").tobytes()).hexdigest()
+    return to_dict(part)
 
 
 GIVEN_MARKETS: dict[str, type] = {cls.kind: cls for cls in (ModelMarket, RecordedPaths, BootstrappedReturns)}

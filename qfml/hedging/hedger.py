@@ -20,7 +20,7 @@ from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.given_markets import HedgingMarket
+from qfml.hedging.given_markets import HedgingMarket, identity, parted
 from qfml.hedging.loss import Risk, RiskRows, loss_of
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
@@ -204,7 +204,7 @@ def deep_hedge(
         rules: limits and lots of what is held; None takes those of `policy`, which has none of itself.
         trainer: `batch_size` is the number of paths of a step, a multiple of 16; its `seed` addresses all paths.
         steps_per_epoch: steps between two validations.
-        n_validation: paths on which the best epoch is chosen, others than those of training.
+        n_validation: paths on which the best epoch is chosen, others than those of training: of a record its last ones.
         seeds: of initial networks; every one is combined with every aversion and cost level.
         aversions: in place of the objective's.
         cost_levels: factors of all costs.
@@ -228,15 +228,16 @@ def deep_hedge(
     """
     if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
         raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
-    validation = market.paths(n_validation, book, trainer.seed, number=VALIDATION)
+    given, kept_out = parted(market, n_validation)
+    validation = kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION)
     loss = loss_of(objective, costs, validation, unwind=unwind, exact=exact, martingale=market.martingale)
     network = fitted(policy, validation, rules)
     combined = product(seeds, aversions, cost_levels)
     members = [PathMember(network, seed=s, aversion=a, cost_level=c).checked(objective) for s, a, c in combined]
     members = tuple(levelled(members, objective, validation))
     size = trainer.batch_size
-    identity = [to_dict(market), to_dict(book), size, trainer.seed]
-    data = PathData(lambda step: market.paths(size, book, trainer.seed, step), validation, steps_per_epoch, identity)
+    decides = [identity(market), to_dict(book), size, trainer.seed]
+    data = PathData(lambda step: given.paths(size, book, trainer.seed, step), validation, steps_per_epoch, decides)
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
     fits = train_policies(members, loss, data, trainer, **options)
     return Hedger(market, book, loss, members, tuple(fits))

@@ -27,7 +27,8 @@ __all__ = ["FEWEST_EFFECTIVE", "Measure", "bounded", "nothing_owed", "read_measu
 PATHS_AT_A_TIME = 8192
 LEAST_KEPT = 1 / 16  # share of the candidates
 FEWEST_EFFECTIVE = 100, 1000  # paths that the measure rests on: refused below the first, said below the second
-CLEAR, SMALL = 4.0, 0.1  # a drift that is left is said if so many standard errors, and this share of what it was
+CLEAR = 4.0  # standard errors of a drift that is left
+SMALL, LARGE = 0.1, 0.5  # share of what it was: said above the first, refused above the second
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +76,16 @@ class Measure:
 
     def state(self) -> dict[str, Any]:
         """All but the parameters, as plain JSON."""
-        plain = {
-            field.name: config.to_dict(getattr(self, field.name))
-            for field in fields(self)
-            if field.name != "parameters"
-        }
-        return plain
+        names = [field.name for field in fields(self) if field.name != "parameters"]
+        return {name: config.to_dict(getattr(self, name)) for name in names}
 
     @classmethod
     def of_state(cls, state: dict[str, Any], parameters: dict[str, Tensor]) -> Measure:
         """The measure that `state` tells of."""
-        given = dict(state)
-        given["policy"] = config.build_kind(POLICIES, given["policy"])
-        given["costs"] = tuple(config.build_kind(COSTS, cost) for cost in given["costs"])
-        return cls(parameters=parameters, **given | {"sizes": tuple(given["sizes"])})
+        policy = config.build_kind(POLICIES, state["policy"])
+        costs = tuple(config.build_kind(COSTS, cost) for cost in state["costs"])
+        numbers = (state["log_mean"], state["log_bound"], state["told"])
+        return cls(policy, parameters, tuple(state["sizes"]), costs, state["unwind"], *numbers)
 
 
 def nothing_owed(paths: PathSet, sizes: Sequence[float]) -> PathSet:
@@ -118,9 +115,9 @@ def bounded(raw: Measure, paths: PathSet, cut: float) -> Measure:
         raise DataError(
             f"the drift cannot be removed: of {len(paths)} paths the measure would rest on {effective:.0f}, and keep "
             f"{told['kept']:.1%}; trading alone earns too much there (an arbitrage, a policy that has learned its few "
-            "paths by heart, or a long horizon): measure more paths by `n_measured`, record more, or shorten the horizon"
+            "paths by heart, or a long horizon): measure more paths by `n_measured`, record more, shorten the horizon"
         )
-    told["warning"] = None if raw.costs else _warning(told)
+    told["warning"] = _warning(told)
     return replace(raw, log_mean=log_mean, log_bound=math.log(bound), told=told)
 
 
@@ -145,17 +142,23 @@ def _drifts(paths: PathSet, weight: Tensor) -> list[dict[str, Any]]:
 
 
 def _warning(told: dict[str, Any]) -> str | None:
-    """What a reader must know of a measure that is not what it should be."""
+    """What a reader must know of a measure that is not quite what it should be; DataError of one that is none."""
     if told["effective_paths"] < FEWEST_EFFECTIVE[1]:
         return f"it rests on {told['effective_paths']:.0f} effective paths of {told['n_paths']}: measure more of them"
-    for one in told["drift"]:
+    for one in [] if told["costs"] else told["drift"]:  # costs leave a drift
         if abs(one["after"]) > max(CLEAR * one["after_error"], SMALL * abs(one["before"])):
             left = f"{one['instrument']} still earns {one['after']:.3g} on average, of {one['before']:.3g}"
+            if abs(one["after"]) > LARGE * abs(one["before"]):
+                raise DataError(
+                    f"the drift is not removed: {left}; train the measure longer by its `trainer`, or more slowly; where "
+                    "it stays, trading without risk earns (an arbitrage), which no measure takes away"
+                )
             return f"{left}: train the measure longer"
     return None
 
 
 def write_measure(measure: Measure, folder: Path) -> None:
+    """Write it, whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,7 @@ def write_measure(measure: Measure, folder: Path) -> None:
 
 
 def read_measure(folder: Path) -> Measure:
+    """Read what `write_measure` wrote, every hash checked."""
     tensors, state = read_folder(folder)
     try:
         return Measure.of_state(state, tensors)

@@ -10,6 +10,7 @@ from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
 from qfml.report.folder import read_text
 from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure, training_figure
+from qfml.report.hedging_measure import measure_section
 from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, label_of
 from qfml.report.layout import Charts, Section, note
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
@@ -61,6 +62,7 @@ def write_hedging_report(folder: Path) -> Path:
         _pnl(run, charts),
         _holdings(run, charts),
         _stress(run),
+        measure_section(run),
         _training(run, charts),
         _reproduction(run),
     ]
@@ -89,6 +91,8 @@ def _headline(run: HedgingRun) -> Html:
         el("div", el("dt", name), el("dd", value), el("dd", small, class_="interval")) for name, value, small in cards
     ]
     told = f"Owed: {run.book}. Hedged with {run.instruments} on {run.found['paths']['n_steps']} dates, for {run.aim}."
+    if run.found["paths"].get("measure"):
+        told += " The drift of the market is removed."
     if rival is not None:
         told += f" The best textbook hedge: {label_of(rival['name'], inside=True)}."
     parts = [el("p", "Deep hedge", class_="eyebrow"), el("h1", title), el("p", told, class_="lead")]
@@ -245,7 +249,7 @@ def _stress(run: HedgingRun) -> Section | None:
     table = scrolling_table(heads, rows, n_text=2, caption="Under other markets")
     intro = (
         "The same hedges on markets that they do not know of: the policy as it was trained, the textbook with the "
-        f"settings it had. In {run.unit}."
+        f"settings it had{', with the drift of the market' * bool(run.found['paths'].get('measure'))}. In {run.unit}."
     )
     told = [note(f"At {run.name_of(run.cases[0])}.")] if len(run.cases) > 1 else []
     return Section("stress", "Stress", intro, join([table, *told]))
