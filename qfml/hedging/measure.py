@@ -143,17 +143,17 @@ def _drifts(paths: PathSet, weight: Tensor) -> list[dict[str, Any]]:
 
 def _warning(told: dict[str, Any]) -> str | None:
     """What a reader must know of a measure that is not quite what it should be; DataError of one that is none."""
-    if told["effective_paths"] < FEWEST_EFFECTIVE[1]:
-        return f"it rests on {told['effective_paths']:.0f} effective paths of {told['n_paths']}: measure more of them"
     for one in [] if told["costs"] else told["drift"]:  # costs leave a drift
         if abs(one["after"]) > max(CLEAR * one["after_error"], SMALL * abs(one["before"])):
             left = f"{one['instrument']} still earns {one['after']:.3g} on average, of {one['before']:.3g}"
             if abs(one["after"]) > LARGE * abs(one["before"]):
                 raise DataError(
-                    f"the drift is not removed: {left}; train the measure longer by its `trainer`, or more slowly; where "
-                    "it stays, trading without risk earns (an arbitrage), which no measure takes away"
+                    f"the drift is not removed: {left}; train the measure longer by its `trainer`, or more slowly; "
+                    "where it stays, trading without risk earns (an arbitrage), which no measure takes away"
                 )
             return f"{left}: train the measure longer"
+    if told["effective_paths"] < FEWEST_EFFECTIVE[1]:
+        return f"it rests on {told['effective_paths']:.0f} effective paths of {told['n_paths']}: measure more of them"
     return None
 
 
