@@ -25,7 +25,7 @@ from qfml.hedging.policies import POLICIES
 __all__ = ["FEWEST_EFFECTIVE", "Measure", "bounded", "nothing_owed", "read_measure", "write_measure"]
 
 PATHS_AT_A_TIME = 8192
-LEAST_KEPT = 1 / 16  # share of the candidates
+LEAST_KEPT = 1 / 50  # share of the candidates
 FEWEST_EFFECTIVE = 100, 1000  # paths that the measure rests on: refused below the first, said below the second
 CLEAR = 4.0  # standard errors of a drift that is left
 SMALL, LARGE = 0.1, 0.5  # share of what it was: said above the first, refused above the second

@@ -10,6 +10,7 @@ from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
 from qfml.report.folder import read_text
 from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure, training_figure
+from qfml.report.hedging_maps import map_places
 from qfml.report.hedging_measure import measure_section
 from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, label_of
 from qfml.report.layout import Charts, Section, note
@@ -149,11 +150,14 @@ def _case_tables(run: HedgingRun, case: dict[str, Any]) -> list[Html]:
                 label_of(name),
                 run.risk(own["difference"], 3),
                 formats.interval((own["low"], own["high"]), lambda x: run.risk(x, 3)),
+                formats.interval((own["bootstrap"]["low"], own["bootstrap"]["high"]), lambda x: run.risk(x, 3))
+                if "bootstrap" in own
+                else formats.MISSING,
                 _verdict(own),
             ]
             for name, own in sorted(best["against"].items(), key=lambda item: -item[1]["difference"])
         ]
-        heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "")
+        heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "By bootstrap", "")
         found += [el("h3", "Against each textbook hedge"), scrolling_table(heads, rows, caption="Differences of risk")]
     return found
 
@@ -212,7 +216,8 @@ def _holdings(run: HedgingRun, charts: Charts) -> Section:
         f"What the policy holds by spot on some dates{beside}: the mean over the fresh paths, and the range of 80 % of "
         "them. With costs a holding depends on the one before."
     )
-    return Section("holdings", "Holdings", intro, el("div", *places, class_="maps"))
+    lines = el("div", *places, class_="maps")
+    return Section("holdings", "Holdings", intro, join([lines, *map_places(run, charts)]))
 
 
 def _stress(run: HedgingRun) -> Section | None:
