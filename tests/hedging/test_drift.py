@@ -236,7 +236,7 @@ def test_a_measure_on_few_paths_is_said_or_refused():
     sure = RecordedPaths(array=rises, times=(0.0, HORIZON / 2, HORIZON))  # every path earns: an arbitrage
     with pytest.raises(DataError, match="the drift cannot be removed: of 100 paths"):
         few(n_measured=100).measure(BOOK)
-    with pytest.raises(DataError, match=r"the drift is not removed: spot still earns 0.9.* an arbitrage"):
+    with pytest.raises(DataError, match=r"the drift is not removed: spot still earns 0.9.*an arbitrage"):
         few(market=sure, trainer=trainer(1, 64, 1e-2), n_validation=50, steps_per_epoch=20).measure(BOOK)
     with pytest.raises(DataError, match="`n_validation` takes the last paths of a record"):
         few(market=sure, n_validation=200).measure(BOOK)
