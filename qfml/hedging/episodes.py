@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,17 +93,17 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.first)
 
-    @property
+    @cached_property
     def time(self) -> np.ndarray:
         """First trading dates."""
         return self._times(self.first)
 
-    @property
+    @cached_property
     def label_end(self) -> np.ndarray:
         """Last trading dates."""
         return self._times(self.first + self.n_steps)
 
-    @property
+    @cached_property
     def window_start(self) -> np.ndarray:
         """First prices of the look-back."""
         return self._times(self.first - self.window)

@@ -131,7 +131,8 @@ def compared(
     found: dict[str, dict[str, Any]] = {}
     for name, own in pnl.items():
         price = estimated(values[name] - nothing, draws[name] - nothing)
-        found[name] = {"name": name, "price": price, "risk": values[name], **distribution(own, drawn)}
+        risk = estimated(values[name], draws[name])
+        found[name] = {"name": name, "price": price, "risk": risk, **distribution(own, drawn)}
         if name not in rivals:
             found[name]["against"] = {
                 rival: estimated(values[name] - values[rival], draws[name] - draws[rival]) for rival in rivals

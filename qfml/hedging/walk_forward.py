@@ -31,6 +31,7 @@ from qfml.hedging.costs import Cost
 from qfml.hedging.episodes import Episodes, cut, read_history
 from qfml.hedging.gains import gains
 from qfml.hedging.hedger import Hedger, deep_hedges
+from qfml.hedging.markets import HedgingMarket
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.out_of_sample import check_n_bootstrap, check_n_episodes
 from qfml.hedging.policies import FeedForward
@@ -96,7 +97,7 @@ class WalkForwardHedge:
 
 
 def walk_forward_hedge(
-    market: BootstrappedReturns,
+    market: HedgingMarket,
     book: Book,
     objective: Objective,
     *,
@@ -123,7 +124,7 @@ def walk_forward_hedge(
     """Walk through a history: train on the returns known by then, hedge the episodes that come after, move on.
 
     Args:
-        market: names the history; how its training returns are put together to paths, and what a policy sees.
+        market: of kind bootstrap; names the history; how its training returns are put together to paths, and what a policy sees.
         book: what is owed, in units of the market's `spot`, at which each episode begins: a strike of that spot is at
             the money.
         objective: one of `OBJECTIVES`, minimised.

@@ -1,7 +1,7 @@
-"""What a walk through history has found, as plain JSON. All cash is in units of the spot at an episode's start.
+"""What a walk through history has found, as plain JSON. All cash is that of an episode that starts at `spot`.
 
     objective, dial         by which the price is, and what `aversion` sets of it (None: nothing)
-    history                 source, column, start, end, n_prices, rate, periods_per_year
+    history                 source, column, start, end, n_prices, spot (at each start), rate, periods_per_year
     episodes                n (out of sample), n_steps, window, start_every, start, end
     bootstrap               n_resamples, block (episodes), overlap, seed
     left_out                why a textbook hedge is not among the baselines, by name
@@ -14,7 +14,7 @@
                             (with the premium)
 
 each policy and baseline of a case:
-    name, price: value, std_error, low, high; risk; mean: the same of the P&L; std, quantiles, expected_shortfall;
+    name; price, risk, mean: value, std_error, low, high; std, quantiles; expected_shortfall: the same, and tail;
     income (mean P&L with the premium), cost, turnover; against (of a policy): by baseline the risk less its own
 
 Intervals are of 95 %, of the block bootstrap of `out_of_sample`. No premium is in a P&L unless it is said.
@@ -55,6 +55,7 @@ def judged(walk: WalkForwardHedge) -> dict[str, Any]:
             "start": history.day(0),
             "end": history.day(len(history) - 1),
             "n_prices": len(history),
+            "spot": market.spot,
             "rate": market.rate,
             "periods_per_year": market.periods_per_year,
         },
