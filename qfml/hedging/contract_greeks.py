@@ -82,19 +82,14 @@ def _of_european(
 def _of_dates(contract: Any, spot: Dates, times: Tensor, market: pr.Market, vol: float | Tensor) -> tuple[Dates, Dates]:
     """By the analytic engine, one date after the other: the contract and the curves as they stand then."""
     delta, gamma = torch.zeros_like(spot), torch.zeros_like(spot)
+    vols = vol.unbind(1) if isinstance(vol, Tensor) else [vol] * len(times)
     for date, time in enumerate(times):
         if float(contract.horizon) - float(time) <= SAME_DATE:
             continue
         growth, discount = market.growth(time), market.discount(time)
         now = replace(market.shifted(time), spot=spot[:, date] * growth)
         wrt = ("spot", ("spot", "spot"))
-        greeks = pr.greeks(
-            contract.shifted(time),
-            pr.BlackScholes(vol if isinstance(vol, float) else vol[:, date]),
-            now,
-            wrt,
-            pr.Analytic(),
-        )
+        greeks = pr.greeks(contract.shifted(time), pr.BlackScholes(vols[date]), now, wrt, pr.Analytic())
         delta[:, date] = discount * growth * greeks["spot"].value
         gamma[:, date] = discount * growth**2 * greeks["spot", "spot"].value
     return delta, gamma

@@ -31,7 +31,6 @@ from qfml.hedging.costs import Cost
 from qfml.hedging.episodes import Episodes, cut, read_history
 from qfml.hedging.gains import gains
 from qfml.hedging.hedger import Hedger, deep_hedges
-from qfml.hedging.markets import HedgingMarket
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.out_of_sample import check_n_bootstrap, check_n_episodes
 from qfml.hedging.policies import FeedForward
@@ -97,7 +96,7 @@ class WalkForwardHedge:
 
 
 def walk_forward_hedge(
-    market: HedgingMarket,
+    market: Any,
     book: Book,
     objective: Objective,
     *,
@@ -124,7 +123,8 @@ def walk_forward_hedge(
     """Walk through a history: train on the returns known by then, hedge the episodes that come after, move on.
 
     Args:
-        market: of kind bootstrap; names the history; how its training returns are put together to paths, and what a policy sees.
+        market: `BootstrappedReturns`; names the history, how its training returns are put together to paths, and what
+            a policy sees.
         book: what is owed, in units of the market's `spot`, at which each episode begins: a strike of that spot is at
             the money.
         objective: one of `OBJECTIVES`, minimised.
@@ -163,13 +163,16 @@ def walk_forward_hedge(
         [(0, '2009-01-12'), (1, '2014-01-13')]
     """
     if not isinstance(market, BootstrappedReturns):
-        raise ConfigError(f"a walk through history is made of returns: a market of kind bootstrap, got {market.kind}")
+        name = type(market).__name__
+        raise ConfigError(f"a walk through history is made of returns: a market of kind bootstrap, got {name}")
     check_n_bootstrap(n_bootstrap)
     episodes = cut(read_history(market, max_gap), market.n_steps, market.window, start_every)
     splits = splitter.folds(episodes)
     check_tests(episodes, splits)
     fitted = np.cumsum([split.refit for split in splits]) - 1  # which training each fold has its policies from
-    markets = [fold_market(market, episodes, split, number) for number, split in enumerate(splits) if split.refit]
+    markets: list[Any] = [
+        fold_market(market, episodes, split, number) for number, split in enumerate(splits) if split.refit
+    ]
     for split, place in zip(splits, fitted, strict=True):
         check_baselines(baselines or (), markets[place], book, episodes.rows(split.test))
     hedgers = deep_hedges(

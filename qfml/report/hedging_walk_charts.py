@@ -17,10 +17,13 @@ N_RIVALS = 3  # textbook hedges beside the policy
 
 
 def rivals_of(run: HedgingRun) -> list[str]:
-    """The textbook hedges that are shown: those of the least risk, and no hedge only where there is nothing else."""
+    """The textbook hedges that are shown: the best of each kind, those of the least risk; no hedge if nothing else."""
     baselines = run.cases[0]["baselines"]
     hedged = [hedge for hedge in baselines if hedge["name"] != "none"] or baselines
-    return [hedge["name"] for hedge in sorted(hedged, key=lambda hedge: hedge["risk"]["value"])[:N_RIVALS]]
+    best: dict[str, str] = {}
+    for hedge in sorted(hedged, key=lambda hedge: hedge["risk"]["value"]):
+        best.setdefault(hedge["name"].removesuffix("_realised"), hedge["name"])
+    return list(best.values())[:N_RIVALS]
 
 
 def earned_figure(run: HedgingRun, table: pl.DataFrame) -> Figure:
@@ -33,11 +36,8 @@ def earned_figure(run: HedgingRun, table: pl.DataFrame) -> Figure:
 
 def difference_figure(run: HedgingRun, table: pl.DataFrame) -> Figure:
     """Running sums of the policy's P&L less those of the textbook's."""
-    kind_and_own = _sum(run, table, "policy")
-    traces = []
-    for name in reversed(rivals_of(run)):
-        ends, theirs = _sum(run, table, name)
-        traces.append(_line(run, name, ends, kind_and_own[1] - theirs))
+    ends, own = _sum(run, table, "policy")
+    traces = [_line(run, name, ends, own - _sum(run, table, name)[1]) for name in reversed(rivals_of(run))]
     return {"data": traces, "layout": _layout(run), "height": 300}
 
 

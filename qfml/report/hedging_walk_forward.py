@@ -93,7 +93,7 @@ def _headline(run: HedgingRun) -> Html:
     if rival is not None:
         own = best["against"][rival["name"]]
         title += f", {_standing(run, own)}"
-        cards.append((label_of(rival["name"]), _cash(run, rival["price"]), "best textbook hedge, with hindsight"))
+        cards.append((label_of(rival["name"]), _cash(run, rival["price"]), "best of the textbook"))
         cards.append(("Risk, less the textbook's", run.risk(own["value"], 2), _interval(run, own, run.risk)))
     shortfall = best["expected_shortfall"]
     cards += [
@@ -291,8 +291,8 @@ def _blocks(fold: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _worst(run: HedgingRun) -> Section:
-    names = ["policy", *rivals_of(run), *(["none"] if "none" in _names(run) else [])]
-    names = list(dict.fromkeys(names))
+    unhedged = [hedge["name"] for hedge in run.cases[0]["baselines"] if hedge["name"] == "none"]
+    names = list(dict.fromkeys(["policy", *rivals_of(run), *unhedged]))
     heads = ["Start", "End", "Fold", "Spot", "Vol meanwhile", *map(label_of, names)]
     rows = [
         [
@@ -308,10 +308,6 @@ def _worst(run: HedgingRun) -> Section:
     table = scrolling_table(heads, rows, n_text=2, caption="Worst episodes")
     intro = f"Where the policy lost most, premium included, in {run.unit}; of episodes that overlap, the worst."
     return Section("worst", "Worst episodes", intro, table)
-
-
-def _names(run: HedgingRun) -> list[str]:
-    return [hedge["name"] for hedge in run.cases[0]["baselines"]]
 
 
 def _training(run: HedgingRun) -> Section:

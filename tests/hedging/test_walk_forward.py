@@ -440,7 +440,7 @@ def test_a_history_that_is_none_is_refused(data, told):
         (
             {"of_market": ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=4, horizon=0.1)},
             ConfigError,
-            "kind bootstrap, got model",
+            "kind bootstrap, got ModelMarket",
         ),
         ({"of_market": market(n_steps=6)}, DataError, "horizon of the book is not on the grid"),
         (
