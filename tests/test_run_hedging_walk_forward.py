@@ -91,8 +91,9 @@ def test_a_run_writes_what_it_found(small):
         assert (folder / "folds" / str(number) / "manifest.json").is_file()
 
 
-def test_the_policies_that_were_saved_hold_what_the_tables_say(small):
+def test_the_policies_that_were_saved_hold_what_the_tables_say(small, monkeypatch):
     """Read back, and walked along the real prices of a test episode, date by date as in live use."""
+    monkeypatch.chdir(small)  # where the prices of its market are
     folder = small / "run"
     held = pl.read_parquet(folder / "paths.parquet").filter(hedge="policy_seed_1", aversion=20.0)
     table = pl.read_parquet(folder / "episodes.parquet").filter(hedge="policy_seed_1", aversion=20.0)
@@ -142,26 +143,23 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(small, number, tmp_path)
     assert before == after
 
 
-def test_the_ledger_counts_each_configuration_once(small, tmp_path):
-    assert metrics(small / "run")["walk_forward"]["trials"] == 1
-    write(tmp_path)
-    shutil.copy(small / "ledger.jsonl", tmp_path)
-    path = yaml.safe_load((small / "config.yaml").read_text())
-    path["market"]["source"]["path"] = str(small / "prices.csv")  # the same file of prices
-    short = path["trainer"] | {"max_epochs": 1}
-    for count, changes in ((1, {"seeds": [3]}), (2, {"trainer": short}), (2, {"trainer": short, "name": "other"})):
-        task = read_task(path | changes)
-        place = tmp_path / str(len(list(tmp_path.iterdir())))
-        place.mkdir()
-        (place / "config.yaml").write_text(yaml.safe_dump(path | changes))
-        shutil.copy(tmp_path / "ledger.jsonl", place)
-        done = qfml("run", "config.yaml", "--out", "run", cwd=place)
+def test_the_ledger_counts_each_configuration_once(tmp_path):
+    """Another seed or name is the same trial, a shorter training another one."""
+    quick = {"seeds": [0], "aversions": [5.0], "trainer": SMALL["trainer"] | {"max_epochs": 1}}
+    longer = quick | {"trainer": SMALL["trainer"] | {"max_epochs": 2}}
+    for place, (count, changes) in enumerate(((1, quick), (1, quick | {"seeds": [3], "name": "other"}), (2, longer))):
+        write(tmp_path, **changes)
+        done = qfml("run", "config.yaml", "--out", f"run{place}", cwd=tmp_path)
         assert done.code == 0, done.err
-        assert metrics(place / "run")["walk_forward"]["trials"] == count
-        assert task.name == changes.get("name", "small")
-        shutil.copy(place / "ledger.jsonl", tmp_path)
+        assert metrics(tmp_path / f"run{place}")["walk_forward"]["trials"] == count
+    page = (tmp_path / "run2" / "report.html").read_text()
+    assert "one of 2 configurations that were tried" in page
     entries, damaged = Ledger(tmp_path / "ledger.jsonl").entries()
-    assert (len(entries), damaged) == (4, [])
+    assert (len(entries), damaged) == (3, [])
+    table = pl.read_parquet(tmp_path / "run2" / "episodes.parquet")
+    policy, delta = (table.filter(hedge=name)["pnl"].to_numpy() for name in ("policy", "black_scholes_delta"))
+    gained = policy - delta
+    assert entries[-1].sharpe == pytest.approx(gained.mean() / gained.std(ddof=1))
 
 
 def test_the_page_holds_all_its_parts(small):
