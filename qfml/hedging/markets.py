@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
+from qfml.config import to_dict
 from qfml.hedging.book import Book
 from qfml.hedging.bootstrapped_returns import BootstrappedReturns
 from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
 from qfml.hedging.recorded_paths import RecordedPaths
 
-__all__ = ["MARKETS", "BootstrappedReturns", "HedgingMarket", "ModelMarket", "RecordedPaths"]
+__all__ = ["MARKETS", "BootstrappedReturns", "HedgingMarket", "ModelMarket", "RecordedPaths", "market_identity"]
 
 
 @runtime_checkable
@@ -55,3 +59,20 @@ class HedgingMarket(Protocol):
 
 
 MARKETS: dict[str, type] = {cls.kind: cls for cls in (ModelMarket, RecordedPaths, BootstrappedReturns)}
+
+
+def market_identity(market: HedgingMarket) -> Any:
+    """What decides the paths of a market, as plain settings: prices handed over by a script by their digest."""
+    try:
+        return to_dict(market)
+    except TypeError:
+        return [market.kind, *(_plain_or_digest(market, each.name) for each in fields(market))]  # pyright: ignore[reportArgumentType]
+
+
+def _plain_or_digest(market: Any, name: str) -> Any:
+    try:
+        return to_dict(getattr(market, name))
+    except TypeError:
+        data: Any = market.log_returns if isinstance(market, BootstrappedReturns) else market.recorded
+        parts: tuple[Tensor, ...] = data if isinstance(data, tuple) else (data,)
+        return [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest()[:16] for part in parts]
