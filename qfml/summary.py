@@ -154,6 +154,9 @@ def _error(value: float | None, form: str = ".6g") -> str:
 
 def _hedging(found: dict[str, Any]) -> None:
     """Prices of policies and textbook hedges, in cash, and how they differ."""
+    if "walk_forward" in found:
+        _hedging_walk(found["walk_forward"])
+        return
     cases = found["judgement"]["cases"]
     for case in cases[:MOST_SURFACES]:
         dial = (
@@ -173,6 +176,28 @@ def _hedging(found: dict[str, Any]) -> None:
         out.print(table)
     if len(cases) > MOST_SURFACES:
         out.print(f"{len(cases)} cases, the first {MOST_SURFACES} shown", highlight=False)
+
+
+def _hedging_walk(walk: dict[str, Any]) -> None:
+    """The same of a walk through history, with intervals."""
+    episodes = walk["episodes"]
+    for case in walk["cases"][:MOST_SURFACES]:
+        dial = "" if case["aversion"] is None else f"{walk['dial'].replace('_', ' ')} {case['aversion']:g}, "
+        title = f"{episodes['n']} episodes, {episodes['start']} to {episodes['end']}, {dial}cost level "
+        table = rich.table.Table(title=f"{title}{case['cost_level']:g}")
+        table.add_column("hedge")
+        for head in ("price", "95 %", "std of P&L", "cost", "policy less it, 95 %"):
+            table.add_column(head, justify="right")
+        against = case["policies"][0]["against"]
+        for hedge in (*case["policies"], *case["baselines"]):
+            own, price = against.get(hedge["name"]), hedge["price"]
+            ends = f"{price['low']:.3g} to {price['high']:.3g}"
+            less = "" if own is None else f"{own['low']:.3g} to {own['high']:.3g}"
+            numbers = (f"{hedge[name]:.4g}" for name in ("std", "cost"))
+            table.add_row(hedge["name"].replace("_", " "), f"{price['value']:.4g}", ends, *numbers, less)
+        out.print(table)
+    if len(walk["cases"]) > MOST_SURFACES:
+        out.print(f"{len(walk['cases'])} cases, the first {MOST_SURFACES} shown", highlight=False)
 
 
 def show_search(folder: Path) -> None:

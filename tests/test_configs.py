@@ -12,6 +12,7 @@ import sys
 sys.modules["qfml.task.walk_forward"].DataConfig.read = lambda self: sys.exit(7)
 sys.modules["qfml.task.surrogate"].make_labels = lambda *_, **__: sys.exit(7)
 sys.modules["qfml.task.hedging"].deep_hedge = lambda *_, **__: sys.exit(7)
+sys.modules["qfml.hedging.walk_forward"].deep_hedges = lambda *_, **__: sys.exit(7)
 for source in sys.modules["qfml.calibration.sources"].SURFACE_SOURCES.values():
     source.read = lambda self: sys.exit(7)
 """

@@ -4,6 +4,7 @@ from qfml.hedging.baselines import (
     BASELINES,
     BlackScholesDelta,
     HedgingProblem,
+    HullWhiteDelta,
     Leland,
     MinimumVarianceDelta,
     ModelDelta,
@@ -13,7 +14,7 @@ from qfml.hedging.baselines import (
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, FixedPerTrade, Proportional, Quadratic
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.hedger import Hedger, deep_hedge
+from qfml.hedging.hedger import Hedger, deep_hedge, deep_hedges
 from qfml.hedging.holding import HOLDINGS, Band, Correction, Direct
 from qfml.hedging.instruments import HEDGES, Option, Spot, VarianceSwapHedge
 from qfml.hedging.judgement import Judgement, JudgementSettings, judge
@@ -41,6 +42,7 @@ from qfml.hedging.policies import POLICIES, Attention, FeedForward, Recurrent
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
 from qfml.hedging.saved import load_hedger, save_hedger
+from qfml.hedging.walk_forward import WalkForwardHedge, walk_forward_hedge
 
 __all__ = [
     "BASELINES",
@@ -67,6 +69,7 @@ __all__ = [
     "Hedger",
     "HedgingMarket",
     "HedgingProblem",
+    "HullWhiteDelta",
     "Isoelastic",
     "Judgement",
     "JudgementSettings",
@@ -89,10 +92,13 @@ __all__ = [
     "Spot",
     "TradingRules",
     "VarianceSwapHedge",
+    "WalkForwardHedge",
     "WhalleyWilmott",
     "deep_hedge",
+    "deep_hedges",
     "gains",
     "judge",
     "load_hedger",
     "save_hedger",
+    "walk_forward_hedge",
 ]

@@ -10,19 +10,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import pricers as pr
 from pricers.paths import SAME_DATE
-from qfml.errors import ConfigError, DataError
+from qfml.errors import ConfigError
+from qfml.hedging.baseline_base import (
+    Baseline,
+    Dates,
+    HedgingProblem,
+    Held,
+    Vol,
+    black_scholes_delta,
+    check_positive,
+    check_spot,
+    check_vol,
+    dated_vol,
+    in_spot,
+    spot_of,
+)
 from qfml.hedging.book import Book
-from qfml.hedging.contract_greeks import alive_feature, black_scholes_slopes
-from qfml.hedging.instruments import Option, Spot, VarianceSwapHedge
+from qfml.hedging.hull_white import HullWhiteDelta
+from qfml.hedging.instruments import Option, VarianceSwapHedge
 from qfml.hedging.paths import PathSet
 from qfml.hedging.price_table import TABULATED, PriceTable, expected_variance, price_table
 
@@ -31,6 +44,7 @@ __all__ = [
     "Baseline",
     "BlackScholesDelta",
     "HedgingProblem",
+    "HullWhiteDelta",
     "Leland",
     "MinimumVarianceDelta",
     "ModelDelta",
@@ -42,51 +56,15 @@ __all__ = [
     "whalley_wilmott_width",
 ]
 
-Dates = Float[Tensor, "path period"]
-Held = Float[Tensor, "path period instrument"]
 LEAST_VARIANCE = 1e-5  # a vol of 0.3 %: the slope in the variance is taken there where there is less
 LEAST_SLOPE = 1e-6  # of the spot, per unit of variance: what has less does not hedge the variance
 
 
-@dataclass(frozen=True, eq=False)
-class HedgingProblem:
-    """What a textbook hedge is told beside the paths.
-
-    Args:
-        book: what is owed: European options; by Black and Scholes digitals and barriers too, and anything unhedged.
-        market: today's rates and dividends.
-        instruments: hedging instruments, of which the first is the spot.
-        model: of the paths, for the hedges that know it.
-        vol: the unit of volatility in which the paths have their features `variance` or `vol`.
-    """
-
-    book: Book
-    market: pr.Market
-    instruments: tuple[Any, ...] = (Spot(),)
-    model: pr.Model | None = None
-    vol: float = 1.0
-
-
-@runtime_checkable
-class Baseline(Protocol):
-    """A textbook hedge: a frozen dataclass with a `kind`."""
-
-    kind: ClassVar[str]
-
-    def holdings(self, paths: PathSet, problem: HedgingProblem) -> Held:
-        """Units of each instrument held from each trading date to the next, (B, L - 1, K).
-
-        Raises:
-            ConfigError: a book, a model or instruments that this hedge has no formula for.
-        """
-        ...
-
-
-def leland_vol(vol: float, cost: float, dt: float, short: bool = True) -> float:
+def leland_vol(vol: float | Tensor, cost: float, dt: float, short: bool = True) -> Any:
     r"""Vol that pays for rehedging an option every dt: $\hat\sigma^2 = \sigma^2 \pm \sigma c \sqrt{8 / (\pi\,dt)}$.
 
     Args:
-        vol: annualised, decimal.
+        vol: annualised, decimal; a number or a tensor of any shape.
         cost: c, proportional cost of one trade (half of Leland's, which is of a round trip).
         dt: years between trades.
         short: whether the option is owed, +; one that is held has -.
@@ -101,15 +79,16 @@ def leland_vol(vol: float, cost: float, dt: float, short: bool = True) -> float:
         >>> round(leland_vol(vol=0.2, cost=1e-3, dt=1 / 365), 6)
         0.214703
     """
-    if not vol > 0 or not dt > 0 or not cost >= 0:
-        raise ConfigError(f"`vol` and `dt` must be above 0 and `cost` at least 0, got {vol}, {dt} and {cost}")
+    least = float(torch.as_tensor(vol).min())
+    if not least > 0 or not dt > 0 or not cost >= 0:
+        raise ConfigError(f"`vol` and `dt` must be above 0 and `cost` at least 0, got {least}, {dt} and {cost}")
     number = cost * math.sqrt(8 / (math.pi * dt)) / vol
-    if not short and number >= 1:
+    if not short and (largest := cost * math.sqrt(8 / (math.pi * dt)) / least) >= 1:
         raise ConfigError(
-            f"Leland's vol of a held option needs costs below {cost / number:.2g} at this vol and step, got {cost}: "
+            f"Leland's vol of a held option needs costs below {cost / largest:.2g} at this vol and step, got {cost}: "
             "trade less often"
         )
-    return vol * math.sqrt(1 + number if short else 1 - number)
+    return vol * (1 + number if short else 1 - number) ** 0.5
 
 
 def whalley_wilmott_width(gamma: Tensor, spot: Tensor, cost: float, risk_aversion: float) -> Tensor:
@@ -137,26 +116,6 @@ def band_holdings(low: Dates, high: Dates) -> Dates:
     return torch.stack(held, dim=1)
 
 
-def black_scholes_delta(paths: PathSet, problem: HedgingProblem, vols: Any) -> tuple[Dates, Dates]:
-    """Delta and gamma of the book's discounted value in the discounted spot, by the model's closed forms.
-
-    Args:
-        paths: paths whose first instrument is the spot.
-        problem: book, rates and dividends; what the book may hold is told by `black_scholes_slopes`.
-        vols: vol of each position of the book, annualised, decimal.
-
-    Returns:
-        Both (B, L - 1), float64.
-    """
-    _check_spot(problem)
-    delta, gamma = torch.zeros_like(_spot(paths)), torch.zeros_like(_spot(paths))
-    book = problem.book
-    for place, (quantity, contract, vol) in enumerate(zip(book.quantities, book.contracts, vols, strict=True)):
-        slopes = black_scholes_slopes(contract, paths, problem.market, vol, alive_feature(book, place))
-        delta, gamma = delta + quantity * slopes[0], gamma + quantity * slopes[1]
-    return delta, gamma
-
-
 @dataclass(frozen=True)
 class NoHedge:
     """No hedge at all: what the book costs without trading."""
@@ -173,19 +132,20 @@ class BlackScholesDelta:
     """The delta of Black and Scholes, in the spot alone.
 
     Args:
-        vol: annualised, decimal.
+        vol: annualised, decimal; or "realised", what the past returns have realised by each date.
     """
 
     kind: ClassVar[str] = "black_scholes_delta"
-    vol: float
+    vol: Vol
 
     def __post_init__(self) -> None:
-        _check_positive(vol=self.vol)
+        check_vol(self.vol)
 
     def holdings(self, paths: PathSet, problem: HedgingProblem) -> Held:
         """See `Baseline.holdings`."""
-        delta, _ = black_scholes_delta(paths, problem, [self.vol] * len(problem.book.quantities))
-        return _in_spot(delta, paths)
+        vol = dated_vol(self.vol, paths, problem)
+        delta, _ = black_scholes_delta(paths, problem, [vol] * len(problem.book.quantities))
+        return in_spot(delta, paths)
 
 
 @dataclass(frozen=True)
@@ -193,25 +153,27 @@ class WhalleyWilmott:
     """Whalley and Wilmott's no-transaction band around the delta of Black and Scholes, in the spot alone.
 
     Args:
-        vol: annualised, decimal.
+        vol: annualised, decimal; or "realised", what the past returns have realised by each date.
         risk_aversion: of the exponential utility, per unit of discounted cash.
         cost: proportional cost of a trade, decimal.
     """
 
     kind: ClassVar[str] = "whalley_wilmott"
-    vol: float
+    vol: Vol
     risk_aversion: float
     cost: float
 
     def __post_init__(self) -> None:
-        _check_positive(vol=self.vol, risk_aversion=self.risk_aversion)
+        check_vol(self.vol)
+        check_positive(risk_aversion=self.risk_aversion)
         _check_cost(self.cost)
 
     def holdings(self, paths: PathSet, problem: HedgingProblem) -> Held:
         """See `Baseline.holdings`."""
-        delta, gamma = black_scholes_delta(paths, problem, [self.vol] * len(problem.book.quantities))
-        width = whalley_wilmott_width(gamma, _spot(paths), self.cost, self.risk_aversion)
-        return _in_spot(band_holdings(delta - width, delta + width), paths)
+        vol = dated_vol(self.vol, paths, problem)
+        delta, gamma = black_scholes_delta(paths, problem, [vol] * len(problem.book.quantities))
+        width = whalley_wilmott_width(gamma, spot_of(paths), self.cost, self.risk_aversion)
+        return in_spot(band_holdings(delta - width, delta + width), paths)
 
 
 @dataclass(frozen=True)
@@ -221,24 +183,25 @@ class Leland:
     The time between trades is the mean period of the paths.
 
     Args:
-        vol: annualised, decimal.
+        vol: annualised, decimal; or "realised", what the past returns have realised by each date.
         cost: proportional cost of a trade, decimal.
     """
 
     kind: ClassVar[str] = "leland"
-    vol: float
+    vol: Vol
     cost: float
 
     def __post_init__(self) -> None:
-        _check_positive(vol=self.vol)
+        check_vol(self.vol)
         _check_cost(self.cost)
 
     def holdings(self, paths: PathSet, problem: HedgingProblem) -> Held:
         """See `Baseline.holdings`."""
         _options(problem.book)  # of one sign of gamma each
         dt = float(paths.times[-1]) / paths.n_steps
-        vols = [leland_vol(self.vol, self.cost, dt, short=quantity > 0) for quantity in problem.book.quantities]
-        return _in_spot(black_scholes_delta(paths, problem, vols)[0], paths)
+        vol = dated_vol(self.vol, paths, problem)
+        vols = [leland_vol(vol, self.cost, dt, short=quantity > 0) for quantity in problem.book.quantities]
+        return in_spot(black_scholes_delta(paths, problem, vols)[0], paths)
 
 
 @dataclass(frozen=True)
@@ -256,9 +219,9 @@ class ModelDelta:
         """See `Baseline.holdings`."""
         by_spot, by_variance = _book_slopes(paths, problem)
         if len(problem.instruments) == 1 or not _has_variance(problem):
-            return _in_spot(by_spot, paths)
+            return in_spot(by_spot, paths)
         of_spot, of_variance = _slopes_of_instrument(paths, problem, problem.instruments[1])
-        hedges = of_variance.abs() > LEAST_SLOPE * _spot(paths)
+        hedges = of_variance.abs() > LEAST_SLOPE * spot_of(paths)
         second = torch.where(hedges, by_variance / torch.where(hedges, of_variance, 1.0), 0.0)
         held = torch.zeros_like(paths.prices[:, :-1])
         held[..., 0], held[..., 1] = by_spot - second * of_spot, second
@@ -286,18 +249,19 @@ class MinimumVarianceDelta:
             )
         by_spot, by_variance = _book_slopes(paths, problem)
         if isinstance(problem.model, pr.Heston):
-            by_spot = by_spot + float(problem.model.rho * problem.model.sigma) * by_variance / _spot(paths)
-        return _in_spot(by_spot, paths)
+            by_spot = by_spot + float(problem.model.rho * problem.model.sigma) * by_variance / spot_of(paths)
+        return in_spot(by_spot, paths)
 
 
 BASELINES: dict[str, type[Baseline]] = {
-    cls.kind: cls for cls in (NoHedge, BlackScholesDelta, ModelDelta, MinimumVarianceDelta, WhalleyWilmott, Leland)
+    cls.kind: cls
+    for cls in (NoHedge, BlackScholesDelta, ModelDelta, MinimumVarianceDelta, HullWhiteDelta, WhalleyWilmott, Leland)
 }
 
 
 def _book_slopes(paths: PathSet, problem: HedgingProblem) -> tuple[Dates, Dates]:
     """Slopes of the book's discounted value in the discounted spot and in the variance, (B, L - 1), float64."""
-    _check_spot(problem)
+    check_spot(problem)
     model = problem.model
     if isinstance(model, pr.BlackScholes) and model.n_assets == 1 and model.vol.numel() == 1:
         delta, _ = black_scholes_delta(paths, problem, [float(model.vol)] * len(problem.book.contracts))
@@ -314,7 +278,7 @@ def _book_slopes(paths: PathSet, problem: HedgingProblem) -> tuple[Dates, Dates]
 def _table_slopes(paths: PathSet, problem: HedgingProblem, positions: list[Any]) -> tuple[Dates, Dates]:
     """The same of (quantity, strike, expiry, option), from the tables that price the hedging instruments."""
     assert problem.model is not None
-    spot, variance = _spot(paths), _variance(paths, problem)
+    spot, variance = spot_of(paths), _variance(paths, problem)
     by_spot, by_variance = torch.zeros_like(spot), torch.zeros_like(spot)
     for quantity, strike, expiry, option in positions:
         at = torch.tensor(expiry, dtype=torch.float64)
@@ -381,15 +345,10 @@ def _options(book: Book) -> list[pr.European]:
     return [contract for contract in book.contracts if isinstance(contract, pr.European)]
 
 
-def _spot(paths: PathSet) -> Dates:
-    """Discounted spot at the dates of trading, (B, L - 1), float64."""
-    return paths.prices[:, :-1, 0].double()
-
-
 def _variance(paths: PathSet, problem: HedgingProblem) -> Dates:
     """Instantaneous variance at the dates of trading, (B, L - 1), from what can be seen."""
     if isinstance(problem.model, pr.Merton):
-        return float(problem.model.vol) ** 2 * torch.ones_like(_spot(paths))
+        return float(problem.model.vol) ** 2 * torch.ones_like(spot_of(paths))
     for name, power in (("variance", 1), ("vol", 2)):
         if name in paths.feature_names:
             seen = paths.features[:, :-1, paths.feature_names.index(name)].double()
@@ -400,31 +359,12 @@ def _variance(paths: PathSet, problem: HedgingProblem) -> Dates:
     )
 
 
-def _in_spot(holding: Dates, paths: PathSet) -> Held:
-    """A holding of the first instrument alone, in the precision of the prices."""
-    held = torch.zeros_like(paths.prices[:, :-1])
-    held[..., 0] = holding
-    return held
-
-
 def _has_variance(problem: HedgingProblem) -> bool:
     return isinstance(problem.model, (pr.Heston, pr.Bates))
 
 
 def _model_name(problem: HedgingProblem) -> str:
     return "no model" if problem.model is None else problem.model.kind
-
-
-def _check_spot(problem: HedgingProblem) -> None:
-    first = problem.instruments[0] if problem.instruments else None
-    if not isinstance(first, Spot):
-        raise DataError(f"a textbook hedge trades the spot, which must be the first instrument, got {first!r}")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ConfigError(f"`{name}` must be positive and finite, got {value}")
 
 
 def _check_cost(cost: float) -> None:

@@ -58,7 +58,10 @@ def block_rows(
 class BootstrappedReturns:
     r"""Fresh paths put together from blocks of the returns of a real price series.
 
-    Blocks keep what returns have in common with their neighbours: clusters of volatility, and trends.
+    Blocks keep what returns have in common with their neighbours: clusters of volatility, and trends. A policy finds
+    those trends and bets on them, though one history holds too few to tell them from luck. With `signs` drawn, a wild
+    bootstrap, each period's return beyond the rate has its sign drawn anew: the clusters stay, and whatever has been
+    seen, prices are expected to earn the rate.
 
     Args:
         source: where the prices come from; see `qfml.data.SOURCES`.
@@ -66,6 +69,7 @@ class BootstrappedReturns:
         block_length: mean length of a stationary block, or the length of a circular one, in periods.
         keep_drift: whether the mean return of the series is kept; otherwise each period's expected return is the rate.
         method: "stationary" or "circular".
+        signs: of the returns, "kept" or "drawn"; these have no drift to keep.
         column: of prices in the source.
         start: first day that is used; None: all.
         end: last day that is used; None: all.
@@ -81,7 +85,8 @@ class BootstrappedReturns:
         DataError: prices with gaps or not above 0, or fewer returns than a block.
 
     References:
-        Politis and Romano (1994), The stationary bootstrap.
+        Politis and Romano (1994), The stationary bootstrap. Davidson and Flachaire (2008), The wild bootstrap, tamed at
+        last, for the signs.
 
     Example:
         >>> import pricers as pr
@@ -99,6 +104,7 @@ class BootstrappedReturns:
     block_length: float
     keep_drift: bool
     method: str = "stationary"
+    signs: str = "kept"
     column: str = "close"
     start: str | None = None
     end: str | None = None
@@ -117,6 +123,10 @@ class BootstrappedReturns:
             raise ConfigError("`source` must be a single series of prices, without a group; choose one of the panel")
         if self.method not in ("stationary", "circular"):
             raise ConfigError(f"`method` must be 'stationary' or 'circular', got {self.method!r}")
+        if self.signs not in ("kept", "drawn"):
+            raise ConfigError(f"`signs` must be 'kept' or 'drawn', got {self.signs!r}")
+        if self.signs == "drawn" and self.keep_drift:
+            raise ConfigError("`signs: drawn` leaves no drift that could be kept: set `keep_drift` to false")
         with as_config_error():
             whole("n_steps", self.n_steps, at_least=1)
             for name in ("block_length", "periods_per_year", "spot"):
@@ -147,6 +157,12 @@ class BootstrappedReturns:
         if len(prices) < self.block_length + 1 or len(prices) < 3:
             raise DataError(f"{self.source.describe()} has {len(prices)} prices, too few for one block")
         returns = torch.from_numpy(np.log(prices)).diff()
+        if self.signs == "drawn" and bool((returns >= math.log(2.0)).any()):
+            row = int((returns >= math.log(2.0)).int().argmax()) + 1
+            raise DataError(
+                f"`{self.column}` of {self.source.describe()} doubles on {frame['time'][row]}, and with the other sign "
+                "nothing would be left: keep the signs, or mend it"
+            )
         if self.keep_drift:
             return returns
         return returns - returns.exp().mean().log() + self.rate / self.periods_per_year
@@ -185,7 +201,7 @@ class BootstrappedReturns:
             n_paths, seed = whole("n_paths", n_paths, at_least=1), whole("seed", seed)
             number = whole("number", number, at_least=0)
         before = self.window or 0
-        returns = self.log_returns[self._rows(n_paths, seed, number, before + self.n_steps)]
+        returns = self._returns(n_paths, seed, number, before + self.n_steps)
         log_prices = torch.nn.functional.pad(returns.cumsum(1), (1, 0))
         log_prices = log_prices - log_prices[:, before : before + 1]
         all_times = (torch.arange(before + self.n_steps + 1, dtype=torch.float64) - before) / self.periods_per_year
@@ -194,9 +210,15 @@ class BootstrappedReturns:
         made = TradedPrices(self.times, spot.unsqueeze(-1), ("spot",), vol)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
 
-    def _rows(self, n_paths: int, seed: int, number: int, n_steps: int) -> Tensor:
+    def _returns(self, n_paths: int, seed: int, number: int, n_steps: int) -> Tensor:
         tiles: list[Tensor] = []
+        growth = self.rate / self.periods_per_year
         for tile in range(-(-n_paths // TILE)):
             generator = torch.Generator().manual_seed(address("bootstrap", seed, number, tile))
-            tiles.append(block_rows(len(self.log_returns), n_steps, self.block_length, self.method, generator, TILE))
+            rows = block_rows(len(self.log_returns), n_steps, self.block_length, self.method, generator, TILE)
+            returns = self.log_returns[rows]
+            if self.signs == "drawn":  # of simple returns: their mean is 0 whatever came before
+                signs = torch.randint(2, returns.shape, generator=generator) * 2 - 1
+                returns = torch.log1p(signs * torch.expm1(returns - growth)) + growth
+            tiles.append(returns)
         return torch.cat(tiles)[:n_paths]

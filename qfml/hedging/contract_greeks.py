@@ -23,7 +23,7 @@ Dates = Float[Tensor, "path period"]
 
 
 def black_scholes_slopes(
-    contract: pr.Instrument, paths: PathSet, market: pr.Market, vol: float, seen_as: str | None = None
+    contract: pr.Instrument, paths: PathSet, market: pr.Market, vol: float | Tensor, seen_as: str | None = None
 ) -> tuple[Dates, Dates]:
     r"""First and second derivative of a contract's discounted value in the discounted spot, at the trading dates.
 
@@ -35,7 +35,7 @@ def black_scholes_slopes(
         contract: of one asset.
         paths: paths whose first instrument is the discounted spot.
         market: rates and dividends.
-        vol: annualised, decimal.
+        vol: annualised, decimal: a number, or one for each path and date, (B, L - 1).
         seen_as: the feature that says whether a barrier is alive.
 
     Returns:
@@ -65,7 +65,7 @@ def alive_feature(book: Book, place: int) -> str | None:
 
 
 def _of_european(
-    contract: pr.European, spot: Dates, times: Tensor, market: pr.Market, vol: float
+    contract: pr.European, spot: Dates, times: Tensor, market: pr.Market, vol: float | Tensor
 ) -> tuple[Dates, Dates]:
     left = (contract.expiry.double() - times).expand_as(spot)
     alive = left > SAME_DATE
@@ -79,23 +79,24 @@ def _of_european(
     return delta, factor * growth * normal_density(d1) / (forward * deviation)
 
 
-def _of_dates(contract: Any, spot: Dates, times: Tensor, market: pr.Market, vol: float) -> tuple[Dates, Dates]:
+def _of_dates(contract: Any, spot: Dates, times: Tensor, market: pr.Market, vol: float | Tensor) -> tuple[Dates, Dates]:
     """By the analytic engine, one date after the other: the contract and the curves as they stand then."""
     delta, gamma = torch.zeros_like(spot), torch.zeros_like(spot)
+    vols = vol.unbind(1) if isinstance(vol, Tensor) else [vol] * len(times)
     for date, time in enumerate(times):
         if float(contract.horizon) - float(time) <= SAME_DATE:
             continue
         growth, discount = market.growth(time), market.discount(time)
         now = replace(market.shifted(time), spot=spot[:, date] * growth)
         wrt = ("spot", ("spot", "spot"))
-        greeks = pr.greeks(contract.shifted(time), pr.BlackScholes(vol), now, wrt, pr.Analytic())
+        greeks = pr.greeks(contract.shifted(time), pr.BlackScholes(vols[date]), now, wrt, pr.Analytic())
         delta[:, date] = discount * growth * greeks["spot"].value
         gamma[:, date] = discount * growth**2 * greeks["spot", "spot"].value
     return delta, gamma
 
 
 def _of_barrier(
-    contract: pr.Barrier, spot: Dates, times: Tensor, market: pr.Market, vol: float, weight: Dates
+    contract: pr.Barrier, spot: Dates, times: Tensor, market: pr.Market, vol: float | Tensor, weight: Dates
 ) -> tuple[Dates, Dates]:
     # a dead contract has no formula at its spot: it is asked for at today's, and not counted
     today = spot[:1, :1]

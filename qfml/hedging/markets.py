@@ -9,6 +9,7 @@ from qfml.hedging.given_markets import (
     HedgingMarket,
     ModelMarket,
     RecordedPaths,
+    market_identity,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ModelMarket",
     "RecordedPaths",
     "as_given",
+    "market_identity",
 ]
 
 MARKETS: dict[str, type] = GIVEN_MARKETS | {DriftRemoved.kind: DriftRemoved}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pricers as pr
+from pricers.noise import address
 from qfml.errors import ConfigError, DataError
+from qfml.hedging.baseline_base import Baseline, HedgingProblem, Vol
 from qfml.hedging.baselines import (
-    Baseline,
     BlackScholesDelta,
-    HedgingProblem,
     Leland,
     MinimumVarianceDelta,
     ModelDelta,
@@ -20,13 +20,16 @@ from qfml.hedging.baselines import (
 )
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost, Proportional
+from qfml.hedging.hull_white import HullWhiteDelta, fitted_hull_white
 from qfml.hedging.instruments import Spot
-from qfml.hedging.markets import HedgingMarket, ModelMarket, as_given
+from qfml.hedging.markets import HedgingMarket, ModelMarket, RecordedPaths, as_given
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.paths import PathSet
 
 __all__ = ["Case", "named", "problem_of", "textbook_hedges"]
+
+FITTED_TO = 2**14  # paths
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def textbook_hedges(
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
     """The textbook hedges that have a formula for the book, by name, and why the others have none.
 
-    Their vol is the market's; Whalley and Wilmott's and Leland's costs are those of the spot, proportional.
+    Their vol is the market's and, where past returns are seen, also what those have realised. Whalley and Wilmott's and
+    Leland's costs are those of the spot, proportional.
 
     Args:
         market: of the training.
@@ -68,38 +72,51 @@ def textbook_hedges(
         paths: a few of the market, on which each hedge is tried.
     """
     problem = problem_of(market, book)
-    wanted: list[Baseline] = [NoHedge(), BlackScholesDelta(market.vol)]
-    if problem.model is not None and not isinstance(problem.model, pr.BlackScholes):
+    vols: list[Vol] = [market.vol, *(["realised"] if "realised_vol" in paths.feature_names else [])]
+    wanted: list[Baseline] = [NoHedge(), *(BlackScholesDelta(vol) for vol in vols)]
+    left_out: dict[str, str] = {}
+    if problem.model is None:
+        try:
+            wanted.append(_fitted(market, book, problem))
+        except (ConfigError, DataError) as error:
+            left_out[HullWhiteDelta.kind] = str(error)
+    elif not isinstance(problem.model, pr.BlackScholes):
         wanted += [ModelDelta(), MinimumVarianceDelta()]
     rate = case.cost_level * sum(_of_spot(cost.rate) for cost in costs if isinstance(cost, Proportional))
     if rate > 0:
-        wanted.append(Leland(market.vol, rate))
+        wanted += [Leland(vol, rate) for vol in vols]
         if isinstance(objective, Entropic) and case.aversion is not None:
-            wanted.append(WhalleyWilmott(market.vol, case.aversion, rate))
+            wanted += [WhalleyWilmott(vol, case.aversion, rate) for vol in vols]
     found: list[Baseline] = []
-    left_out: dict[str, str] = {}
-    for hedge in wanted:
+    for name, hedge in named(wanted).items():
         try:
             hedge.holdings(paths, problem)
         except (ConfigError, DataError) as error:
-            left_out[hedge.kind] = str(error)
+            left_out[name] = str(error)
         else:
             found.append(hedge)
     return named(found), left_out
 
 
-def named(hedges: Sequence[Baseline]) -> dict[str, Baseline]:
-    """Hedges by their kind; the second of a kind is called kind_2, and so on.
+def _fitted(market: HedgingMarket, book: Book, problem: HedgingProblem) -> Baseline:
+    """Least variance on paths of the training, where there is no model that would tell it."""
+    n_paths = None if isinstance(market, RecordedPaths) else FITTED_TO
+    return fitted_hull_white(market.paths(n_paths, book, address("hull_white")), problem, market.vol)
 
-    >>> list(named([NoHedge(), BlackScholesDelta(0.1), BlackScholesDelta(0.2)]))
-    ['none', 'black_scholes_delta', 'black_scholes_delta_2']
+
+def named(hedges: Sequence[Baseline]) -> dict[str, Baseline]:
+    """Hedges by their kind, those of a realised vol by kind_realised; the second of a name is called name_2.
+
+    >>> list(named([NoHedge(), BlackScholesDelta(0.1), BlackScholesDelta(0.2), BlackScholesDelta("realised")]))
+    ['none', 'black_scholes_delta', 'black_scholes_delta_2', 'black_scholes_delta_realised']
     """
     found: dict[str, Baseline] = {}
     counts: dict[str, int] = {}
     for hedge in hedges:
-        counts[hedge.kind] = counts.get(hedge.kind, 0) + 1
-        suffix = f"_{counts[hedge.kind]}" if counts[hedge.kind] > 1 else ""
-        found[f"{hedge.kind}{suffix}"] = hedge
+        name = f"{hedge.kind}_realised" if getattr(hedge, "vol", None) == "realised" else hedge.kind
+        counts[name] = counts.get(name, 0) + 1
+        suffix = f"_{counts[name]}" if counts[name] > 1 else ""
+        found[f"{name}{suffix}"] = hedge
     return found
 
 

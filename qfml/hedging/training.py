@@ -1,4 +1,8 @@
-"""Policies trained by the engine: members of one stack on shared paths, fresh ones at every step."""
+"""Policies trained by the engine: members of one stack on shared paths, fresh ones at every step.
+
+Members may live in several worlds, such as the folds of a walk through history: each has paths of its own, and a member
+is trained and validated on those of its world alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from qfml.engine.clock import Counters
 from qfml.engine.feed import Batch, BatchData
 from qfml.engine.fit import Fit
 from qfml.engine.training import train
-from qfml.errors import ConfigError
+from qfml.errors import ConfigError, DataError
 from qfml.hedging.costs import check_costs
 from qfml.hedging.loss import Labels, Risk, RiskRows, labels_of, unpacked
 from qfml.hedging.objective_base import Objective
@@ -46,6 +50,7 @@ class PathMember(Member):
         cost_level: factor of all costs.
         centre: of the level of an additive objective; the network learns the level in units of `scale` from there.
         scale: likewise.
+        world: number of the draw and the validation paths of `PathData` that it is trained on.
     """
 
     train: np.ndarray = field(init=False, repr=False, default_factory=_no_rows)
@@ -55,11 +60,12 @@ class PathMember(Member):
     cost_level: float = 1.0
     centre: float = 0.0
     scale: float = 1.0
+    world: int = 0
 
     @property
     def numbers(self) -> list[Any]:
         """What is its own beside the network."""
-        return [*super().numbers, self.aversion, self.cost_level, self.centre, self.scale]
+        return [*super().numbers, self.aversion, self.cost_level, self.centre, self.scale, self.world]
 
     @property
     def labels(self) -> list[float]:
@@ -85,25 +91,37 @@ class PathData(BatchData):
     """Paths for a training, fresh ones at every step, and others that the epochs are judged on.
 
     Args:
-        draw: the paths of a step, by its number.
-        validation: the paths that epochs are judged on.
+        draw: the paths of a step, by its number; or one such for each world.
+        validation: the paths that epochs are judged on, of each world; all have the same shapes and names.
         steps_per_epoch: steps between two judgements.
         identity: what decides the paths; it enters the fingerprint of a checkpoint.
         device: where the training runs.
+
+    Raises:
+        DataError: worlds whose paths differ in number, dates, instruments or features.
     """
 
     is_sample: ClassVar[bool] = True
 
     def __init__(
-        self, draw: Draw, validation: PathSet, steps_per_epoch: int, identity: Any, device: torch.device | str = "cpu"
+        self,
+        draw: Draw | Sequence[Draw],
+        validation: PathSet | Sequence[PathSet],
+        steps_per_epoch: int,
+        identity: Any,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.draw, self.validation, self.steps_per_epoch = draw, validation, steps_per_epoch
-        self.identity, self.device = identity, torch.device(device)
+        self.draws: list[Draw] = [draw] if callable(draw) else list(draw)
+        self.validations = [validation] if isinstance(validation, PathSet) else list(validation)
+        self.steps_per_epoch, self.identity, self.device = steps_per_epoch, identity, torch.device(device)
+        assert len(self.draws) == len(self.validations)
+        for world, paths in enumerate(self.validations):
+            check_alike(self.validations[0], paths, world)
 
     @property
     def shape(self) -> torch.Size:
         """(L, F)."""
-        return self.validation.features.shape[1:]
+        return self.validations[0].features.shape[1:]
 
     @property
     def validates(self) -> bool:
@@ -113,21 +131,21 @@ class PathData(BatchData):
     @property
     def data_hash(self) -> str:
         """16 hex digits of what decides the paths."""
-        return config_hash([self.identity, len(self.validation), self.steps_per_epoch])
+        return config_hash([self.identity, len(self.validations[0]), self.steps_per_epoch])
 
     def to(self, device: torch.device | str) -> PathData:
         """The same data for a training on `device`."""
         self.device = torch.device(device)
-        self.validation = self.validation.to(self.device, torch.float32)
+        self.validations = [paths.to(self.device, torch.float32) for paths in self.validations]
         return self
 
     def feed(self, trainer: Trainer, members: Sequence[Any]) -> PathFeed:
-        """The same paths for every member."""
+        """The same paths for every member of a world."""
         return PathFeed(trainer, members, self)
 
 
 class PathFeed:
-    """The paths of each step, the same ones for every member; their clocks go together."""
+    """The paths of each step, the same ones for every member of a world; all clocks go together."""
 
     def __init__(self, trainer: Trainer, members: Sequence[PathMember], data: PathData) -> None:
         assert trainer.batch_size is not None
@@ -137,16 +155,18 @@ class PathFeed:
         steps = np.full(len(members), data.steps_per_epoch, dtype=np.int64)
         self.clock = Counters(seeds, trainer.batch_size, steps, trainer.max_steps)
         self.numbers = torch.tensor([member.labels for member in members], dtype=torch.float32, device=data.device)
+        self.worlds = [member.world for member in members]
         self.size = trainer.micro_batch_size or trainer.batch_size
 
     def next(self) -> Batch:
         """The paths of the step that all members stand at."""
-        paths = self.data.draw(int(self.clock.n_steps[0])).to(self.data.device, torch.float32)
-        members = len(self.numbers)
-        weight = torch.ones(members, len(paths), device=self.data.device)
+        step = int(self.clock.n_steps[0])
+        drawn = {world: self.data.draws[world](step) for world in sorted(set(self.worlds))}
+        drawn = {world: paths.to(self.data.device, torch.float32) for world, paths in drawn.items()}
+        x, y = stacked(drawn, self.worlds, self.numbers)
+        weight = torch.ones(y.shape[:2], device=self.data.device)
         total = weight.sum(-1, keepdim=True)
-        x = paths.features.expand(members, -1, -1, -1)
-        return Batch(x, labels_of(paths, self.numbers), weight, weight / total, total[..., 0].double())
+        return Batch(x, y, weight, weight / total, total[..., 0].double())
 
     @torch.no_grad()
     def validated(
@@ -154,12 +174,13 @@ class PathFeed:
     ) -> list[dict[str, float]]:
         """The exact risk of the validation paths."""
         assert isinstance(loss, RiskRows | Risk)
-        paths, numbers = self.data.validation, self.numbers[torch.from_numpy(places).to(self.data.device)]
+        numbers = self.numbers[torch.from_numpy(places).to(self.data.device)]
+        worlds = [self.worlds[place] for place in places]
         parts = []
-        for start in range(0, len(paths), self.size):
-            part = paths.rows(slice(start, start + self.size))
-            x = part.features.expand(len(numbers), -1, -1, -1)
-            labels: Labels = unpacked(labels_of(part, numbers), loss.n_instruments)
+        for start in range(0, len(self.data.validations[0]), self.size):
+            rows = slice(start, start + self.size)
+            x, y = stacked({world: self.data.validations[world].rows(rows) for world in set(worlds)}, worlds, numbers)
+            labels: Labels = unpacked(y, loss.n_instruments)
             parts.append(loss.pnl(network.forward(parameters, x), labels, smooth=False))
         pnl = torch.cat(parts, 1)
         dial = loss.objective.dials(pnl, None if loss.objective.dial is None else numbers[:, 0])
@@ -169,6 +190,34 @@ class PathFeed:
         """Forget all members but those at `places`."""
         self.clock.keep(places)
         self.numbers = self.numbers[torch.from_numpy(places).to(self.data.device)]
+        self.worlds = [self.worlds[place] for place in places]
+
+
+def stacked(paths: Mapping[int, PathSet], worlds: Sequence[int], numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (M, B, L, F) and labels (M, B, C) of members that live in these worlds.
+
+    Args:
+        paths: of each world, of one shape.
+        worlds: of each member.
+        numbers: of each member, as `labels_of` wants them.
+    """
+    if len(paths) == 1:
+        (shared,) = paths.values()
+        return shared.features.expand(len(worlds), -1, -1, -1), labels_of(shared, numbers)
+    labels = [labels_of(paths[world], numbers[place : place + 1]) for place, world in enumerate(worlds)]
+    return torch.stack([paths[world].features for world in worlds]), torch.cat(labels)
+
+
+def check_alike(one: PathSet, other: PathSet, world: int) -> None:
+    """Raise DataError unless two worlds' paths can be stacked."""
+    for what, first, second in (
+        ("number", len(one), len(other)),
+        ("dates", one.times.tolist(), other.times.tolist()),
+        ("instruments", one.instrument_names, other.instrument_names),
+        ("features", one.feature_names, other.feature_names),
+    ):
+        if first != second:
+            raise DataError(f"paths of all worlds must have the same {what}, {first}, world {world} has {second}")
 
 
 def train_policies(
@@ -181,7 +230,7 @@ def train_policies(
     checkpoint_dir: Path | None = None,
     resume: bool = False,
 ) -> list[Fit]:
-    """Train policies as one stack on shared paths.
+    """Train policies as one stack, those of a world on shared paths.
 
     Args:
         members: what to train.

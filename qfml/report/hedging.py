@@ -13,6 +13,8 @@ from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure
 from qfml.report.hedging_maps import map_places
 from qfml.report.hedging_measure import measure_section
 from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, label_of
+from qfml.report.hedging_settings import settings_text
+from qfml.report.hedging_walk_forward import write_walk_page
 from qfml.report.layout import Charts, Section, note
 from qfml.report.markup import Html, definitions, el, join, scrolling_table
 from qfml.report.page import write_page
@@ -49,6 +51,8 @@ def write_hedging_report(folder: Path) -> Path:
         UserError: a part of the folder is missing, damaged or of another version.
     """
     metrics = read_metrics(folder)
+    if "walk_forward" in metrics:
+        return write_walk_page(folder)
     path = folder / "metrics.json"
     check_sections(path, metrics, REQUIRED)
     if not metrics["judgement"]["cases"]:
@@ -279,19 +283,6 @@ def _training(run: HedgingRun, charts: Charts) -> Section:
     chart = charts.place("training", figure, "Risk on the paths of the validation", caption)
     intro = "Fresh paths at every step; the epoch with the least risk on paths of their own is kept."
     return Section("training", "Training", intro, join([chart, definitions(pairs)]))
-
-
-def settings_text(settings: dict[str, Any]) -> str:
-    """The kind of a part and what it is set to, without what is off."""
-    parts = []
-    for key, value in settings.items():
-        shown = settings_text(value) if isinstance(value, dict) else value
-        if key in ("kind", "feature_names", "n_instruments") or shown is None or shown is False or shown in ([], ""):
-            continue
-        shown = "-".join(map(str, shown)) if isinstance(shown, list) else shown
-        parts.append(key.replace("_", " ") if shown is True else f"{key.replace('_', ' ')} {shown}")
-    kind = str(settings.get("kind", "")).replace("_", " ")  # a section, such as trading rules, has none
-    return f"{kind} ({', '.join(parts)})" if parts and kind else kind or ", ".join(parts)
 
 
 def _reproduction(run: HedgingRun) -> Section:

@@ -25,6 +25,7 @@ LABELS = {
     "black_scholes_delta": "Black-Scholes delta",
     "model_delta": "Model delta",
     "minimum_variance_delta": "Minimum-variance delta",
+    "hull_white_delta": "Minimum-variance delta, fitted",
     "whalley_wilmott": "Whalley-Wilmott band",
     "leland": "Leland delta",
 }
@@ -130,13 +131,18 @@ class HedgingRun:
 
 
 def label_of(name: str, inside: bool = False) -> str:
-    """What a hedge is called; `inside` a sentence. The second of a kind keeps its number.
+    """What a hedge is called; `inside` a sentence. One of a realised vol says so, the second of a kind has its number.
 
     >>> label_of("leland"), label_of("black_scholes_delta_2"), label_of("none", inside=True)
     ('Leland delta', 'Black-Scholes delta 2', 'no hedge')
+    >>> label_of("leland_realised")
+    'Leland delta, realised vol'
     """
-    head, _, tail = name.rpartition("_")
-    label = f"{LABELS[head]} {tail}" if tail.isdecimal() and head in LABELS else LABELS.get(name, name)
+    kind = max((known for known in LABELS if name == known or name.startswith(f"{known}_")), key=len, default=None)
+    if kind is None:
+        return name
+    tails = [{"realised": ", realised vol"}.get(tail, f" {tail}") for tail in name[len(kind) :].split("_")[1:]]
+    label = LABELS[kind] + "".join(tails)
     proper = label.startswith(("Black", "Whalley", "Leland"))
     return label if proper or not inside else label[0].lower() + label[1:]
 

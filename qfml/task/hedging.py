@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
-
-import torch
 
 from qfml import config
 from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
-from qfml.engine.provenance import provenance
 from qfml.errors import ConfigError, UserError
-from qfml.files import replace_text
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
@@ -33,11 +27,12 @@ from qfml.hedging.rules import TradingRules
 from qfml.hedging.saved import save_hedger
 from qfml.hedging.textbook import problem_of
 from qfml.hedging.training import check_trainer
-from qfml.task.base import Say, as_settings, check_device, plain, write_metrics
+from qfml.task.base import Say, as_settings, check_device, write_metrics
 from qfml.task.begun import claimed
+from qfml.task.hedging_parts import MODEL, head, log_rows, member_rows, trained, write_log
+from qfml.task.hedging_walk_forward import WalkForwardSettings, check_walk, walk
 
-MODEL = "model"  # folder of the trained policies in that of the run
-MEASURES = "measures"  # likewise of what removes a drift
+MEASURES = "measures"  # folder of what removes a drift, in that of the run
 PILOT_PATHS = 16  # on which everything is tried before the training begins
 JUDGED_ONLY = ("baselines", "judgement", "name")  # what no training depends on
 
@@ -63,6 +58,8 @@ class HedgingTask:
         n_validation: paths on which the best epoch is chosen.
         baselines: textbook hedges beside the policies; None takes all that have a formula for the book.
         judgement: fresh paths, and other markets as a stress.
+        walk_forward: train anew as history goes on, and judge on the episodes that come after, in place of fresh paths:
+            the market is then one of kind bootstrap, and each fold has that of the returns known by then.
         name: names the run folder.
     """
 
@@ -83,6 +80,7 @@ class HedgingTask:
     n_validation: int = 2**14
     baselines: tuple[Annotated[Any, OneOf(BASELINES)], ...] | None = None
     judgement: Annotated[JudgementSettings, Section(JudgementSettings)] = JudgementSettings()  # noqa: RUF009  (frozen)
+    walk_forward: Annotated[WalkForwardSettings, Section(WalkForwardSettings)] | None = None
     name: str = "hedging"
 
     def __post_init__(self) -> None:
@@ -115,6 +113,9 @@ class HedgingTask:
 
     def _check_judgement(self, paths: PathSet) -> None:
         """Refuse what would fail only after the training."""
+        if self.walk_forward is not None:
+            check_walk(self)
+            return
         try:
             fresh = self.judgement.fresh(self.market)
             if fresh is not self.market:
@@ -134,6 +135,9 @@ class HedgingTask:
         begin = time.perf_counter()
         check_device(self.trainer.device)
         resumed = self._claim(folder)
+        if self.walk_forward is not None:
+            walk(self, folder, resume, callbacks, say)
+            return
         self._remove_drift(folder / MEASURES, callbacks, say)
         hedger = self._trained(folder, resume, callbacks)
         seconds = {"training": time.perf_counter() - begin}
@@ -144,7 +148,7 @@ class HedgingTask:
         if resumed:  # what was done before the kill has left no time
             seconds = {name if name == "judgement" else f"{name}_since_resume": s for name, s in seconds.items()}
         judgement.save(folder)
-        _write_log(hedger, folder)
+        write_log(log_rows(hedger), folder)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         save_hedger(hedger, folder / MODEL)
         write_metrics(folder, self._metrics(hedger, judgement.metrics, seconds))
@@ -191,60 +195,6 @@ class HedgingTask:
 
     def _metrics(self, hedger: Hedger, judged: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
         settings = as_settings(self)
-        config_hash = config.config_hash(settings)
-        data_hash = config.config_hash([settings["market"], settings["book"], self.trainer.batch_size])
-        made = provenance(
-            seeds=[*self.seeds, self.trainer.seed, self.judgement.seed],
-            data_hash=data_hash,
-            config_hash=config_hash,
-            threads=torch.get_num_threads(),
-        )
-        return {
-            "task": self.task,
-            "name": self.name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "book": settings["book"]["positions"],
-            "training": {
-                "policy": config.to_dict(hedger.policy),
-                "objective": settings["objective"],
-                "costs": settings["costs"],
-                "unwind": self.unwind,
-                "n_parameters": hedger.fits[0].parameters.numel(),
-                "paths_per_step": self.trainer.batch_size,
-                "steps_per_epoch": self.steps_per_epoch,
-                "n_validation": self.n_validation,
-                "members": [
-                    {
-                        "seed": member.seed,
-                        **_numbers(hedger, place),
-                        "status": fit.status,
-                        "n_epochs": fit.n_epochs,
-                        "best_epoch": fit.best_epoch,
-                        "validation_risk": fit.best_val_loss,
-                    }
-                    for place, (member, fit) in enumerate(zip(hedger.members, hedger.fits, strict=True))
-                ],
-            },
-            "judgement": judged,
-            "data_hash": data_hash,
-            "config_hash": config_hash,
-            "versions": made["versions"],
-            "provenance": made,
-            "seconds": seconds,
-        }
-
-
-def _numbers(hedger: Hedger, place: int) -> dict[str, float | None]:
-    """What the members differ in beside the seed."""
-    member = hedger.members[place]
-    return {"aversion": None if hedger.aversions is None else member.aversion, "cost_level": member.cost_level}
-
-
-def _write_log(hedger: Hedger, folder: Path) -> None:
-    """`log.jsonl`: a line for each member and epoch."""
-    lines = [
-        json.dumps(plain({"member": place, "seed": member.seed, **_numbers(hedger, place), **row}))
-        for place, (member, fit) in enumerate(zip(hedger.members, hedger.fits, strict=True))
-        for row in fit.history
-    ]
-    replace_text(folder / "log.jsonl", "".join(f"{line}\n" for line in lines))
+        members = member_rows(hedger)
+        training = trained(settings, hedger) | {"members": members}
+        return {**head(self, seconds), "training": training, "judgement": judged}

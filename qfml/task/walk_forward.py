@@ -40,6 +40,11 @@ from qfml.splits import SPLITTERS
 from qfml.splits.base import Splitter
 from qfml.task.base import Say, as_settings, check_device
 
+NO_OTHER_TRIAL = (  # settings of a trainer: where and how fast it runs
+    *("device", "member_block", "checkpoint_seconds", "keep_checkpoints", "deterministic"),
+    *("log_every", "watch", "time_split", "profile"),
+)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -267,15 +272,13 @@ def trials_on_the_same_data(task: WalkForwardTask) -> Trials:
 
 
 def _source_hash(settings: Mapping[str, Any]) -> str:
-    return config.config_hash(_absolute(settings["data"]["source"]))
+    return config.config_hash(absolute(settings["data"]["source"]))
 
 
 def of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what does not make another trial: where and how fast it runs, how many seeds, its name."""
     kept = {key: value for key, value in settings.items() if key not in ("name", "ledger", "n_seeds", "seed")}
-    aside = ("device", "member_block", "checkpoint_seconds", "keep_checkpoints", "deterministic")
-    aside += ("log_every", "watch", "time_split", "profile")
-    kept["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in aside}
+    kept["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in NO_OTHER_TRIAL}
     kept["data"] = {key: value for key, value in settings["data"].items() if key != "audit"}
     kept["backtest"] = {
         key: value for key, value in settings["backtest"].items() if key not in ("baselines", "n_bootstrap")
@@ -283,7 +286,7 @@ def of_a_trial(settings: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _absolute(source: Mapping[str, Any]) -> dict[str, Any]:
+def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source's settings with its local path made absolute, so that one file is one data set from any folder."""
     path = source.get("path")
     if not isinstance(path, str) or "://" in path:

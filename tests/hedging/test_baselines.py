@@ -17,6 +17,7 @@ from qfml.hedging.baselines import (
     Baseline,
     BlackScholesDelta,
     HedgingProblem,
+    HullWhiteDelta,
     Leland,
     MinimumVarianceDelta,
     ModelDelta,
@@ -28,6 +29,7 @@ from qfml.hedging.baselines import (
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Proportional
 from qfml.hedging.gains import gains
+from qfml.hedging.hull_white import fitted_hull_white
 from qfml.hedging.instruments import Option, Spot, VarianceSwapHedge
 from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
@@ -41,6 +43,7 @@ EXAMPLES = [
     BlackScholesDelta(0.2),
     ModelDelta(),
     MinimumVarianceDelta(),
+    HullWhiteDelta(0.2, (0.1, -0.2, 0.1)),
     WhalleyWilmott(0.2, 1.0, 1e-3),
     Leland(0.2, 1e-3),
 ]
@@ -314,6 +317,8 @@ def test_baselines_come_back_from_their_settings_and_keep_the_precision(baseline
     ("settings", "message"),
     [
         ({"kind": "black_scholes_delta", "vol": 0.0}, "`vol` must be positive"),
+        ({"kind": "black_scholes_delta", "vol": "implied"}, "realised"),
+        ({"kind": "hull_white_delta", "vol": 0.2, "coefficients": [0.1, math.inf, 0.0]}, "three finite numbers"),
         ({"kind": "leland", "vol": 0.2, "cost": 1.0}, r"`cost` must lie in \[0, 1\)"),
         (
             {"kind": "whalley_wilmott", "vol": 0.2, "risk_aversion": 0.0, "cost": 1e-3},
@@ -345,3 +350,81 @@ def test_problems_without_a_formula_are_refused():
     merton = pr.Merton(0.2, 0.5, -0.1, 0.1)
     with pytest.raises(ConfigError, match="that of heston or black_scholes, got merton: jumps ask"):
         MinimumVarianceDelta().holdings(paths, HedgingProblem(CALL, problem.market, model=merton))
+
+
+def with_realised(paths, vols):
+    """The same paths, on which past returns have realised `vols` (B, L), in units of 10 %."""
+    features = (vols / 0.1)[..., None]
+    return PathSet(paths.times, paths.prices, paths.liability, features, paths.instrument_names, ("realised_vol",))
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        lambda vol: BlackScholesDelta(vol),
+        lambda vol: Leland(vol, 1e-3),
+        lambda vol: WhalleyWilmott(vol, 1.0, 1e-3),
+        lambda vol: HullWhiteDelta(vol, (0.1, -0.2, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("contract", [pr.European(100.0, 0.1), pr.Digital(100.0, 0.1)])
+def test_a_realised_vol_is_that_of_each_path_and_date(hedge, contract):
+    """Two paths of two vols: what each would hold if that were the vol of all."""
+    if isinstance(contract, pr.Digital) and hedge(0.2).kind == "leland":
+        contract = pr.European(100.0, 0.1, "put")
+    paths, problem = drawn(market_of(), Book(((1.0, contract),)), n_paths=2)
+    vols = torch.tensor([0.15, 0.4], dtype=torch.float64)[:, None].expand(2, 11)
+    problem = HedgingProblem(problem.book, problem.market, SPOT, None, 0.1)
+    found = hedge("realised").holdings(with_realised(paths, vols), problem)
+    for row, vol in enumerate((0.15, 0.4)):
+        torch.testing.assert_close(found[row], hedge(vol).holdings(paths, problem)[row], rtol=1e-10, atol=1e-12)
+    later = vols.clone()
+    later[:, 5:] = 0.9  # what comes later moves nothing before
+    moved = hedge("realised").holdings(with_realised(paths, later), problem)
+    assert torch.equal(moved[:, :5], found[:, :5])
+    assert not torch.allclose(moved[:, 5:], found[:, 5:])
+
+
+def test_a_realised_vol_that_cannot_be_seen_is_refused():
+    paths, problem = drawn(market_of(), n_paths=3)
+    with pytest.raises(ConfigError, match="add 'realised_vol' to `information`"):
+        BlackScholesDelta("realised").holdings(paths, problem)
+    vols = torch.full((3, 11), 0.2, dtype=torch.float64)
+    vols[1, 4] = 0.0
+    with pytest.raises(DataError, match="path 1 has realised nothing by its date 4"):
+        BlackScholesDelta("realised").holdings(with_realised(paths, vols), problem)
+
+
+def test_hull_and_whites_delta_by_hand():
+    """One date before the horizon: delta plus vega (a + b delta + c delta^2) / (S sqrt tau)."""
+    problem = HedgingProblem(CALL, pr.Market(100.0), SPOT, None, 1.0)
+    prices = torch.full((1, 2, 1), 97.0, dtype=torch.float64)
+    times = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    paths = PathSet(times, prices, torch.zeros(1, dtype=torch.float64), prices, ("spot",), ("seen",))
+    greeks = black_scholes_greeks(97.0, 100.0, 0.1, 0.25, 0.0, 0.0)
+    delta, vega = (float(getattr(greeks, name)) for name in ("delta", "vega"))
+    expected = delta + vega / (97.0 * math.sqrt(0.1)) * (0.1 - 0.3 * delta + 0.2 * delta**2)
+    held = HullWhiteDelta(0.25, (0.1, -0.3, 0.2)).holdings(paths, problem)
+    assert float(held) == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_fitted_delta_has_less_variance_and_finds_nothing_where_there_is_nothing():
+    """Under Heston with negative correlation the delta is too large; under Black and Scholes it needs no correction."""
+    market = market_of(HESTON, n_steps=40, information=("variance",))
+    paths, problem = drawn(market, n_paths=20_000)
+    problem = HedgingProblem(CALL, problem.market, SPOT, None, 0.2)
+    fitted = fitted_hull_white(paths.rows(slice(0, 10_000)), problem, 0.2)
+    fresh = paths.rows(slice(10_000, None))
+    model = ModelDelta().holdings(fresh, HedgingProblem(CALL, problem.market, SPOT, market.simulated_model, market.vol))
+    held = {"fitted": fitted.holdings(fresh, problem), "delta": BlackScholesDelta(0.2).holdings(fresh, problem)}
+    held["best"] = MinimumVarianceDelta().holdings(
+        fresh, HedgingProblem(CALL, problem.market, SPOT, market.simulated_model, market.vol)
+    )
+    std = {name: float(gains(one[None], fresh).pnl.std()) for name, one in held.items()}
+    assert std["best"] < 1.02 * std["fitted"]
+    assert std["fitted"] < 0.97 * std["delta"]
+    assert float(gains(model[None], fresh).pnl.std()) > std["fitted"]
+    still, problem = drawn(market_of(n_steps=40), n_paths=20_000)
+    found = fitted_hull_white(still, problem, 0.2)
+    moved = found.holdings(still, problem) - BlackScholesDelta(0.2).holdings(still, problem)
+    assert float(moved.abs().mean()) < 0.01

@@ -53,6 +53,18 @@ def test_every_objective_trains_and_lowers_its_risk(kind, exact):
     assert float(found.price(fresh).std_error[0]) > 0
 
 
+def test_a_learned_quantile_hedges_a_small_tail_as_the_sample_does():
+    """The level must reach the tail of the hedged book, far from that of the unhedged one, within a short training."""
+    trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=1e-2), max_epochs=2, batch_size=512, seed=1)
+    objective = OBJECTIVES["expected_shortfall"](tail=0.02)
+    settings = {"costs": (), "trainer": trainer, "steps_per_epoch": 50}
+    learned, sample = (hedged(objective, exact=exact, **settings) for exact in (False, True))
+    fresh = learned.paths(2**14, seed=5)
+    risks = [float(objective.risk(one.gains(fresh).pnl)[0]) for one in (learned, sample)]
+    assert risks[0] < 1.05 * risks[1]
+    assert risks[1] < 0.5 * float(objective.risk(-fresh.liability[None])[0])
+
+
 def test_members_are_all_combinations_with_gains_of_their_own_costs(hedger):
     assert [(m.seed, m.aversion, m.cost_level) for m in hedger.members] == [
         (seed, aversion, level) for seed in (0, 1) for aversion in (5.0, 20.0) for level in (0.0, 2.0)

@@ -158,3 +158,42 @@ def test_market_is_its_config():
     made = market(start="2005-01-01", end="2010-12-31", window=5)
     assert build(BootstrappedReturns, to_dict(made)) == made
     assert len(made.log_returns) < 1600
+
+
+@pytest.mark.parametrize(("signs", "foreseen"), [("kept", True), ("drawn", False)])
+def test_drawn_signs_leave_nothing_to_foresee_but_the_vol(signs, foreseen):
+    """Next return on the last one and its square: the blocks' own trends go, the clusters of volatility stay."""
+    rng = np.random.default_rng(3)
+    vol = np.where(np.arange(400) // 50 % 2, 0.03, 0.005)
+    shocks = vol * rng.normal(size=400)
+    closes = 100 * np.exp(np.cumsum(0.4 * np.r_[0.0, shocks[:-1]] + shocks))  # returns that go on
+    days = pd.date_range("2015-01-01", periods=400)
+    source = FrameSource(pd.DataFrame({"time": days, "close": closes}))
+    made = market(source=source, block_length=20.0, rate=0.05, signs=signs)
+    discounted = made.paths(2**14, CALL, seed=4, dtype=torch.float64).prices[:, :, 0]
+    moves = discounted[:, 1:] / discounted[:, :-1] - 1
+    before, after = moves[:, :-1].reshape(-1), moves[:, 1:].reshape(-1)
+
+    def in_errors(one, other):
+        product = (one - one.mean()) * (other - other.mean())
+        return abs(float(product.mean() / (product.std() / math.sqrt(len(product)))))
+
+    assert (in_errors(before, after) > 8) == foreseen
+    assert in_errors(before.square(), after.square()) > 8
+    gain = discounted[:, -1] - 1
+    assert signs == "kept" or abs(float(gain.mean())) < 4 * float(gain.std()) / math.sqrt(len(gain))
+    assert torch.allclose(moves.abs().max(), (made.log_returns - 0.05 / 252).expm1().abs().max())
+
+
+def test_drawn_signs_are_addressed_and_go_with_no_drift():
+    made = market(signs="drawn")
+    one, two = (made.paths(n, CALL, seed=1, dtype=torch.float64).prices for n in (700, 1500))
+    assert torch.equal(one, two[:700])
+    with pytest.raises(ConfigError, match="no drift that could be kept"):
+        market(signs="drawn", keep_drift=True)
+    with pytest.raises(ConfigError, match="'kept' or 'drawn', got 'random'"):
+        market(signs="random")
+    days = pd.date_range("2015-01-01", periods=30)
+    doubled = pd.DataFrame({"time": days, "close": [1.0] * 15 + [2.1] * 15})
+    with pytest.raises(DataError, match="doubles on 2015-01-16"):
+        market(source=FrameSource(doubled), signs="drawn").paths(4, CALL, seed=1)

@@ -1,11 +1,13 @@
 """Training of policies: the same bits alone, in a stack, on any number of threads and after a resume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hedging.small_training import BANDS, LOSSES, POLICY, StopsAfter, data, members, paths_of, same, trainer
 
 from pricers import parallel
-from qfml.errors import ConfigError, Interrupted
+from qfml.errors import ConfigError, DataError, Interrupted
 from qfml.hedging.costs import Proportional
 from qfml.hedging.loss import labels_of, loss_of, unpacked
 from qfml.hedging.objectives import Entropic, ExpectedShortfall
@@ -98,3 +100,35 @@ def test_what_cannot_be_trained_is_refused():
         train_policies([PathMember(POLICY, aversion=1.0)], spectral, data(), trainer())
     with pytest.raises(ConfigError, match="100 %"):
         train_policies([PathMember(POLICY, cost_level=2000.0)], loss, data(), trainer())
+
+
+def shifted(number, n_paths=PATHS):
+    """Another world: other paths of the same shape."""
+    return paths_of(number + 10**8, n_paths)
+
+
+def worlds(steps_per_epoch=4):
+    draws = [paths_of, shifted]
+    return PathData(draws, [draw(10**6, 256) for draw in draws], steps_per_epoch, "two worlds")
+
+
+def test_members_of_several_worlds_have_the_bits_that_they_have_alone_in_their_own():
+    """Each sees the paths of its world and no others, in training and in validation."""
+    loss = loss_of(*LOSSES["entropic"], paths_of(0))
+    everyone = [replace(member, world=world) for world in (0, 1) for member in members(n=2)]
+    stack = train_policies(everyone, loss, worlds(), trainer(patience=1))
+    for member, fit in zip(everyone, stack, strict=True):
+        own = PathData(paths_of, paths_of(10**6, 256), 4, "call")
+        if member.world:
+            own = PathData(shifted, shifted(10**6, 256), 4, "call")
+        (alone,) = train_policies([replace(member, world=0)], loss, own, trainer(patience=1))
+        assert same(alone, fit)
+    assert not same(stack[0], stack[2])
+
+
+def test_worlds_that_cannot_be_stacked_are_refused():
+    with pytest.raises(DataError, match="same number, 256, world 1 has 128"):
+        PathData([paths_of, shifted], [paths_of(1, 256), shifted(1, 128)], 4, "unequal")
+    other = replace(paths_of(1, 256), feature_names=("moneyness", "time_left", "vega"))
+    with pytest.raises(DataError, match="same features"):
+        PathData([paths_of, shifted], [paths_of(1, 256), other], 4, "unequal")

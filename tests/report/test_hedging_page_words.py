@@ -1,6 +1,6 @@
 """The page of a hedge: settings in words."""
 
-from qfml.report.hedging import settings_text
+from qfml.report.hedging_settings import settings_text
 
 
 def test_settings_are_words_without_what_is_off():
