@@ -31,6 +31,10 @@ T = TypeVar("T")
 Registry = Mapping[str, type]
 
 _TEMPORAL = (datetime.date, datetime.time)  # a datetime is a date
+DAYS = {"D": 1.0, "W": 7.0}
+MONTHS = {"M": 1.0, "Y": 12.0}
+DATED = ("expiry", "reset", "times", "monitoring")  # dates of contracts
+DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([DWMY])$")
 
 
 class OneOf:
@@ -164,6 +168,40 @@ def config_hash(settings: Any) -> str:
     """The first 16 hex digits of the SHA-256 of the canonical JSON of a component or of plain settings."""
     canonical = json.dumps(to_dict(settings), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def years_of(name: str, value: Any) -> Any:
+    """Years of a duration such as "7D", "2W", "6M" or "3Y" (365 days or 12 months a year); no text: as it is.
+
+    Raises:
+        ConfigError: a text of another form.
+
+    >>> years_of("expiry", "73D"), years_of("expiry", "18M"), years_of("expiry", 0.5)
+    (0.2, 1.5, 0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    match = DURATION.match(value)
+    if match is None:
+        raise ConfigError(f"`{name}` must be a number of years or a duration such as 7D, 2W, 6M or 3Y, got {value!r}")
+    count, unit = float(match[1]), match[2]
+    return count * DAYS[unit] / 365.0 if unit in DAYS else count * MONTHS[unit] / 12.0
+
+
+def contract_in_years(what: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a contract with durations as years, `what` it is called in messages; other texts stay.
+
+    >>> contract_in_years("instrument", {"kind": "asian", "times": ["73D", 1.0], "option": "call"})
+    {'kind': 'asian', 'times': [0.2, 1.0], 'option': 'call'}
+    """
+    found = dict(settings)
+    for name in DATED:
+        value = found.get(name)
+        if isinstance(value, (list, tuple)):
+            found[name] = [years_of(f"{what}.{name}", item) for item in value]
+        elif isinstance(value, str) and value != "continuous":
+            found[name] = years_of(f"{what}.{name}", value)
+    return found
 
 
 # YAML 1.2's plain scalars. PyYAML follows YAML 1.1, where `1e-3` is a text, the tickers ON and NO are truth values,

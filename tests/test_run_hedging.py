@@ -312,3 +312,62 @@ def test_the_recipe_for_a_minute_beats_the_delta(path, tmp_path):
     case = metrics(tmp_path / "run")["judgement"]["cases"][0]
     own = case["policies"][case["best"]]["against"]["black_scholes_delta"]
     assert own["high"] < 0
+
+
+DRIFTING = {
+    "market": {
+        "kind": "drift_removed",
+        "market": SMALL["market"] | {"drift": 0.5},
+        "trainer": {
+            "max_epochs": 2,
+            "batch_size": 256,
+            "optimizer": {"kind": "adamw", "lr": 1e-2},
+            "checkpoint_seconds": 0.0,
+        },
+        "steps_per_epoch": 40,
+        "n_validation": 256,
+        "n_measured": 2**14,
+    },
+    "seeds": [0],
+    "aversions": [10.0],
+}
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory):
+    """A finished run on a market whose drift was removed."""
+    place = tmp_path_factory.mktemp("drifting")
+    write(place, **DRIFTING)
+    done = qfml("run", "config.yaml", "--out", "run", cwd=place)
+    assert done.code == 0, done.err
+    return place
+
+
+def test_a_run_without_drift_says_so(drifting):
+    found = metrics(drifting / "run")["judgement"]["paths"]
+    assert found["market"] == "model"
+    (one,) = found["measure"]["drift"]
+    assert one["before"] == pytest.approx(0.5 * 4 * DAY, rel=0.2)
+    assert abs(one["after"]) < 0.3 * one["before"]
+    page = (drifting / "run" / "report.html").read_text()
+    assert [text for text in ("Drift removed", "Under the measure", "Effective paths") if text not in page] == []
+    hedger = load_hedger(drifting / "run")
+    assert float(hedger.paths(4096, 1).prices[:, -1].mean()) == pytest.approx(
+        1.0, abs=4 * 0.2 * (4 * DAY / 4096) ** 0.5
+    )
+
+
+def test_a_run_that_is_killed_while_the_measure_is_learned_ends_with_the_same_bits(drifting, tmp_path):
+    write(tmp_path, **DRIFTING)
+    slow = "import time, qfml.hedging.training as t\nbefore = t.PathFeed.next\n"
+    slow += "t.PathFeed.next = lambda self: (time.sleep(0.02), before(self))[1]"
+    process = start("run", "config.yaml", "--out", "run", cwd=tmp_path, before=slow)
+    wait_until(lambda: any((tmp_path / "run").glob("measures/*/checkpoints/checkpoint-*")))
+    process.signal(signal.SIGKILL)
+    assert process.wait().code != 0
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    done = qfml("resume", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    for name in ("model/tensors.safetensors", "judgement.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (drifting / "run" / name).read_bytes(), name

@@ -18,7 +18,14 @@ from qfml.hedging.hedger import Hedger, deep_hedge, deep_hedges
 from qfml.hedging.holding import HOLDINGS, Band, Correction, Direct
 from qfml.hedging.instruments import HEDGES, Option, Spot, VarianceSwapHedge
 from qfml.hedging.judgement import Judgement, JudgementSettings, judge
-from qfml.hedging.markets import MARKETS, BootstrappedReturns, HedgingMarket, ModelMarket, RecordedPaths
+from qfml.hedging.markets import (
+    MARKETS,
+    BootstrappedReturns,
+    DriftRemoved,
+    HedgingMarket,
+    ModelMarket,
+    RecordedPaths,
+)
 from qfml.hedging.objectives import (
     OBJECTIVES,
     Entropic,
@@ -52,6 +59,7 @@ __all__ = [
     "BootstrappedReturns",
     "Correction",
     "Direct",
+    "DriftRemoved",
     "Entropic",
     "ExpectedShortfall",
     "ExponentialUtility",

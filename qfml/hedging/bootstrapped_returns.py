@@ -114,7 +114,6 @@ class BootstrappedReturns:
     rate: float = 0.0
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
-    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "bootstrap"
 
     def __post_init__(self) -> None:
@@ -167,12 +166,17 @@ class BootstrappedReturns:
             return returns
         return returns - returns.exp().mean().log() + self.rate / self.periods_per_year
 
-    @cached_property
+    @property
     def vol(self) -> float:
         """The unit of volatility of the features, per year."""
         if self.reference_vol is not None:
             return self.reference_vol
         return math.sqrt(float((self.log_returns**2).mean()) * self.periods_per_year)
+
+    @property
+    def martingale(self) -> bool:
+        """Not known: what was recorded may drift."""
+        return False
 
     def paths(
         self,

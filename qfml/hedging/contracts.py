@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import pricers as pr
+from qfml.config import contract_in_years
 from qfml.errors import ConfigError
 
 __all__ = ["built", "settings_of"]
@@ -27,7 +28,8 @@ INSIDE: dict[str, type] = {  # arguments that are objects themselves
 def built(what: str, value: Any, registry: Mapping[str, type]) -> Any:
     """The object that settings name by `kind` in `registry`; an object passes through.
 
-    An argument `kind` beside the registered one, as a barrier has, is called by both: `barrier_kind`.
+    An argument `kind` beside the registered one, as a barrier has, is called by both: `barrier_kind`. Dates may
+    be durations such as "30D".
 
     Args:
         what: its place in the config, for messages.
@@ -79,6 +81,7 @@ def _made(what: str, cls: type, settings: Mapping[str, Any]) -> Any:
             close = difflib.get_close_matches(key, arguments, n=1)
             hint = f" (did you mean `{close[0]}`?)" if close else ""
             raise ConfigError(f"{what}: unknown key `{key}`{hint}; {cls.__name__} has: {', '.join(arguments)}")
+    settings = contract_in_years(what, settings)
     values = {
         arguments[key]: _made(f"{what}.{key}", INSIDE[key], item) if isinstance(item, Mapping) else item
         for key, item in settings.items()

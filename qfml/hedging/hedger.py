@@ -20,8 +20,8 @@ from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
+from qfml.hedging.given_markets import HedgingMarket, identity, parted
 from qfml.hedging.loss import Risk, RiskRows, loss_of
-from qfml.hedging.markets import HedgingMarket, market_identity
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import FeedForward
@@ -204,7 +204,7 @@ def deep_hedge(
         rules: limits and lots of what is held; None takes those of `policy`, which has none of itself.
         trainer: `batch_size` is the number of paths of a step, a multiple of 16; its `seed` addresses all paths.
         steps_per_epoch: steps between two validations.
-        n_validation: paths on which the best epoch is chosen, others than those of training.
+        n_validation: paths on which the best epoch is chosen, others than those of training: of a record its last ones.
         seeds: of initial networks; every one is combined with every aversion and cost level.
         aversions: in place of the objective's.
         cost_levels: factors of all costs.
@@ -272,8 +272,8 @@ def deep_hedges(
 
     Args:
         markets: with the same dates, instruments and features.
-        book, objective, costs, unwind, policy, rules, trainer, steps_per_epoch, n_validation, seeds, aversions, cost_levels,
-            exact, callbacks, checkpoint_dir, resume: as of `deep_hedge`.
+        book, objective, costs, unwind, policy, rules, trainer, steps_per_epoch, n_validation, seeds, aversions,
+            cost_levels, exact, callbacks, checkpoint_dir, resume: as of `deep_hedge`.
 
     Returns:
         The policies of each market; to the last bit what `deep_hedge` would have made of it alone.
@@ -285,7 +285,8 @@ def deep_hedges(
         raise ConfigError("`markets` is empty: there is nothing to train on")
     if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
         raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
-    validations = [market.paths(n_validation, book, trainer.seed, number=VALIDATION) for market in markets]
+    halves = [parted(market, n_validation) for market in markets]
+    validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
     martingale = all(market.martingale for market in markets)
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
     network = fitted(policy, validations[0], rules)
@@ -295,9 +296,9 @@ def deep_hedges(
         members = [PathMember(network, seed=s, aversion=a, cost_level=c, world=world) for s, a, c in combined]
         of_market.append(tuple(levelled([member.checked(objective) for member in members], objective, paths)))
     size = trainer.batch_size
-    draws = [_drawing(market, book, size, trainer.seed) for market in markets]
-    identity = [[market_identity(market) for market in markets], to_dict(book), size, trainer.seed]
-    data = PathData(draws, validations, steps_per_epoch, identity)
+    draws = [_drawing(given, book, size, trainer.seed) for given, _ in halves]
+    decides = [[identity(market) for market in markets], to_dict(book), size, trainer.seed]
+    data = PathData(draws, validations, steps_per_epoch, decides)
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
     fits = train_policies([member for members in of_market for member in members], loss, data, trainer, **options)
     each = len(of_market[0])

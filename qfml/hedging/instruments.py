@@ -17,6 +17,7 @@ import pricers as pr
 from pricers.black import black_call_put
 from pricers.parameters import number
 from pricers.paths import SAME_DATE
+from qfml.config import years_of
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.price_table import TABULATED, expected_variance, price_table
 
@@ -87,17 +88,18 @@ class Option:
 
     Args:
         strike: above 0, in units of the spot.
-        expiry: years, not before the last trading date.
+        expiry: years, or a duration such as "60D", not before the last trading date.
         option: "call" or "put".
     """
 
     strike: float
-    expiry: float
+    expiry: Any
     option: str = "call"
     kind: ClassVar[str] = "option"
     needs_variance: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "expiry", years_of("expiry", self.expiry))
         _checked(self, strike=self.strike, expiry=self.expiry)
         if self.option not in ("call", "put"):
             raise ConfigError(f"hedge of kind option: `option` must be 'call' or 'put', got {self.option!r}")
@@ -173,17 +175,18 @@ class VarianceSwapHedge:
     step.
 
     Args:
-        expiry: $T$ in years, not before the last trading date.
+        expiry: $T$ in years, or a duration, not before the last trading date.
 
     References:
         Buehler, Gonon, Teichmann and Wood (2019), Deep hedging, section 5.1.
     """
 
-    expiry: float
+    expiry: Any
     kind: ClassVar[str] = "variance_swap"
     needs_variance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "expiry", years_of("expiry", self.expiry))
         _checked(self, expiry=self.expiry)
 
     @property

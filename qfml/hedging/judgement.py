@@ -5,7 +5,8 @@ Hedges of one market are judged on the same paths, so that their differences hav
 
 metrics:
     objective, dial         by which the price is, and what `aversion` sets of it (None: nothing)
-    paths                   market, n_paths, seed, n_steps, horizon, spot, instruments, features
+    paths                   market, measure (None where the drift is as given; else what is told of it), n_paths, seed,
+                            n_steps, horizon, spot, instruments, features
     cases                   one for each aversion and cost level: aversion, cost_level, policies, baselines, best (place
                             of the policy whose risk on the validation paths was least), mean_price: value, std_error
                             of the mean over the seeds, and spread, the standard deviation between them (None of one)
@@ -17,12 +18,14 @@ each policy and baseline:
     name, seed (None of a baseline), price, risk, cost: value, std_error; mean, std, quantiles ("0.01", "0.05", "0.5",
     "0.95", "0.99"), expected_shortfall: tail, value, low, high; turnover
     against                 of a policy, by baseline: difference of the risks (below 0: the policy is better),
-                            std_error, low, high, of paired paths
+                            std_error, low, high, of paired paths; of the best policy also bootstrap: low, high, of
+                            paths that are resampled for both
 
 arrays:
     pnl (H, B), float32, of the first case's policies, then its baselines; surface_spot (D, bins), surface_policy,
     surface_low, surface_high and surface_delta (D, bins, K): mean holding of the best policy by spot, the 10 and 90 %
-    quantiles, mean of the delta.
+    quantiles, mean of the delta; map_times (D,), map_spot (bins + 1,), map_policy and map_delta (V, D, bins, K): the
+    means by date and spot, for thirds of the vol where a feature tells it, else V is 1.
 
 Intervals are of 95 %. Standard errors are those of the influence of each path on the risk, which is what resampling the
 paths tends to when they are many.
@@ -50,10 +53,11 @@ from qfml.hedging.baselines import Baseline
 from qfml.hedging.book import Book
 from qfml.hedging.gains import Gains, gains
 from qfml.hedging.hedger import PATHS_AT_A_TIME, Hedger
-from qfml.hedging.markets import MARKETS, HedgingMarket, RecordedPaths
+from qfml.hedging.markets import GIVEN_MARKETS, MARKETS, DriftRemoved, HedgingMarket, RecordedPaths, as_given
 from qfml.hedging.objectives import ExpectedShortfall
 from qfml.hedging.paths import PathSet
-from qfml.hedging.surface import held_by_spot
+from qfml.hedging.resampling import check_resampling, interval, paired_bootstrap
+from qfml.hedging.surface import held_by_spot, held_by_spot_and_date
 from qfml.hedging.textbook import Case, named, problem_of, textbook_hedges
 
 __all__ = ["Judgement", "JudgementSettings", "judge", "stressed_markets"]
@@ -74,19 +78,28 @@ class JudgementSettings:
     Args:
         n_paths: fresh paths; of a record that is named here, None takes all.
         seed: of the paths; whatever it is, no training has seen them.
+        n_resamples: of the paired bootstrap of the best policy against each textbook hedge; 0: none.
+        block_length: paths in succession that its resamples keep together, where those of a record overlap; then
+            `n_paths` is null, for the order of the record.
         market: where they come from; None takes the market of the training.
         stress: other markets by name, as the settings that differ from those of the training; dates, instruments and
-            features must be the same, and features keep the unit of volatility of the training.
+            features must be the same, and features keep the unit of volatility of the training. A drift that was
+            removed for the training is in them.
     """
 
     n_paths: int | None = 100_000
     seed: int = 1
+    n_resamples: int = 200
+    block_length: int = 1
     market: Annotated[Any, OneOf(MARKETS)] | None = None
     stress: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.n_paths is None and not isinstance(self.market, RecordedPaths):
+        if self.n_paths is None and not (self.market and isinstance(as_given(self.market), RecordedPaths)):
             raise ConfigError("`n_paths` may be null for recorded paths only; give a number of paths")
+        check_resampling(self.n_resamples, self.block_length)
+        if self.block_length > 1 and self.n_paths is not None:
+            raise ConfigError("`block_length` above 1 is for the order of a record: set `n_paths` to null")
         if self.n_paths is not None and self.n_paths < 100:
             raise ConfigError(f"`n_paths` must be 100 or more: 1 % of them is a quantile, got {self.n_paths}")
 
@@ -96,15 +109,17 @@ class JudgementSettings:
         Raises:
             ConfigError: recorded paths that were trained on.
         """
-        if self.market is None and isinstance(market, RecordedPaths):
+        if self.market is None and isinstance(as_given(market), RecordedPaths):
             raise ConfigError(
                 "recorded paths that were trained on are not fresh: name others in `judgement.market`, such as other "
                 "`rows` of the same file"
             )
         if self.market is None:
             return market
-        given: Any = self.market  # whose features have the unit that the policies have learned, unless it says so
-        return given if given.reference_vol is not None else replace(given, reference_vol=market.vol)
+        given: Any = as_given(self.market)  # whose features have the unit of the policies, unless it says so
+        if given.reference_vol is None:
+            given = replace(given, reference_vol=market.vol)
+        return replace(self.market, market=given) if isinstance(self.market, DriftRemoved) else given
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +149,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
     Raises:
         ConfigError: settings that break a rule; other dates, instruments or features than those of the training.
     """
+    market = as_given(market)  # a stress has the drift that training is without
     own = {each.name: getattr(market, each.name) for each in fields(market)}  # pyright: ignore[reportArgumentType]
     found: dict[str, HedgingMarket] = {}
     for name, changes in stress.items():
@@ -144,7 +160,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
         if "reference_vol" not in changes:
             settings["reference_vol"] = market.vol  # a policy sees its features in the unit it has learned
         try:
-            found[name] = build_kind(MARKETS, settings)
+            found[name] = build_kind(GIVEN_MARKETS, settings)
             check_same(market, found[name], book)
         except UserError as error:
             raise ConfigError(f"`stress.{name}`: {error}") from None
@@ -153,7 +169,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
 
 def check_same(market: HedgingMarket, other: HedgingMarket, book: Book) -> None:
     """Raise ConfigError unless the other market has the dates, instruments and features of the first."""
-    one, two = (each.paths(PILOT_PATHS, book, 0) for each in (market, other))
+    one, two = (as_given(each).paths(PILOT_PATHS, book, 0) for each in (market, other))
     same_dates = len(one.times) == len(two.times) and bool((one.times - two.times).abs().max() < 1e-9)
     for what, is_same, first, second in (
         ("trading dates", same_dates, f"{one.n_steps} periods", f"{two.n_steps} periods"),
@@ -198,7 +214,8 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
         "objective": hedger.loss.objective.kind,
         "dial": hedger.loss.objective.dial,
         "paths": {
-            "market": market.kind,
+            "market": as_given(market).kind,
+            "measure": market.measure(hedger.book).told if isinstance(market, DriftRemoved) else None,
             "n_paths": len(paths),
             "seed": settings.seed,
             "n_steps": paths.n_steps,
@@ -207,7 +224,7 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
             "instruments": list(paths.instrument_names),
             "features": list(paths.feature_names),
         },
-        "cases": [_judged(hedger, case, made) for case, made in zip(cases, all_gains, strict=True)],
+        "cases": [_judged(hedger, case, made, settings) for case, made in zip(cases, all_gains, strict=True)],
         "left_out": left_out,
         "stress": [{"name": name, "cases": _under(hedger, other, settings, cases)} for name, other in stressed.items()],
         "surface": surface,
@@ -270,7 +287,7 @@ def _joined(parts: Sequence[Gains]) -> Gains:
     return Gains(*(torch.cat([getattr(part, name) for part in parts], 1) for name in names))
 
 
-def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains]) -> dict[str, Any]:
+def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains], settings: JudgementSettings) -> dict[str, Any]:
     """All hedges of a case."""
     objective = hedger.loss.objective
     places = _places(hedger, case)
@@ -282,6 +299,14 @@ def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains]) -> dict[str, 
             name: _difference(hedge, described[name][0], influence["policies"][row] - influence[name][0])
             for name in list(made)[1:]
         }
+    best = places.index(_best(hedger, places))
+    against = described["policies"][best]["against"]
+    if settings.n_resamples and against:
+        pnl = torch.cat([made["policies"].pnl[best : best + 1], *(made[name].pnl for name in against)])
+        options = {"n_resamples": settings.n_resamples, "seed": settings.seed, "block_length": settings.block_length}
+        resampled = paired_bootstrap(objective, pnl, case.aversion, **options)
+        for column, own in enumerate(against.values(), start=1):
+            own["bootstrap"] = interval(resampled[:, column])
     baselines = [described[name][0] | {"name": name, "seed": None} for name in list(made)[1:]]
     prices = torch.tensor([hedge["price"]["value"] for hedge in described["policies"]], dtype=torch.float64)
     return {
@@ -289,7 +314,7 @@ def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains]) -> dict[str, 
         "cost_level": case.cost_level,
         "policies": described["policies"],
         "baselines": baselines,
-        "best": places.index(_best(hedger, places)),
+        "best": best,
         "mean_price": {
             "value": float(prices.mean()),
             "std_error": _std_error(influence["policies"].mean(0)),
@@ -344,7 +369,7 @@ def _under(
 ) -> list[dict[str, Any]]:
     """The same hedges on another market; textbook hedges still believe in that of the training."""
     paths = _fresh(market, hedger.book, settings)
-    return [_judged(hedger, case, _gains(hedger, paths, case, hedges)) for case, hedges in cases.items()]
+    return [_judged(hedger, case, _gains(hedger, paths, case, hedges), settings) for case, hedges in cases.items()]
 
 
 def _surface(
@@ -359,5 +384,6 @@ def _surface(
         None if name is None else hedger.rules.of(hedges[name].holdings(few, problem_of(hedger.market, hedger.book)))
     )
     dates, arrays = held_by_spot(few, held, delta)
+    maps = held_by_spot_and_date(few, held, delta)
     told = {"dates": few.times[dates].tolist(), "instruments": list(few.instrument_names), "delta": name}
-    return told, arrays
+    return told, arrays | maps

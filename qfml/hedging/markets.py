@@ -1,78 +1,30 @@
-"""Where paths come from: a model, a record, or the returns of a price series, by their `kind`."""
+"""Where paths come from: a model, a record, or returns of prices, by their `kind`; with drift, or without."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from qfml.hedging.drift import DriftRemoved
+from qfml.hedging.given_markets import (
+    GIVEN_MARKETS,
+    BootstrappedReturns,
+    HedgingMarket,
+    ModelMarket,
+    RecordedPaths,
+)
 
-import torch
-from torch import Tensor
+__all__ = [
+    "GIVEN_MARKETS",
+    "MARKETS",
+    "BootstrappedReturns",
+    "DriftRemoved",
+    "HedgingMarket",
+    "ModelMarket",
+    "RecordedPaths",
+    "as_given",
+]
 
-from qfml.config import to_dict
-from qfml.hedging.book import Book
-from qfml.hedging.bootstrapped_returns import BootstrappedReturns
-from qfml.hedging.model_market import ModelMarket
-from qfml.hedging.paths import PathSet
-from qfml.hedging.recorded_paths import RecordedPaths
-
-__all__ = ["MARKETS", "BootstrappedReturns", "HedgingMarket", "ModelMarket", "RecordedPaths", "market_identity"]
-
-
-@runtime_checkable
-class HedgingMarket(Protocol):
-    """A source of paths to trade on: a frozen dataclass with a `kind`."""
-
-    kind: ClassVar[str]
-
-    @property
-    def information(self) -> tuple[str, ...]:
-        """What a policy sees, by name."""
-        ...
-
-    @property
-    def vol(self) -> float:
-        """The unit of volatility of its features, per year."""
-        ...
-
-    @property
-    def martingale(self) -> bool:
-        """Whether discounted prices of all instruments are martingales, so that no trading earns on average."""
-        ...
-
-    def paths(
-        self,
-        n_paths: Any,
-        book: Book,
-        seed: Any,
-        number: Any = 0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> PathSet:
-        """The set `number` of paths of `seed`, with what the book owes along each.
-
-        Raises:
-            DataError: the horizon of the book is not on the grid, or data break a rule.
-            ConfigError: what a policy is to see is not known, or cannot be seen here.
-        """
-        ...
+MARKETS: dict[str, type] = GIVEN_MARKETS | {DriftRemoved.kind: DriftRemoved}
 
 
-MARKETS: dict[str, type] = {cls.kind: cls for cls in (ModelMarket, RecordedPaths, BootstrappedReturns)}
-
-
-def market_identity(market: HedgingMarket) -> Any:
-    """What decides the paths of a market, as plain settings: prices handed over by a script by their digest."""
-    try:
-        return to_dict(market)
-    except TypeError:
-        return [market.kind, *(_plain_or_digest(market, each.name) for each in fields(market))]  # pyright: ignore[reportArgumentType]
-
-
-def _plain_or_digest(market: Any, name: str) -> Any:
-    try:
-        return to_dict(getattr(market, name))
-    except TypeError:
-        data: Any = market.log_returns if isinstance(market, BootstrappedReturns) else market.recorded
-        parts: tuple[Tensor, ...] = data if isinstance(data, tuple) else (data,)
-        return [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest()[:16] for part in parts]
+def as_given(market: HedgingMarket) -> HedgingMarket:
+    """The market with its drift, whose instruments, dates and features those of any measure are."""
+    return market.market if isinstance(market, DriftRemoved) else market

@@ -15,7 +15,7 @@ import pricers as pr
 from pricers.models.base import Characteristic
 from pricers.parameters import converted, number
 from pricers.paths import SAME_DATE
-from qfml.config import OneOf
+from qfml.config import OneOf, years_of
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
 from qfml.hedging.contracts import built, settings_of
@@ -78,8 +78,8 @@ class ModelMarket:
         market: a `pricers.Market` without cash dividends, or its settings.
         instruments: what may be traded; see `HEDGES`.
         n_steps: trading periods of one length up to `horizon`.
-        horizon: years; the last contract of the book ends then.
-        dates: trading dates in years instead of the two.
+        horizon: years, or a duration such as "30D"; the last contract of the book ends then.
+        dates: trading dates instead of the two, likewise.
         information: what a policy sees, by the names of `FEATURES`, "prices", and the observables of the book.
         simulation_steps: largest time steps of the simulation up to the horizon; None takes the dates alone under
             models that are simulated exactly, else 100.
@@ -107,8 +107,8 @@ class ModelMarket:
     market: Any
     instruments: tuple[Annotated[Any, OneOf(HEDGES)], ...] = (Spot(),)
     n_steps: int | None = None
-    horizon: float | None = None
-    dates: tuple[float, ...] | None = None
+    horizon: float | str | None = None
+    dates: tuple[float | str, ...] | None = None
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     simulation_steps: int | None = None
     scheme: str | None = None
@@ -123,6 +123,9 @@ class ModelMarket:
         market = {"kind": "market", **self.market} if isinstance(self.market, Mapping) else self.market
         set_field(self, "market", settings_of(built("market", market, {"market": pr.Market})))
         set_field(self, "instruments", tuple(self.instruments))
+        set_field(self, "horizon", years_of("horizon", self.horizon))
+        if self.dates is not None:
+            set_field(self, "dates", tuple(years_of("dates", date) for date in self.dates))
         if not self.instruments:
             raise ConfigError("`instruments` must name at least one hedging instrument, such as {kind: spot}")
         names = [hedge.name for hedge in self.instruments]

@@ -85,7 +85,7 @@ class PriceTable:
     error: float
 
     def price(self, forward: Tensor, strike: float, variance: Tensor, option: str) -> Tensor:
-        """Undiscounted price of an option.
+        """Undiscounted price of an option; its slope in a variance below 1e-5 is not that of the price.
 
         Args:
             forward: to the expiry, any shape.
@@ -96,7 +96,7 @@ class PriceTable:
         Raises:
             DataError: a variance that the table does not reach.
         """
-        most = float(variance.max())
+        most = float(variance.detach().max())
         if most > self.highest * (1.0 + 1e-6):
             raise DataError(
                 f"variances on the paths must be {self.highest:.4g} or less, where the table of option prices ends, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,7 +71,6 @@ class RecordedPaths:
     rebased_to: float | None = None
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
-    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "recorded"
 
     def __post_init__(self) -> None:
@@ -123,6 +122,11 @@ class RecordedPaths:
         squares = prices[:, :, 0].log().diff(dim=1) ** 2
         return math.sqrt(float(squares.sum()) / (len(prices) * float(times[-1] - times[0])))
 
+    @property
+    def martingale(self) -> bool:
+        """Not known: what was recorded may drift."""
+        return False
+
     def paths(
         self,
         n_paths: Any,
@@ -153,6 +157,21 @@ class RecordedPaths:
         vol = rolling_vol(prices[:, :, 0].log(), times, self.window)[:, today - self.window :] if self.window else None
         made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
+
+    def parted(self, n_last: int) -> tuple[RecordedPaths, RecordedPaths]:
+        """The paths used but the last, and the last `n_last`, both in the same unit of volatility.
+
+        Raises:
+            DataError: nothing is left to train on.
+        """
+        first, end = (0, len(self.recorded[1])) if self.rows is None else self.rows
+        if n_last >= end - first:
+            raise DataError(
+                f"`n_validation` takes the last paths of a record from its training: it must be below the "
+                f"{end - first} that are used, got {n_last}"
+            )
+        parts = ((first, end - n_last), (end - n_last, end))
+        return tuple(replace(self, rows=rows, reference_vol=self.vol) for rows in parts)  # pyright: ignore[reportReturnType]
 
     def _chosen(self, n_paths: Any, seed: Any, number: Any, available: int) -> Tensor:
         with as_config_error():

@@ -18,9 +18,11 @@ from qfml.engine.stack import Layout
 from qfml.errors import CheckpointError, ConfigError, UserError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS
+from qfml.hedging.drift import DriftRemoved
 from qfml.hedging.hedger import Hedger
 from qfml.hedging.loss import Risk, RiskRows
 from qfml.hedging.markets import MARKETS
+from qfml.hedging.measure import Measure
 from qfml.hedging.objectives import OBJECTIVES
 from qfml.hedging.policies import POLICIES
 from qfml.hedging.training import PathMember
@@ -30,6 +32,7 @@ __all__ = ["load_hedger", "save_hedger"]
 FORMAT, VERSION = "qfml.hedger", 1
 LOSSES = {cls.kind: cls for cls in (RiskRows, Risk)}
 OF_MEMBER = ("seed", "aversion", "cost_level", "centre", "scale")
+OF_MEASURE = "measure."  # its parameters, among the tensors
 OF_FIT = ("status", "history", "best_epoch", "failure")
 
 
@@ -44,8 +47,10 @@ def save_hedger(hedger: Hedger, folder: str | Path) -> None:
     if folder.exists():
         raise CheckpointError(f"{folder} exists: policies are saved into a new folder; remove it or name another")
     tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in hedger.fits])}
+    measure = hedger.market.measure(hedger.book) if isinstance(hedger.market, DriftRemoved) else None
+    tensors |= {} if measure is None else {f"{OF_MEASURE}{name}": value for name, value in measure.parameters.items()}
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    state = _state(hedger)
+    state = _state(hedger) | ({} if measure is None else {"measure": measure.state()})
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_folder(unfinished, tensors, state)
@@ -124,8 +129,11 @@ def _restored(tensors: dict[str, Tensor], state: dict[str, Any]) -> Hedger:
         Fit(policy, loss, row, layout, None, seed=one["seed"], **{name: one[name] for name in OF_FIT} | _history(one))
         for row, one in zip(tensors["parameters"], state["members"], strict=True)
     ]
-    market = config.build_kind(MARKETS, state["market"])
-    return Hedger(market, config.build(Book, state["book"]), loss, tuple(members), tuple(fits))
+    market, book = config.build_kind(MARKETS, state["market"]), config.build(Book, state["book"])
+    if isinstance(market, DriftRemoved):
+        own = {name.removeprefix(OF_MEASURE): value for name, value in tensors.items() if name.startswith(OF_MEASURE)}
+        market.keep(book, Measure.of_state(state["measure"], own))
+    return Hedger(market, book, loss, tuple(members), tuple(fits))
 
 
 def _history(member: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost, Proportional
 from qfml.hedging.hull_white import HullWhiteDelta, fitted_hull_white
 from qfml.hedging.instruments import Spot
-from qfml.hedging.markets import HedgingMarket, ModelMarket, RecordedPaths
+from qfml.hedging.markets import HedgingMarket, ModelMarket, RecordedPaths, as_given
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.paths import PathSet
@@ -47,6 +47,7 @@ class Case:
 
 def problem_of(market: HedgingMarket, book: Book) -> HedgingProblem:
     """What a textbook hedge is told of a market: its model too, where there is one."""
+    market = as_given(market)
     if isinstance(market, ModelMarket):
         model, today = market.simulated_model, market.simulated_market
         return HedgingProblem(book, today, market.instruments, model, market.vol)

@@ -10,6 +10,8 @@ from qfml.finished import check_sections, read_metrics
 from qfml.report import formats
 from qfml.report.folder import read_text
 from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure, training_figure
+from qfml.report.hedging_maps import map_places
+from qfml.report.hedging_measure import measure_section
 from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, label_of
 from qfml.report.hedging_settings import settings_text
 from qfml.report.hedging_walk_forward import write_walk_page
@@ -65,6 +67,7 @@ def write_hedging_report(folder: Path) -> Path:
         _pnl(run, charts),
         _holdings(run, charts),
         _stress(run),
+        measure_section(run),
         _training(run, charts),
         _reproduction(run),
     ]
@@ -93,6 +96,8 @@ def _headline(run: HedgingRun) -> Html:
         el("div", el("dt", name), el("dd", value), el("dd", small, class_="interval")) for name, value, small in cards
     ]
     told = f"Owed: {run.book}. Hedged with {run.instruments} on {run.found['paths']['n_steps']} dates, for {run.aim}."
+    if run.found["paths"].get("measure"):
+        told += " The drift of the market is removed."
     if rival is not None:
         told += f" The best textbook hedge: {label_of(rival['name'], inside=True)}."
     parts = [el("p", "Deep hedge", class_="eyebrow"), el("h1", title), el("p", told, class_="lead")]
@@ -149,11 +154,14 @@ def _case_tables(run: HedgingRun, case: dict[str, Any]) -> list[Html]:
                 label_of(name),
                 run.risk(own["difference"], 3),
                 formats.interval((own["low"], own["high"]), lambda x: run.risk(x, 3)),
+                formats.interval((own["bootstrap"]["low"], own["bootstrap"]["high"]), lambda x: run.risk(x, 3))
+                if "bootstrap" in own
+                else formats.MISSING,
                 _verdict(own),
             ]
             for name, own in sorted(best["against"].items(), key=lambda item: -item[1]["difference"])
         ]
-        heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "")
+        heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "By bootstrap", "")
         found += [el("h3", "Against each textbook hedge"), scrolling_table(heads, rows, caption="Differences of risk")]
     return found
 
@@ -212,7 +220,8 @@ def _holdings(run: HedgingRun, charts: Charts) -> Section:
         f"What the policy holds by spot on some dates{beside}: the mean over the fresh paths, and the range of 80 % of "
         "them. With costs a holding depends on the one before."
     )
-    return Section("holdings", "Holdings", intro, el("div", *places, class_="maps"))
+    lines = el("div", *places, class_="maps")
+    return Section("holdings", "Holdings", intro, join([lines, *map_places(run, charts)]))
 
 
 def _stress(run: HedgingRun) -> Section | None:
@@ -249,7 +258,7 @@ def _stress(run: HedgingRun) -> Section | None:
     table = scrolling_table(heads, rows, n_text=2, caption="Under other markets")
     intro = (
         "The same hedges on markets that they do not know of: the policy as it was trained, the textbook with the "
-        f"settings it had. In {run.unit}."
+        f"settings it had{', with the drift of the market' * bool(run.found['paths'].get('measure'))}. In {run.unit}."
     )
     told = [note(f"At {run.name_of(run.cases[0])}.")] if len(run.cases) > 1 else []
     return Section("stress", "Stress", intro, join([table, *told]))

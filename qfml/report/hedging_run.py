@@ -18,7 +18,7 @@ from qfml.report.folder import read_text
 __all__ = ["HedgingRun", "hedging_arrays", "hedging_log", "label_of"]
 
 BPS = 1e4
-ARRAYS = ("pnl", "surface_spot", "surface_policy", "surface_low", "surface_high")
+ARRAYS = ("pnl", "surface_spot", "surface_policy", "surface_low", "surface_high", "map_times", "map_spot", "map_policy")
 LABELS = {
     "policy": "Policy",
     "none": "No hedge",

@@ -5,39 +5,18 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qfml.config import years_of
 from qfml.errors import ConfigError
 
-__all__ = ["STRIKE_COORDINATES", "Coordinate", "Range", "argument_names", "nearest", "resolved", "years_of"]
+__all__ = ["STRIKE_COORDINATES", "Coordinate", "Range", "argument_names", "nearest", "resolved"]
 
 SCALES = ("linear", "log")
 OWNERS = ("instrument", "model", "market")
 STRIKE_COORDINATES = ("log_moneyness", "standard_moneyness", "delta")  # each stands for the instrument's `strike`
-DAYS = {"D": 1.0, "W": 7.0}
-MONTHS = {"M": 1.0, "Y": 12.0}
-DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([DWMY])$")
-
-
-def years_of(name: str, value: Any) -> Any:
-    """Years of a duration such as "7D", "2W", "6M" or "3Y" (365 days or 12 months a year); no text: as it is.
-
-    Raises:
-        ConfigError: a text of another form.
-
-    >>> years_of("expiry", "73D"), years_of("expiry", "18M"), years_of("expiry", 0.5)
-    (0.2, 1.5, 0.5)
-    """
-    if not isinstance(value, str):
-        return value
-    match = DURATION.match(value)
-    if match is None:
-        raise ConfigError(f"`{name}` must be a number of years or a duration such as 7D, 2W, 6M or 3Y, got {value!r}")
-    count, unit = float(match[1]), match[2]
-    return count * DAYS[unit] / 365.0 if unit in DAYS else count * MONTHS[unit] / 12.0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import pricers as pr
 from pricers.normal import normal_cdf
 from pricers.parameters import broadcast_shape, converted
 from pricers.pricing import WITHOUT_SIMULATION, capable_engines
-from qfml.config import Section, build
+from qfml.config import Section, build, contract_in_years
 from qfml.errors import ConfigError, DataError
-from qfml.surrogate.box import STRIKE_COORDINATES, Coordinate, Range, argument_names, nearest, resolved, years_of
+from qfml.surrogate.box import STRIKE_COORDINATES, Coordinate, Range, argument_names, nearest, resolved
 from qfml.surrogate.reference_vol import REFERENCE_VOLS
 
 __all__ = ["TARGETS", "Problem"]
@@ -110,7 +110,7 @@ class Problem:
             if not isinstance(settings, Mapping):
                 raise ConfigError(f"`{owner}` must be a mapping, got {settings!r}")
             plain = {str(key): _plain(value) for key, value in settings.items()}
-            object.__setattr__(self, owner, _in_years(plain) if owner == "instrument" else plain)
+            object.__setattr__(self, owner, contract_in_years(owner, plain) if owner == "instrument" else plain)
         if not self.box:
             raise ConfigError("`box` must have at least one coordinate, such as `expiry: {low: 7D, high: 3.0}`")
         object.__setattr__(self, "box", {name: _range(name, value) for name, value in self.box.items()})
@@ -452,18 +452,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _in_years(instrument: dict[str, Any]) -> dict[str, Any]:
-    """The terms of a contract with durations as years; other texts stay."""
-    found = dict(instrument)
-    for name in ("expiry", "reset", "times", "monitoring"):
-        value = found.get(name)
-        if isinstance(value, list):
-            found[name] = [years_of(f"instrument.{name}", item) for item in value]
-        elif isinstance(value, str) and value != "continuous":
-            found[name] = years_of(f"instrument.{name}", value)
-    return found
 
 
 def _is_number(value: Any) -> bool:

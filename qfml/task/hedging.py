@@ -19,7 +19,7 @@ from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
 from qfml.hedging.hedger import Hedger, deep_hedge, fitted
 from qfml.hedging.judgement import JudgementSettings, check_same, judge, stressed_markets
-from qfml.hedging.markets import MARKETS
+from qfml.hedging.markets import MARKETS, DriftRemoved, as_given
 from qfml.hedging.objectives import OBJECTIVES
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import POLICIES, FeedForward
@@ -32,6 +32,7 @@ from qfml.task.begun import claimed
 from qfml.task.hedging_parts import MODEL, head, log_rows, member_rows, trained, write_log
 from qfml.task.hedging_walk_forward import WalkForwardSettings, check_walk, walk
 
+MEASURES = "measures"  # folder of what removes a drift in that of the run
 PILOT_PATHS = 16  # on which everything is tried before the training begins
 JUDGED_ONLY = ("baselines", "judgement", "name")  # what no training depends on
 
@@ -84,7 +85,7 @@ class HedgingTask:
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        paths = self.market.paths(PILOT_PATHS, self.book, 0)
+        paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
         check_costs(self.costs, paths.n_instruments, self.cost_levels)
         try:
             fitted(self.policy, paths, self.rules)
@@ -137,6 +138,7 @@ class HedgingTask:
         if self.walk_forward is not None:
             walk(self, folder, resume, callbacks, say)
             return
+        self._remove_drift(folder / MEASURES, callbacks, say)
         hedger = self._trained(folder, resume, callbacks)
         seconds = {"training": time.perf_counter() - begin}
         say(f"trained {len(hedger.members)} policies of {hedger.fits[0].parameters.numel():,} parameters")
@@ -150,6 +152,14 @@ class HedgingTask:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         save_hedger(hedger, folder / MODEL)
         write_metrics(folder, self._metrics(hedger, judgement.metrics, seconds))
+
+    def _remove_drift(self, folder: Path, callbacks: Sequence[Callback], say: Say) -> None:
+        """Learn the measures, or read those that were learned before the run was resumed."""
+        for market in (self.market, self.judgement.fresh(self.market)):
+            if isinstance(market, DriftRemoved):
+                told = market.measure(self.book, folder, callbacks).told
+                assert told is not None
+                say(f"measure without drift: {told['effective_paths']:,.0f} effective paths of {told['n_paths']:,}")
 
     def _claim(self, folder: Path) -> bool:
         """Note what is trained; whether it was noted before. ConfigError: it was changed since."""

@@ -7,8 +7,9 @@ import torch
 from contract_examples import INSTRUMENT_EXAMPLES, MODEL_EXAMPLES
 
 import pricers as pr
-from qfml.config import build, to_dict
+from qfml.config import build, build_kind, to_dict
 from qfml.errors import ConfigError, DataError
+from qfml.hedging import MARKETS, ModelMarket, Option
 from qfml.hedging.book import Book
 from qfml.hedging.contracts import built, settings_of
 
@@ -195,3 +196,20 @@ def test_barrier_that_is_crossed_today_is_refused():
     book = Book(((1.0, pr.Barrier(100.0, HORIZON, 105.0, "down-out")),))
     with pytest.raises(ConfigError, match=r"positions\.0"):
         book.liability(simulated().paths, MARKET.discount)
+
+
+def test_durations_are_years_wherever_a_date_stands():
+    asian = {"kind": "asian", "strike": 1.0, "times": ["73D", "146D"]}
+    assert Book(({"quantity": 1.0, "instrument": asian},)).horizon == pytest.approx(0.4)
+    named = {"kind": "european", "strike": 1.0, "expiry": "6M"}
+    assert Book(((1.0, named),)) == Book(((1.0, pr.European(1.0, 0.5)),))
+    plain = {"model": pr.BlackScholes(0.2), "market": pr.Market(1.0)}
+    market = ModelMarket(**plain, instruments=(Option(1.0, "1Y"),), n_steps=2, horizon="73D")
+    assert market == ModelMarket(**plain, instruments=(Option(1.0, 1.0),), n_steps=2, horizon=0.2)
+    dated = ModelMarket(**plain, dates=("73D", 0.4))
+    assert dated.times.tolist() == pytest.approx([0.0, 0.2, 0.4])
+    assert build_kind(MARKETS, to_dict(market)) == market
+    with pytest.raises(ConfigError, match=r"`positions.0.instrument.expiry` must be .* a duration such as 7D"):
+        Book(((1.0, named | {"expiry": "soon"}),))
+    with pytest.raises(ConfigError, match="`horizon` must be a number of years or a duration"):
+        ModelMarket(**plain, n_steps=2, horizon="2 weeks")

@@ -148,3 +148,28 @@ def test_bad_settings_are_refused(settings):
 def test_registered_hedges_fulfil_the_protocol():
     assert {type(hedge) for hedge in HEDGES_TRIED} == set(HEDGES.values())
     assert all(isinstance(hedge, Hedge) for hedge in HEDGES_TRIED)
+
+
+def test_slopes_of_a_table_are_those_of_the_exact_price_down_to_a_variance_of_0():
+    """The price is smooth in the variance, its table in the root of it: differences of exact prices tell."""
+    from qfml.hedging.baselines import _slopes_of_table
+
+    years, strike, bump = 30 / 365, 1.0, 1e-5
+    terms = {"kappa": 1.0, "theta": 0.04, "sigma": 2.0, "rho": -0.7}
+    table = price_table(pr.Heston(v0=0.04, **terms), years, years)
+    variance = torch.tensor([0.0, 1e-8, 1e-6, 1e-5, 1e-3], dtype=torch.float64)
+    found = _slopes_of_table(table, torch.ones_like(variance), strike, variance, "call")[1]
+    contract = pr.European(strike, years)
+    exact = [
+        [pr.price(contract, pr.Heston(v0=v + step, **terms), pr.Market(1.0)).value.item() for step in (1e-12, bump)]
+        for v in variance.tolist()
+    ]
+    expected = torch.tensor([(high - low) / bump for low, high in exact], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.0)
+
+
+def test_prices_of_a_table_are_differentiable_without_a_word():
+    table = price_table(HESTON, 0.1, 0.1)
+    variance = torch.full((3,), 0.04, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(table.price(torch.ones_like(variance), 1.0, variance, "call").sum(), variance)
+    assert bool((slope > 0).all())

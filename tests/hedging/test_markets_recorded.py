@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import pricers as pr
+import qfml
+import qfml.hedging.hedger as hedger_module
 from qfml.config import build, build_kind, to_dict
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.markets import MARKETS, HedgingMarket
+from qfml.hedging.objectives import Entropic
 from qfml.hedging.recorded_paths import RecordedPaths
 
 TIMES = (0.0, 0.1, 0.25, 0.3, 0.5)
@@ -200,3 +203,29 @@ def test_market_is_its_config(tmp_path):
     assert build(RecordedPaths, to_dict(market)) == market
     assert build_kind(MARKETS, to_dict(market)) == market
     assert isinstance(market, HedgingMarket)
+
+
+def test_validation_takes_the_last_paths_of_a_record_from_the_training():
+    """What is trained on and what epochs are judged by have no path in common; too many are refused by name."""
+    prices = np.exp(np.pad(np.random.default_rng(0).normal(0, 0.02, (300, 2)).cumsum(1), ((0, 0), (1, 0))))
+    market = RecordedPaths(array=prices, times=(0.0, 0.1, 0.2), rows=(20, 300))
+    seen, before = {}, hedger_module.PathData
+
+    def spied(draw, validation, steps, identity):
+        seen["train"] = [draw(step) for step in range(20)]
+        seen["validation"] = validation
+        return before(draw, validation, steps, identity)
+
+    book = Book(((1.0, pr.European(1.0, 0.2)),))
+    options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=16), "steps_per_epoch": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hedger_module, "PathData", spied)
+        hedger = hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=80, **options)
+    ends = torch.tensor(prices[:, -1], dtype=torch.float32).tolist()
+    trained = {end for paths in seen["train"] for end in paths.prices[:, -1, 0].tolist()}
+    assert trained <= set(ends[20:220])
+    assert len(trained) >= 192  # twelve sets of a shuffle
+    assert set(seen["validation"].prices[:, -1, 0].tolist()) == set(ends[220:])
+    assert hedger.market.vol == market.vol == market.parted(80)[0].vol  # one unit of the features
+    with pytest.raises(DataError, match=r"`n_validation` takes the last paths of a record .* below the 280"):
+        hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=280, **options)
