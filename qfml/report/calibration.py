@@ -25,7 +25,8 @@ from qfml.report.volatility import CUBE_COLUMNS, LOCAL_VOL_COLUMNS, cube_section
 
 __all__ = ["write_calibration_report"]
 
-REQUIRED = {"fit": ("model", "method", "surfaces", "parameters"), "versions": (), "seconds": ()}
+FIT = ("model", "method", "surfaces", "parameters", "params", "std_error", "identified", "at_bound")
+REQUIRED = {"fit": FIT, "versions": (), "seconds": ()}
 QUOTES = ("surface", "expiry", "strike", "log_moneyness", "vol", "model_vol", "residual_bps", "weight")
 CURVES = ("surface", "expiry", "log_moneyness", "model_vol")
 AS_ASKED = ("refined:", "read off by the network")  # ends of the method inverse, which searches for no minimum
@@ -188,7 +189,7 @@ def _parameters(run: _Run, charts: Charts) -> Section:
     fit, parts = run.fit, []
     for place in run.shown:
         surface = run.surfaces[place]
-        rows = _parameter_rows(fit, place, surface["warnings"])
+        rows = _parameter_rows(fit, place)
         if len(run.surfaces) > 1:
             parts.append(el("h3", surface["name"]))
         heads = ("Parameter", "Value", "Standard error", "95 % interval", "Range allowed", "")
@@ -206,25 +207,24 @@ def _parameters(run: _Run, charts: Charts) -> Section:
     return Section("parameters", "Parameters", intro, join(parts))
 
 
-def _parameter_rows(fit: Mapping[str, Any], place: int, warnings: Sequence[str]) -> list[list[object]]:
+def _parameter_rows(fit: Mapping[str, Any], place: int) -> list[list[object]]:
     rows: list[list[object]] = []
     for entry in fit["parameters"]:
         name = entry["name"]
-        value, error, known = (fit[key][name][place] for key in ("params", "std_error", "identified"))
-        if isinstance(value, list):  # one an expiry
-            expiries = fit["expiries"][place]
-            for expiry, one, its_error, told in zip(expiries, value, error, known):
-                label = f"{name} at {formats.significant(expiry, 3)} y"
+        numbers = [fit[key][name][place] for key in ("params", "std_error", "identified", "at_bound")]
+        if isinstance(numbers[0], list):  # one an expiry
+            for expiry, *own in zip(fit["expiries"][place], *numbers):
                 if expiry is not None:
-                    rows.append(_parameter_row(label, one, its_error, entry, "" if told else "not identified"))
+                    rows.append(_parameter_row(f"{name} at {formats.significant(expiry, 3)} y", *own, entry))
         else:
-            at_bound = any(text.startswith(f"`{name}` is at its bound") for text in warnings)
-            remark = "at its bound" if at_bound else "" if known else "not identified"
-            rows.append(_parameter_row(name, value, error, entry, remark))
+            rows.append(_parameter_row(name, *numbers, entry))
     return rows
 
 
-def _parameter_row(name: str, value: Any, error: Any, entry: Mapping[str, Any], remark: str) -> list[object]:
+def _parameter_row(
+    name: str, value: Any, error: Any, identified: bool, at_bound: bool, entry: Mapping[str, Any]
+) -> list[object]:
+    remark = "at its bound" if at_bound else "" if identified else "not identified"
     known = isinstance(value, float) and isinstance(error, float)
     bounds = (value - 1.96 * error, value + 1.96 * error) if known else None
     allowed = (entry.get("lower"), entry.get("upper"))
