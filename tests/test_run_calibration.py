@@ -18,7 +18,9 @@ import pricers as pr
 from qfml.calibration import Surface, calibrate
 from qfml.calibration.local_vol_table import read_local_vol
 from qfml.config import build
-from qfml.report.calibration import _parameter_rows, _warnings, shown_surfaces
+from qfml.report.calibration import _warnings
+from qfml.report.calibration_fit import _parameter_rows
+from qfml.report.calibration_run import shown_surfaces
 from qfml.summary import SUMMARIES
 from qfml.task import CalibrationTask
 from qfml.task import calibration as task

@@ -13,7 +13,7 @@ from qfml import config
 from qfml.calibration import Surface
 from qfml.calibration.cube_tables import CURVE_POINTS, CURVE_ROOM
 from qfml.calibration.result import Calibration
-from qfml.report.calibration import shown_surfaces
+from qfml.report.calibration_run import shown_surfaces
 
 __all__ = ["array_hash", "curve_table", "data_hash", "fit_entry", "quote_table"]
 
