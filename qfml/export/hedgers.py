@@ -59,7 +59,7 @@ def export_hedger(
     if len(paths) != len(chosen):
         raise UserError(f"`to` must name a file for each of {len(chosen)} policies, got {len(paths)}")
     graph, template, contents, exports = _Graph(hedger), None, [], []
-    points = graph.points(N_POINTS)
+    points = graph.points(N_POINTS if hedger.rules.lot is None else int(1.05 * N_POINTS))  # rounding decides some lots
     for path, member in zip(paths, chosen, strict=True):
         begin = time.perf_counter()
         tensors = graph.tensors(member)

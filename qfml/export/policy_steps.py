@@ -1,7 +1,8 @@
 """One step of each kind of policy, every row at a date of its own: what a graph of ONNX holds.
 
 What a policy remembers is one row of numbers, of the same length at every date, in place of the tuples of
-`Policy.step`. A transformer's holds a place for the keys and values of each date, of which those of dates to come are not looked at.
+`Policy.step`. A transformer's holds a place for the keys and values of each date, of which those of dates to come are
+not looked at.
 """
 
 from __future__ import annotations
