@@ -21,6 +21,7 @@ from qfml.export import load_exported
 from qfml.hedging import Book, Entropic, ModelMarket, Proportional
 from qfml.hedging.judgement import JudgementSettings, judge
 from qfml.hedging.saved import load_hedger, save_hedger
+from qfml.report.hedging import settings_text
 from qfml.task import read_task
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,13 @@ def test_the_page_holds_all_its_parts(small):
     told = ("Whalley-Wilmott band", "Price by risk aversion", "wild", "European", "today&#x27;s money", "Left out")
     assert [text for text in told if text not in page] == ["Left out"]  # every textbook hedge has a formula here
     assert qfml("report", "run", cwd=small).code == 0
+
+
+def test_trading_rules_are_told_where_there_are_some():
+    policy = {"kind": "feed_forward", "hidden": [8, 8], "rules": {"min_holding": None, "max_holding": None, "lot": None}}
+    assert settings_text(policy) == "feed forward (hidden 8-8)"
+    policy["rules"] |= {"min_holding": 0.0, "lot": 0.1}
+    assert settings_text(policy) == "feed forward (hidden 8-8, rules (min holding 0.0, lot 0.1))"
 
 
 def test_names_from_a_file_are_text_in_charts_too(small, tmp_path):
