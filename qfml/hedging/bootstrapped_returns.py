@@ -20,6 +20,7 @@ from qfml.data.sources import SOURCES
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
 
 __all__ = ["BootstrappedReturns", "block_rows"]
@@ -213,6 +214,11 @@ class BootstrappedReturns:
         spot = self.spot * log_prices[:, before:].exp()
         made = TradedPrices(self.times, spot.unsqueeze(-1), ("spot",), vol)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed on a trading date."""
+        made = TradedPrices(self.times, torch.full((1, len(self.times), 1), self.spot).double(), ("spot",), None)
+        return made.sight(book, self.rate, self.vol, self.information)
 
     def _returns(self, n_paths: int, seed: int, number: int, n_steps: int) -> Tensor:
         tiles: list[Tensor] = []

@@ -21,6 +21,7 @@ from qfml.data.validation import unknown_column
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
 
 __all__ = ["RecordedPaths"]
@@ -155,7 +156,7 @@ class RecordedPaths:
             prices = prices[self._chosen(n_paths, seed, number, len(prices))]
         today = self.history
         vol = rolling_vol(prices[:, :, 0].log(), times, self.window)[:, today - self.window :] if self.window else None
-        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol)
+        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol, self._typical_spot)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
 
     def parted(self, n_last: int) -> tuple[RecordedPaths, RecordedPaths]:
@@ -172,6 +173,19 @@ class RecordedPaths:
             )
         parts = ((first, end - n_last), (end - n_last, end))
         return tuple(replace(self, rows=rows, reference_vol=self.vol) for rows in parts)  # pyright: ignore[reportReturnType]
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed on a trading date."""
+        times, prices = self.recorded
+        made = TradedPrices(
+            times[self.history :], prices[:, self.history :], self.instruments, None, self._typical_spot
+        )
+        return made.sight(book, self.rate, self.vol, self.information)
+
+    @cached_property
+    def _typical_spot(self) -> float:
+        """Of all recorded paths, whichever are drawn."""
+        return float(self.recorded[1][:, self.history, 0].mean())
 
     def _chosen(self, n_paths: Any, seed: Any, number: Any, available: int) -> Tensor:
         with as_config_error():
