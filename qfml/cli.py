@@ -112,7 +112,8 @@ def export(
     run: Run,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the files go; into RUN if left out.")] = None,
     member: Annotated[
-        str | None, typer.Option(help="Of a walk-forward: `all`, FOLD:SEED, or a seed of the last fold.")
+        str | None,
+        typer.Option(help="`all`; of a walk-forward FOLD:SEED, or a seed of the last fold; of a hedging run a number."),
     ] = None,
 ) -> None:
     """Write the networks of a finished run as ONNX, after proof that they compute the same as here."""

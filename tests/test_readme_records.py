@@ -121,6 +121,19 @@ def test_the_surrogate_is_as_its_record_has_it():
         assert sentence in text
 
 
+def test_the_guide_tells_what_derivatives_gain_as_the_record_has_it():
+    found, text = record("differential_labels"), " ".join((ROOT / "docs" / "surrogates.md").read_text().split())
+    rows = [row for row in found["rows"] if row["times_fewer_labels"] is not None]
+    fewer, slower = [row["times_fewer_labels"] for row in rows], [1.0 / row["times_less_time"] for row in rows]
+    exact = [row["plain"]["rmse_bps"] / row["differential"]["rmse_bps"] for row in found["rows_on_exact_labels"]]
+    for numbers, words in (
+        (fewer, "{} to {} times fewer labels then reach the same error"),
+        (slower, "in {} to {} times the whole time"),
+        (exact, "on exact labels the error is {} to {} times smaller"),
+    ):
+        assert words.format(f"{min(numbers):.1f}", f"{max(numbers):.1f}") in text
+
+
 def test_the_bars_of_calibration_and_of_the_surrogate_are_kept():
     rows = record("calibration")["contenders"]
     assert fastest(rows, "exact", "min_seconds")["times_quantlib"] >= 30

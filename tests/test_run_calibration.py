@@ -18,7 +18,9 @@ import pricers as pr
 from qfml.calibration import Surface, calibrate
 from qfml.calibration.local_vol_table import read_local_vol
 from qfml.config import build
-from qfml.report.calibration import _parameter_rows, _warnings, shown_surfaces
+from qfml.report.calibration import _warnings
+from qfml.report.calibration_fit import _parameter_rows
+from qfml.report.calibration_run import shown_surfaces
 from qfml.summary import SUMMARIES
 from qfml.task import CalibrationTask
 from qfml.task import calibration as task
@@ -471,8 +473,9 @@ def test_null_errors_say_why():
         "params": {"a": [0.5], "b": [1.0], "c": [0.5], "d": [0.5]},
         "std_error": {"a": [0.1], "b": [None], "c": [None], "d": [None]},
         "identified": {"a": [True], "b": [True], "c": [False], "d": [True]},
+        "at_bound": {"a": [False], "b": [True], "c": [False], "d": [False]},
     }
-    rows = _parameter_rows(fit, 0, ["`b` is at its bound, between 0 and 1"])
+    rows = _parameter_rows(fit, 0)
     assert [row[-1] for row in rows] == ["", "at its bound", "not identified", "no standard error"]
 
 
@@ -514,6 +517,23 @@ def test_smiles_of_three_quotes_are_not_called_unidentified(tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not identified" not in page
     assert page.count("no standard error<") == 6
+
+
+def test_the_page_says_which_numbers_of_a_smile_are_at_their_bounds(tmp_path):
+    steep = {"strike": [80.0, 90.0, 100.0, 110.0, 120.0], "expiry": [0.5] * 5, "forward": [100.0] * 5}
+    steep["vol"] = [0.25, 0.22, 0.35, 0.19, 0.19]
+    pl.DataFrame(steep).write_csv(tmp_path / "steep.csv")
+    bounds = {"sabr": ("at its lower bound: rho", {"rho"}), "ssvi": ("rho at its", {"rho", "eta", "gamma"})}
+    for model, (warned, at_most) in bounds.items():
+        done = qfml("calibrate", "steep.csv", "--model", model, "--out", model, cwd=tmp_path)
+        assert done.code == 0, done.err
+        fit = metrics(tmp_path / model)["fit"]
+        held = {name for name, flags in fit["at_bound"].items() if np.any(flags)}
+        assert any(warned in text for text in fit["surfaces"][0]["warnings"]), fit["surfaces"][0]["warnings"]
+        assert {"rho"} <= held <= at_most
+        page = (tmp_path / model / "report.html").read_text()
+        assert page.count("at its bound<") == len(held)
+        assert "no standard error<" not in page
 
 
 def test_what_is_warned_of_is_what_is_recorded_as_not_identified():

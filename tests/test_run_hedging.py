@@ -17,9 +17,11 @@ from command_line import qfml, start, wait_until
 import pricers as pr
 from qfml import config
 from qfml.errors import CheckpointError, ConfigError, UserError
+from qfml.export import load_exported
 from qfml.hedging import Book, Entropic, ModelMarket, Proportional
 from qfml.hedging.judgement import JudgementSettings, judge
 from qfml.hedging.saved import load_hedger, save_hedger
+from qfml.report.hedging import settings_text
 from qfml.task import read_task
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,17 @@ def test_the_page_holds_all_its_parts(small):
     assert qfml("report", "run", cwd=small).code == 0
 
 
+def test_trading_rules_are_told_where_there_are_some():
+    policy = {
+        "kind": "feed_forward",
+        "hidden": [8, 8],
+        "rules": {"min_holding": None, "max_holding": None, "lot": None},
+    }
+    assert settings_text(policy) == "feed forward (hidden 8-8)"
+    policy["rules"] |= {"min_holding": 0.0, "lot": 0.1}
+    assert settings_text(policy) == "feed forward (hidden 8-8, rules (min holding 0.0, lot 0.1))"
+
+
 def test_names_from_a_file_are_text_in_charts_too(small, tmp_path):
     """Plotly reads titles as markup: what a column or a stress is called must not become a link."""
     import shutil
@@ -225,6 +238,30 @@ def test_policies_that_were_saved_do_the_same(small, tmp_path):
     state.write_text(state.read_text().replace('"seed":0', '"seed":7').replace('"seed": 0', '"seed": 7'))
     with pytest.raises(CheckpointError):
         load_hedger(tmp_path / "again")
+
+
+def test_the_run_is_exported_policy_by_policy(small, tmp_path):
+    done = qfml("export", "run", "--out", tmp_path / "all", cwd=small)
+    assert done.code == 0, done.err
+    files = sorted((tmp_path / "all").glob("*.onnx"))
+    assert [path.name for path in files] == [f"model-{place}.onnx" for place in range(4)]
+    hedger, models = load_hedger(small / "run"), [load_exported(path) for path in files]
+    assert {model.metadata["config_hash"] for model in models} == {metrics(small / "run")["config_hash"]}
+    paths = hedger.paths(2500, seed=9)
+    wanted, spot = hedger.holdings(paths), paths.prices[..., 0]
+    for place, model in enumerate(models):
+        held = np.zeros(2500)
+        for date in range(4):
+            found = model.predict({"spot": spot[:, date].numpy(), "date": date, "before spot": held})
+            held = found["holdings"][:, 0]
+            np.testing.assert_allclose(held, wanted[place, :, date, 0], rtol=0, atol=1e-5)
+    done = qfml("export", "run", "--out", tmp_path / "one", "--member", "2", cwd=small)
+    assert done.code == 0, done.err
+    assert load_exported(tmp_path / "one" / "model.onnx").metadata["member"]["number"] == 2
+    for odd in ("4", "-1", "1:0", "x"):
+        done = qfml("export", "run", "--member", odd, cwd=small)
+        assert (done.code, "number of a policy, 0 to 3" in done.err) == (2, True), done.err
+    assert not list((small / "run").glob("*.onnx"))
 
 
 def test_stress_keeps_the_unit_of_the_features(small):

@@ -81,7 +81,7 @@ def cube_summary(fit: SabrCube) -> dict[str, Any]:
     """The fit in plain types (NaN where there is no number): `surfaces` has an entry for each tenor.
 
     Keys as those of the `fit` of a calibration's metrics: model, settings, method, surfaces, parameters, and by name
-    and tenor a list over the expiries in params, std_error and identified; expiries by tenor.
+    and tenor a list over the expiries in params, std_error, identified and at_bound; expiries by tenor.
     """
     surfaces = []
     cube = fit.cube
@@ -119,6 +119,7 @@ def cube_summary(fit: SabrCube) -> dict[str, Any]:
         "params": {name: values.T.tolist() for name, values in fit.params.items()},
         "std_error": {name: values.T.tolist() for name, values in fit.std_error.items()},
         "identified": {name: values.T.tolist() for name, values in fit.identified.items()},
+        "at_bound": {name: values.T.tolist() for name, values in fit.at_bound.items()},
         "expiries": [fit.expiries.tolist() for _ in fit.tenors],
     }
 

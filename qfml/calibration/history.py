@@ -9,8 +9,9 @@ from typing import Any, overload
 import numpy as np
 
 from qfml.calibration.quote_columns import frame_of
+from qfml.calibration.reading import Reading
 from qfml.calibration.surface import Surface
-from qfml.calibration.surface_reading import QuotesRead, Reading, read_quotes
+from qfml.calibration.surface_reading import QuotesRead, read_quotes
 from qfml.calibration.surface_writing import table_of, write_table
 from qfml.data.validation import to_polars
 from qfml.errors import DataError

@@ -219,6 +219,11 @@ class LocalVolCalibration:
         return {}
 
     @property
+    def at_bound(self) -> dict[str, Any]:
+        """None, likewise."""
+        return {}
+
+    @property
     def warnings(self) -> tuple[tuple[str, ...], ...]:
         """Of each surface: why its fit failed, if it did."""
         return tuple(

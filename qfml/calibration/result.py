@@ -33,6 +33,7 @@ class Calibration:
             those of the penalised problem, see `uncertainty`.
         identified: by name, bool or (S,); False where the quotes do not determine a parameter, or hardly: its error is
             as large as itself, or as half of its range.
+        at_bound: by name, bool or (S,).
         correlation: of the estimates, (S, P, P).
         vols: of the model, (S, N), by the exact engine where the model has one; NaN where there is no quote.
         residuals: model vol less quoted vol, (S, N); NaN where there is no quote.
@@ -54,6 +55,7 @@ class Calibration:
     params: dict[str, Any]
     std_error: dict[str, Any]
     identified: dict[str, Any]
+    at_bound: dict[str, Any]
     correlation: np.ndarray
     vols: np.ndarray
     residuals: np.ndarray
@@ -143,7 +145,8 @@ def calibration(
     names = [parameter.name for parameter in model.parameters]
     errors = known.std_error.numpy().copy()
     errors[failed] = np.nan
-    told = known.identified.numpy() | failed[:, None]  # of a fit that failed there is nothing to say
+    # of a fit that failed there is nothing to say
+    told, held = known.identified.numpy() | failed[:, None], known.at_bound.numpy() & ~failed[:, None]
 
     def shaped(numbers: np.ndarray) -> Any:
         return float(numbers[0]) if single else numbers
@@ -155,6 +158,7 @@ def calibration(
         params={name: shaped(values[:, i]) for i, name in enumerate(names)},
         std_error={name: shaped(errors[:, i]) for i, name in enumerate(names)},
         identified={name: bool(told[0, i]) if single else told[:, i] for i, name in enumerate(names)},
+        at_bound={name: bool(held[0, i]) if single else held[:, i] for i, name in enumerate(names)},
         correlation=known.correlation.numpy(),
         vols=fitted,
         residuals=residuals,

@@ -36,6 +36,7 @@ class SabrCube:
         params: alpha, beta, rho, nu, shape (E, T) each.
         std_error: likewise; infinite where the quotes do not determine them, NaN where there is none.
         identified: likewise; False where the quotes do not determine a parameter, or hardly.
+        at_bound: likewise; True where a parameter is at its bound, or follows from numbers of the fit that are.
         correlation: shape (E, T, 4, 4).
         rmse_bps: basis points of the shifted-lognormal vol, shape (E, T).
         max_bps: largest error, likewise.
@@ -58,6 +59,7 @@ class SabrCube:
     params: dict[str, np.ndarray]
     std_error: dict[str, np.ndarray]
     identified: dict[str, np.ndarray]
+    at_bound: dict[str, np.ndarray]
     correlation: np.ndarray
     rmse_bps: np.ndarray
     max_bps: np.ndarray

@@ -41,6 +41,7 @@ class SmileCalibration:
         std_error: likewise; infinite where the quotes do not determine a parameter, NaN at a bound and where they leave
             no degree of freedom, 0 for a number that was given.
         identified: likewise; False where the quotes do not determine a parameter, or hardly.
+        at_bound: likewise; True where a parameter is at its bound, or follows from numbers of the fit that are.
         correlation: of the parameters, shape (S, E, P, P).
         rmse_bps: root mean square error of the vols of a smile, basis points, shape (S, E).
         max_bps: largest error, likewise.
@@ -65,6 +66,7 @@ class SmileCalibration:
     params: dict[str, np.ndarray]
     std_error: dict[str, np.ndarray]
     identified: dict[str, np.ndarray]
+    at_bound: dict[str, np.ndarray]
     correlation: np.ndarray
     rmse_bps: np.ndarray
     max_bps: np.ndarray
@@ -234,6 +236,7 @@ def summary(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[dict[str, An
         "std_error": {name: smiles.table(known.std_error[:, column]) for column, name in enumerate(model.names)},
         # where there is no smile there is nothing that its quotes do not determine
         "identified": {n: smiles.table(known.identified[:, column]) != 0.0 for column, n in enumerate(model.names)},
+        "at_bound": _named_at_bound(model, smiles, known.at_bound, at_lower | at_upper),
         "correlation": smiles.table(known.correlation),
         "rmse_bps": smiles.table(1e4 * torch.sqrt(fit.errors.square().sum(-1) / n_quotes)),
         "max_bps": smiles.table(1e4 * fit.errors.abs().amax(-1)),
@@ -251,6 +254,13 @@ def _at_bounds(model: Any, smiles: Smiles, fit: FittedSmiles) -> tuple[Tensor, T
     lower, upper = model.bounds(smiles)
     room, found = AT_BOUND * model.ranges(smiles), fit.found.unsqueeze(-1)
     return (fit.x - lower < room) & found, (upper - fit.x < room) & found
+
+
+def _named_at_bound(model: Any, smiles: Smiles, alone: Tensor, held: Tensor) -> dict[str, np.ndarray]:
+    """By reported parameter: whether the number of its name is at a bound, or only such numbers move it (`alone`)."""
+    named = dict(zip(model.fitted, held.unbind(-1), strict=True))
+    flags = (of | named.get(name, of) for name, of in zip(model.names, alone.unbind(-1), strict=True))
+    return {name: smiles.table(flag) == 1.0 for name, flag in zip(model.names, flags, strict=True)}
 
 
 def inside_share(surfaces: Sequence[Surface], residuals: np.ndarray) -> np.ndarray:

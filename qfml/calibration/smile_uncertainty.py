@@ -28,6 +28,7 @@ class SmileUncertainty:
             left and where there is no fit, 0 for a number that was given; shape (n, R).
         correlation: of the estimates, NaN where there is none, shape (n, R, R).
         identified: False where the quotes do not determine a parameter, shape (n, R).
+        at_bound: True where a parameter follows from numbers at their bounds alone, shape (n, R).
         few: where there are fewer quotes than numbers to fit, shape (n,).
         n_free: numbers of the fit that are at no bound, shape (n,).
     """
@@ -35,6 +36,7 @@ class SmileUncertainty:
     std_error: Tensor
     correlation: Tensor
     identified: Tensor
+    at_bound: Tensor
     few: Tensor
     n_free: Tensor
 
@@ -87,7 +89,8 @@ def smile_uncertainty(
     known = fit.found.unsqueeze(-1) & ~(blind | given | at_bound)
     correlation = inverse / (spread.unsqueeze(-1) * spread.unsqueeze(-2))
     correlation = torch.where(known.unsqueeze(-1) & known.unsqueeze(-2), correlation, torch.nan)
-    return SmileUncertainty(error, correlation, ~(blind | unseen | (error > blurred_from)), few, n_free)
+    identified = ~(blind | unseen | (error > blurred_from))
+    return SmileUncertainty(error, correlation, identified, at_bound & fit.found.unsqueeze(-1), few, n_free)
 
 
 def _inverse(fit: FittedSmiles, free: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from qfml.calibration.history import SurfaceHistory
 from qfml.calibration.quote_columns import columns_of, frame_of
+from qfml.calibration.reading import Reading
 from qfml.calibration.surface import Surface
 from qfml.calibration.surface_checks import moment
-from qfml.calibration.surface_reading import Reading
 from qfml.calibration.swaption_cube import QUOTES, SwaptionCube
 from qfml.calibration.synthetic import SyntheticHeston
 from qfml.config import Section

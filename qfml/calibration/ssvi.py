@@ -225,6 +225,7 @@ class SsviCalibration:
         std_error: likewise; infinite where the quotes do not determine a parameter, NaN at a bound and where they leave
             no degree of freedom.
         identified: likewise; False where the quotes do not determine a parameter, or hardly.
+        at_bound: likewise; True at a bound, of theta where it is held at that of the expiry before.
         correlation: of rho, eta and gamma, shape (S, 3, 3); NaN where it is not known.
         rmse_bps: of a surface, basis points of vol, shape (S,).
         max_bps: shape (S,).
@@ -244,6 +245,7 @@ class SsviCalibration:
     params: dict[str, Any]
     std_error: dict[str, Any]
     identified: dict[str, Any]
+    at_bound: dict[str, Any]
     correlation: np.ndarray
     rmse_bps: Any
     max_bps: Any
@@ -348,6 +350,7 @@ def _result(
         | {"theta": torch.where(rows.exists, error[:, 3:], torch.nan).numpy()},
         identified={name: known.identified[:, column].numpy() for column, name in enumerate(SHAPE)}
         | {"theta": (known.identified[:, 3:] | ~rows.exists).numpy()},
+        at_bound={name: at_end[:, column].numpy() for column, name in enumerate(SHAPE)} | {"theta": flat.numpy()},
         correlation=known.correlation[:, :3, :3].numpy(),
         rmse_bps=1e4 * torch.sqrt(squares.sum(-1) / counts.sum(-1)).numpy(),
         max_bps=1e4 * fit.errors.abs().amax(-1).numpy(),
@@ -374,7 +377,7 @@ def _blank(values: dict[str, Tensor], found: Tensor) -> dict[str, np.ndarray]:
 def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndarray) -> SsviCalibration:
     """The result of those surfaces that have quotes, in its place among all of them: the others have NaN, or 0.
 
-    Of what they do not have nothing is said to be not identified.
+    Of what they do not have nothing is said to be not identified, or at a bound.
     """
     if some.all():
         return result
@@ -386,8 +389,8 @@ def _among(result: SsviCalibration, surfaces: tuple[Surface, ...], some: np.ndar
         return out
 
     arrays = {name: spread(value) for name, value in vars(result).items() if isinstance(value, np.ndarray)}
-    names = ("params", "std_error", "identified")
-    tables = {name: {k: spread(v, filler=True) for k, v in getattr(result, name).items()} for name in names}
+    fillers = {"params": 0, "std_error": 0, "identified": True, "at_bound": False}
+    tables = {name: {k: spread(v, filler=fillers[name]) for k, v in getattr(result, name).items()} for name in fillers}
     status, warnings = iter(result.status), iter(result.warnings)
     return replace(
         result,
@@ -414,7 +417,7 @@ def _at_bounds(fit: FittedSmiles, rows: _Rows) -> tuple[dict[str, Tensor], Tenso
         "gamma at 1/2, the bound of butterfly arbitrage": gamma > 0.5 - AT_BOUND,
     }
     rises = fit.x[:, 3:] / torch.where(rows.exists, fit.x[:, 3:].cumsum(-1), torch.inf)
-    return ends, rows.exists & (rises < AT_BOUND)
+    return {name: end & fit.found for name, end in ends.items()}, rows.exists & (rises < AT_BOUND) & fit.found[:, None]
 
 
 def _warnings(

@@ -15,6 +15,7 @@ from pricers import VolSurface
 from qfml.calibration import dax
 from qfml.calibration.forwards import forward_and_discount
 from qfml.calibration.quote_columns import frame_of
+from qfml.calibration.reading import Reading
 from qfml.calibration.surface_arbitrage import Finding, Smile, arbitrage
 from qfml.calibration.surface_batch import as_quotes, black_vega
 from qfml.calibration.surface_checks import (
@@ -27,7 +28,7 @@ from qfml.calibration.surface_checks import (
     positive_spot,
 )
 from qfml.calibration.surface_grid import QUOTE_COLUMNS, grid_columns, quote_table
-from qfml.calibration.surface_reading import QuotesRead, Reading, read_quotes
+from qfml.calibration.surface_reading import QuotesRead, read_quotes
 from qfml.calibration.surface_units import decimal_vols, strikes_in_prices
 from qfml.calibration.surface_writing import table_of, write_table
 from qfml.data.validation import to_polars

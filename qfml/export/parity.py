@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qfml.errors import UserError
+from qfml.export.reader import FORMATS
 
 __all__ = ["N_POINTS", "TOLERANCE", "Parity", "parity"]
 
@@ -64,7 +65,7 @@ def parity(
     """Compare a model with torch on `points`, in batches of 1, 2 and 1,000 rows.
 
     Args:
-        model: the bytes of an ONNX model with one input.
+        model: the bytes of an ONNX model with one input, or with several whose columns stand side by side in `points`.
         reference: what torch gives for each output, by name, for inputs (n, ...).
         points: inputs (n, ...).
         measures: of an output, what it is turned into, by torch and by the graph, before the two are compared.
@@ -73,13 +74,13 @@ def parity(
         UserError: a difference beyond the tolerance, other shapes, or NaN where torch has none.
     """
     session = quiet_session(model)
-    [source] = session.get_inputs()
+    sources = session.get_inputs()
     names = [output.name for output in session.get_outputs()]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     wanted: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for chunk in _batches(points):
         try:
-            outputs = session.run(None, {source.name: chunk.numpy()})
+            outputs = session.run(None, _fed(sources, chunk))
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise UserError(f"the exported graph does not run on {len(chunk)} rows: {error}; {_NOT_WRITTEN}") from None
         with torch.no_grad():
@@ -100,6 +101,13 @@ def parity(
         largest.append(_largest(name, truth, own, measures.get(name)))
         known &= np.isfinite(truth).reshape(len(points), -1).all(1)
     return Parity(int(known.sum()), int((~known).sum()), max(largest))
+
+
+def _fed(sources: Sequence[Any], chunk: Tensor) -> dict[str, np.ndarray]:
+    if len(sources) == 1:
+        return {sources[0].name: chunk.numpy()}
+    parts = chunk.split([source.shape[1] for source in sources], 1)
+    return {s.name: part.numpy().astype(FORMATS[s.type]) for s, part in zip(sources, parts, strict=True)}
 
 
 def quiet_session(model: bytes) -> Any:

@@ -18,6 +18,7 @@ __all__ = ["ExportedModel", "load_exported"]
 
 SCHEMA = 1
 PROPERTY, HASH_PROPERTY = "qfml", "qfml.sha256"
+FORMATS = {"tensor(float)": np.float32, "tensor(double)": np.float64}
 _MOST_BYTES = 2**31  # what a protobuf can hold
 # the property as protobuf writes it: a key of 11 bytes, then a value of 64
 _SEAL = re.compile(rb"\x0a\x0b" + re.escape(HASH_PROPERTY.encode()) + rb"\x12\x40([0-9a-f]{64})")
@@ -41,18 +42,21 @@ class ExportedModel:
         self.units: dict[str, str | None] = {each["name"]: each.get("unit") for each in inputs}
         self.window: int | None = metadata.get("window")
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
-        [source] = session.get_inputs()
+        source, *memory = session.get_inputs()
         self._name = source.name
-        self._dtype = np.dtype({"tensor(float)": np.float32, "tensor(double)": np.float64}[source.type])
+        self._dtype = np.dtype(FORMATS[source.type])
+        self._memory = memory[0] if memory else None
 
     def predict(
-        self, inputs: Any, *, units: Mapping[str, str] | None = None, errors: str = "raise"
+        self, inputs: Any, *, state: Any = None, units: Mapping[str, str] | None = None, errors: str = "raise"
     ) -> dict[str, np.ndarray]:
         """Run the graph on rows of inputs.
 
         Args:
             inputs: shape (N, d), columns in the order of `input_names`; or (N, L, d) for windows of L rows, the oldest
                 first; or a mapping with an array (N,), or (N, L), or a number for each name.
+            state: of a hedging policy that remembers: `next_state` of the date before, (N, S); zeros where left out, as
+                on the first date.
             units: the units that these inputs have, by name; refused where the file has others.
             errors: "raise" refuses rows outside of what a surrogate or an inverse map was trained on; "flag" leaves
                 them to the output `inside`.
@@ -69,11 +73,34 @@ class ExportedModel:
         rows = self._rows(inputs)
         # onnxruntime does not run every graph on no rows at all
         fed = rows if len(rows) else np.zeros((1, *rows.shape[1:]), dtype=rows.dtype)
-        found = self.session.run(None, {self._name: fed})
+        found = self.session.run(None, {self._name: fed} | self._state(state, rows, len(fed)))
         outputs = {name: output[: len(rows)] for name, output in zip(self.output_names, found, strict=True)}
         if errors == "raise" and "inside" in outputs and not outputs["inside"].all():
             self._refuse_outside(rows, outputs["inside"])
         return outputs
+
+    def _state(self, state: Any, rows: np.ndarray, n_fed: int) -> dict[str, np.ndarray]:
+        """What the network remembers, checked; nothing of one that does not."""
+        if self._memory is None:
+            if state is not None:
+                raise DataError("`state` is for a policy that remembers, and this network has none: leave it out")
+            return {}
+        width = self._memory.shape[1]
+        if state is None:
+            late = rows[:, self.input_names.index("date")] > 0 if len(rows) else np.zeros(0, dtype=bool)
+            if late.any():
+                raise DataError(
+                    f"`state` must be given after the first date, row {int(late.argmax())} has a later one: hand in "
+                    "`next_state` of the date before"
+                )
+            state = np.zeros((n_fed, width))
+        try:
+            found = np.ascontiguousarray(np.asarray(state, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"`state` must be numbers: {error}") from None
+        if len(rows) and (found.shape != (n_fed, width) or not np.isfinite(found).all()):
+            raise DataError(f"`state` must be finite numbers of shape {(n_fed, width)}, got shape {found.shape}")
+        return {self._memory.name: found if len(rows) else np.zeros((n_fed, width), dtype=np.float32)}
 
     def _check_units(self, units: Mapping[str, str]) -> None:
         for name, unit in units.items():
@@ -137,6 +164,12 @@ class ExportedModel:
                 + f": calibrate these otherwise, or take {flag}"
             )
         values = ", ".join(f"{name} = {value:g}" for name, value in zip(self.input_names, rows[first]))
+        if self.metadata.get("kind") == "hedging":
+            raise DataError(
+                f"{count} hold what cannot be hedged, first row {first} ({values}): `date` must be a whole number, 0 "
+                f"to {len(self.metadata['trading_dates']) - 2}, prices and volatilities must not be negative; correct "
+                f"them, or take {flag}"
+            )
         raise DataError(
             f"{count} lie outside the box that the network was trained on, first row {first} ({values}); the box is "
             f"{self.metadata.get('box')}: price these otherwise, or take {flag}"

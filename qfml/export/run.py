@@ -13,10 +13,12 @@ from qfml.calibration.inverse import InverseMap
 from qfml.engine import load_fits
 from qfml.errors import CheckpointError, UserError
 from qfml.export.fits import export_fits
+from qfml.export.hedgers import export_hedger
 from qfml.export.inverse_maps import export_inverse_map
 from qfml.export.model_file import Export
 from qfml.export.surrogates import export_surrogate
 from qfml.finished import read_metrics
+from qfml.hedging import load_hedger
 from qfml.surrogate import Surrogate
 
 __all__ = ["export_run"]
@@ -32,12 +34,14 @@ def export_run(folder: Any, out: Any = None, member: Any = None, *, say: Callabl
     | `task: walk_forward` | `model.onnx`: the mean prediction of the last fold's seeds, as `qfml predict` takes it |
     | `task: surrogate` | `model.onnx` and `model_greeks.onnx` |
     | `task: calibration` with an inverse map | `model.onnx`: from vols to parameters |
+    | `task: hedging` | `model.onnx`: one date of the policy; of several policies `model-0.onnx`, `model-1.onnx`, ... |
 
     Args:
-        folder: of the run; or one that holds a saved surrogate or inverse map.
+        folder: of the run; or one that holds a saved surrogate, inverse map or hedger.
         out: where the files go; the run's own folder if omitted.
         member: of a walk-forward: "all" for each network in a file of its own, `model-fold3-seed0.onnx`; "3:0", or
-            (3, 0), for that fold and seed alone; "0", or 0, for that seed of the last fold.
+            (3, 0), for that fold and seed alone; "0", or 0, for that seed of the last fold. Of a hedging run: "0", or
+            0, for the policy of that number alone, as `model.onnx`; "all" for each in a file of its own.
         say: told about each file, a line at a time.
 
     Returns:
@@ -61,9 +65,13 @@ def _exported(folder: Path, out: Path, member: Any) -> list[Export]:
     task = saved or settings.get("task", "walk_forward")
     if task == "walk_forward":
         return _walk_forward(folder, out, member, settings, metrics)
-    if member is not None:
-        raise UserError(f"`member` chooses a network of a walk-forward, and this is a {task}: leave it out")
     config_hash = metrics.get("config_hash")
+    if task == "hedging":
+        return _hedging(folder, out, member, config_hash)
+    if member is not None:
+        raise UserError(
+            f"`member` chooses a network of a walk-forward or a hedging run, and this is a {task}: leave it out"
+        )
     if task == "surrogate":
         place = folder if saved else folder / "surrogate"
         return export_surrogate(Surrogate.load(place), out, config_hash=config_hash)
@@ -74,7 +82,7 @@ def _exported(folder: Path, out: Path, member: Any) -> list[Export]:
 
 
 def _saved_kind(folder: Path) -> str | None:
-    """What a folder holds that is no run: "surrogate", "inverse_map", or None."""
+    """What a folder holds that is no run: "surrogate", "inverse_map", "hedging", or None."""
     path = folder / "state.json"
     if (folder / "config.yaml").exists() or not path.is_file():
         return None
@@ -82,7 +90,7 @@ def _saved_kind(folder: Path) -> str | None:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    kinds = {"qfml.surrogate": "surrogate", "inverse_map": "inverse_map"}
+    kinds = {"qfml.surrogate": "surrogate", "inverse_map": "inverse_map", "qfml.hedger": "hedging"}
     named = (state.get("format"), state.get("what")) if isinstance(state, dict) else ()
     return next((kinds[name] for name in named if isinstance(name, str) and name in kinds), None)
 
@@ -168,6 +176,21 @@ def _walk_forward(
     single = len(chosen) == 1 and member != "all"
     paths = ["model.onnx"] if single else [f"model-fold{each['fold']}-seed{each['seed']}.onnx" for each in named]
     return export_fits(own, [out / name for name in paths], members=named, **seen)
+
+
+def _hedging(folder: Path, out: Path, member: Any, config_hash: str | None) -> list[Export]:
+    hedger = load_hedger(folder)
+    count = len(hedger.members)
+    if member is None or member == "all":
+        chosen = list(range(count))
+        single = count == 1 and member is None
+    else:
+        text = str(member)
+        if isinstance(member, bool) or not (text.isascii() and text.isdigit() and int(text) < count):
+            raise UserError(f'`member` must be "all" or the number of a policy, 0 to {count - 1}, got {member!r}')
+        chosen, single = [int(text)], True
+    paths = [out / "model.onnx"] if single else [out / f"model-{place}.onnx" for place in chosen]
+    return export_hedger(hedger, paths, members=chosen, config_hash=config_hash)
 
 
 def _chosen(members: Sequence[Mapping[str, int]], member: Any) -> list[int]:

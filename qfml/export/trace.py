@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qfml.errors import UserError
 
-__all__ = ["Template", "trace", "with_gradient"]
+__all__ = ["Template", "memory_apart", "trace", "with_gradient"]
 
 # of the inputs (N, ...) and the tensors by name: the outputs, each with N rows first
 Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
@@ -116,6 +116,29 @@ def trace(
     [first] = [value for value in proto.graph.input if value.name == input_name]
     assert first.type.tensor_type.shape.dim[0].dim_param, "the exporter has fixed the number of rows"
     return Template(proto, names)
+
+
+def memory_apart(model: Any, inputs: str, width: int, memory: str, n_memory: int) -> None:
+    """Let the last `n_memory` columns of a model's only input, in float64, be an input of their own, in float32.
+
+    Args:
+        model: changed in place.
+        inputs: name of the input; it keeps its first `width` columns.
+        width: of what stays.
+        memory: name of the new input.
+        n_memory: its columns.
+    """
+    graph, joint, wide = model.graph, f"{inputs}.joint", f"{memory}.double"
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == inputs:
+                node.input[place] = joint
+    [source] = [value for value in graph.input if value.name == inputs]
+    rows = source.type.tensor_type.shape.dim[0].dim_param
+    source.type.tensor_type.shape.dim[1].dim_value = width
+    graph.input.append(onnx.helper.make_tensor_value_info(memory, onnx.TensorProto.FLOAT, [rows, n_memory]))
+    graph.node.insert(0, onnx.helper.make_node("Concat", [inputs, wide], [joint], axis=1))
+    graph.node.insert(0, onnx.helper.make_node("Cast", [memory], [wide], to=onnx.TensorProto.DOUBLE))
 
 
 def with_gradient(function: Function) -> Function:

@@ -20,6 +20,7 @@ from qfml.data.sources import SOURCES
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
 
 __all__ = ["BootstrappedReturns", "block_rows"]
@@ -114,7 +115,6 @@ class BootstrappedReturns:
     rate: float = 0.0
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
-    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "bootstrap"
 
     def __post_init__(self) -> None:
@@ -167,12 +167,17 @@ class BootstrappedReturns:
             return returns
         return returns - returns.exp().mean().log() + self.rate / self.periods_per_year
 
-    @cached_property
+    @property
     def vol(self) -> float:
         """The unit of volatility of the features, per year."""
         if self.reference_vol is not None:
             return self.reference_vol
         return math.sqrt(float((self.log_returns**2).mean()) * self.periods_per_year)
+
+    @property
+    def martingale(self) -> bool:
+        """Not known: what was recorded may drift."""
+        return False
 
     def paths(
         self,
@@ -209,6 +214,11 @@ class BootstrappedReturns:
         spot = self.spot * log_prices[:, before:].exp()
         made = TradedPrices(self.times, spot.unsqueeze(-1), ("spot",), vol)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed on a trading date."""
+        made = TradedPrices(self.times, torch.full((1, len(self.times), 1), self.spot).double(), ("spot",), None)
+        return made.sight(book, self.rate, self.vol, self.information)
 
     def _returns(self, n_paths: int, seed: int, number: int, n_steps: int) -> Tensor:
         tiles: list[Tensor] = []

@@ -42,7 +42,7 @@ from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, Proportional
-from qfml.hedging.given_markets import GIVEN_MARKETS, HedgingMarket, RecordedPaths, market_identity, parted
+from qfml.hedging.given_markets import GIVEN_MARKETS, HedgingMarket, RecordedPaths, identity, parted
 from qfml.hedging.hedger import deep_hedge
 from qfml.hedging.measure import FEWEST_EFFECTIVE, Measure, bounded, nothing_owed, read_measure, write_measure
 from qfml.hedging.objectives import Entropic
@@ -208,7 +208,7 @@ class DriftRemoved:
         for other, measure in known:
             if other == book:
                 return measure
-        place = None if folder is None else folder / config.config_hash([market_identity(self), book])
+        place = None if folder is None else folder / config.config_hash([identity(self), book])
         saved = None if place is None else place / "measure"
         if saved is not None and saved.exists():
             measure = read_measure(saved)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from qfml.config import to_dict
 from qfml.hedging.book import Book
@@ -16,7 +16,7 @@ from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
 from qfml.hedging.recorded_paths import RecordedPaths
 
-__all__ = ["GIVEN_MARKETS", "HedgingMarket", "market_identity", "parted"]
+__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "parted"]
 
 
 @runtime_checkable
@@ -72,24 +72,13 @@ def parted(market: HedgingMarket, n_last: int) -> tuple[HedgingMarket, HedgingMa
     return market.parted(n_last) if isinstance(market, _Finite) else (market, market)
 
 
-def market_identity(market: HedgingMarket) -> Any:
-    """What decides the paths of a market, as plain settings: prices handed over by a script by their digest."""
-    try:
-        return to_dict(market)
-    except TypeError:
-        return [market.kind, *(_plain_or_digest(market, each.name) for each in fields(market))]  # pyright: ignore[reportArgumentType]
-
-
-def _plain_or_digest(market: Any, name: str) -> Any:
-    value = getattr(market, name)
-    if isinstance(value, HedgingMarket):
-        return market_identity(value)
-    try:
-        return to_dict(value)
-    except TypeError:
-        data: Any = market.log_returns if isinstance(market, BootstrappedReturns) else market.recorded
-        parts: tuple[Tensor, ...] = data if isinstance(data, tuple) else (data,)
-        return [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest()[:16] for part in parts]
+def identity(part: Any) -> Any:
+    """What decides the paths of a market, as plain JSON: its settings, an array by its hash."""
+    if isinstance(part, HedgingMarket) and is_dataclass(part):
+        return {"kind": part.kind} | {each.name: identity(getattr(part, each.name)) for each in fields(part)}
+    if isinstance(part, np.ndarray | torch.Tensor):
+        return hashlib.sha256(np.array(part, dtype=np.float64, order="C").tobytes()).hexdigest()
+    return to_dict(part)
 
 
 GIVEN_MARKETS: dict[str, type] = {cls.kind: cls for cls in (ModelMarket, RecordedPaths, BootstrappedReturns)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,19 @@ from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.given_markets import HedgingMarket, market_identity, parted
+from qfml.hedging.given_markets import HedgingMarket, identity, parted
 from qfml.hedging.loss import Risk, RiskRows, loss_of
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import FeedForward
 from qfml.hedging.policy_base import Policy, State
 from qfml.hedging.rules import TradingRules
+from qfml.hedging.sight import Sight, as_numbers, rows_of, sight_of
 from qfml.hedging.training import Draw, PathData, PathMember, train_policies
 
 __all__ = ["Hedger", "deep_hedge", "deep_hedges"]
 
+SAME = 1e-9  # years
 PATHS_AT_A_TIME = 8192  # of what is judged
 VALIDATION = 2**40  # number of the validation paths, which no step of a training reaches
 
@@ -87,19 +91,35 @@ class Hedger:
         """Units of each instrument that each policy holds from each date to the next, (M, B, L - 1, K).
 
         Raises:
-            DataError: paths with other dates, instruments or features than those of the training.
+            DataError: paths with other dates, instruments or features than those of the training. Of a market that
+                does not tell its dates only their number is known.
         """
         self._check(paths)
         parameters, members = self.parameters, len(self.members)
         blocks = paths.features.split(PATHS_AT_A_TIME)
         return torch.cat([self.policy.holdings(parameters, x.expand(members, -1, -1, -1)) for x in blocks], 1)
 
+    @cached_property
+    def sight(self) -> Sight:
+        """How the features follow from what is observed on a trading date.
+
+        Raises:
+            ConfigError: a market that does not say so.
+        """
+        return sight_of(self.market, self.book)
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """What `hedge` is told of a date, by name, each with its unit."""
+        return self.sight.quantities
+
     @torch.no_grad()
-    def hedge(self, features: Any, before: Any, date: int, member: int = 0, state: State = ()) -> tuple[Tensor, State]:
+    def hedge(self, seen: Any, before: Any, date: Any, member: Any = 0, state: State = ()) -> tuple[Tensor, State]:
         """What to hold now: one date at a time, for live use.
 
         Args:
-            features: what is seen now, by `feature_names`: a mapping of numbers, or a tensor (F,) or (B, F).
+            seen: what is observed now: a mapping with a number, or an array (B,), for each of `quantities`. Or the
+                features themselves, an array (F,) or (B, F) with the columns `policy.feature_names`.
             before: units held until now, (K,) or (B, K); zeros on the first date.
             date: number of the trading date, from 0.
             member: which policy.
@@ -110,25 +130,45 @@ class Hedger:
             policy that remembers nothing.
 
         Raises:
-            DataError: features that are missing, unknown or not finite, a date after the last that trades, a state
-                that is missing or belongs to another date or policy.
+            DataError: quantities that are missing, unknown or cannot be observed, features of another number or not
+                finite, a date after the last that trades, a member that does not exist, a state that is missing or
+                belongs to another date or policy.
         """
-        x, held = self._row(features), torch.as_tensor(before, dtype=torch.float32)
-        if not 0 <= date < self.loss.n_steps:
-            raise DataError(f"`date` must be the number of a trading date, 0 to {self.loss.n_steps - 1}, got {date}")
+        date = _place("date", date, self.loss.n_steps, "the number of a trading date")
+        member = _place("member", member, len(self.members), "the number of a policy")
+        held = as_numbers("before", before).to(torch.float32)
+        x = self._features(seen, held, date)
         single = x.ndim == 1
-        x, held = (torch.atleast_2d(part) for part in (x, held))
-        if held.shape != (len(x), self.policy.n_instruments):
+        if held.shape != (*x.shape[:-1], self.policy.n_instruments):
             raise DataError(
-                f"`before` must hold units of each of {self.policy.n_instruments} instrument(s), got shape "
-                f"{tuple(torch.as_tensor(before).shape)}"
+                f"`before` must hold units of each of {self.policy.n_instruments} instrument(s) for each row of what "
+                f"is seen, shape {(*x.shape[:-1], self.policy.n_instruments)}, got {tuple(held.shape)}"
             )
-        if not bool(x.isfinite().all()) or not bool(held.isfinite().all()):
-            raise DataError("`features` and `before` must be finite")
+        if not bool(held.isfinite().all()):
+            raise DataError("`before` must be finite")
+        x, held = (torch.atleast_2d(part) for part in (x, held))
         own = {name: value[None] for name, value in self.fits[member].named_parameters().items()}
-        state = self._state(x, date, state)
-        found, after = self.policy.step(own, x[None], held[None], date, state)
+        found, after = self.policy.step(own, x[None], held[None], date, self._state(x, date, state))
         return found[0, 0] if single else found[0], after
+
+    def _features(self, seen: Any, held: Tensor, date: int) -> Tensor:
+        """The features (F,) or (B, F) of what is seen."""
+        if isinstance(seen, Mapping):
+            rows = rows_of(self.sight, seen)
+            shape = next(iter(rows.values())).shape if rows else held.shape[:-1]
+            rows = {name: value.reshape(-1) for name, value in rows.items()}
+            x = self.sight.features(rows, torch.full((shape.numel(),), date)).reshape(*shape, -1)
+        else:
+            x = as_numbers("seen", seen).to(torch.float32)
+        names = self.policy.feature_names
+        if x.ndim not in (1, 2) or x.shape[-1] != len(names):
+            raise DataError(
+                f"`seen` must be a mapping of what is observed, or features of shape ({len(names)},) or "
+                f"(B, {len(names)}), {', '.join(names)}, got shape {tuple(x.shape)}"
+            )
+        if not bool(x.isfinite().all()):
+            raise DataError(f"features must be finite, `{names[int((~x.isfinite()).nonzero()[0, -1])]}` is not")
+        return x
 
     def gains(self, paths: PathSet) -> Gains:
         """P&L, costs and turnover of each policy on paths, each (M, B)."""
@@ -138,16 +178,6 @@ class Hedger:
     def price(self, paths: PathSet) -> Estimate:
         """Indifference price of each policy, the risk of its P&L, (M,), with its standard error."""
         return self.loss.objective.price(self.gains(paths).pnl, aversion=self.aversions)
-
-    def _row(self, features: Any) -> Tensor:
-        names = self.policy.feature_names
-        if not isinstance(features, dict):
-            return torch.as_tensor(features, dtype=torch.float32)
-        if missing := [name for name in names if name not in features]:
-            raise DataError(f"`features` lacks `{missing[0]}`; the policy sees {', '.join(names)}")
-        if unknown := [name for name in features if name not in names]:
-            raise DataError(f"`{unknown[0]}` is nothing that the policy sees, which is {', '.join(names)}")
-        return torch.stack([torch.as_tensor(features[name], dtype=torch.float32) for name in names], -1)
 
     def _state(self, x: Tensor, date: int, state: State) -> State:
         """What the policy remembers before a date."""
@@ -162,6 +192,19 @@ class Hedger:
             )
         return state
 
+    def save(self, folder: str | Path) -> None:
+        """Write the policies, and all that they hedge, into a new folder; see `save_hedger`."""
+        from qfml.hedging.saved import save_hedger  # which knows this class
+
+        save_hedger(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Hedger:
+        """Read what `save` wrote, or the policies of a finished run; see `load_hedger`."""
+        from qfml.hedging.saved import load_hedger  # which knows this class
+
+        return load_hedger(folder)
+
     def _check(self, paths: PathSet) -> None:
         expected = (self.loss.n_steps, self.loss.n_instruments, self.policy.feature_names)
         found = (paths.n_steps, paths.n_instruments, paths.feature_names)
@@ -170,6 +213,32 @@ class Hedger:
                 f"the policies trade {expected[0]} periods of {expected[1]} instrument(s) and see "
                 f"{', '.join(expected[2])}; these paths have {found[0]}, {found[1]} and {', '.join(found[2])}"
             )
+        known = self._dates
+        if known is not None and bool((paths.times - known).abs().max() > SAME):
+            place = int(((paths.times - known).abs() > SAME).nonzero()[0])
+            raise DataError(
+                f"the policies trade on other dates: number {place} is at {float(known[place]):.10g} years, and at "
+                f"{float(paths.times[place]):.10g} on these paths"
+            )
+
+    @property
+    def _dates(self) -> Tensor | None:
+        """Trading dates of the training; None where the market does not tell them, or its record is gone."""
+        try:
+            return self.sight.times
+        except (ConfigError, DataError):
+            return None
+
+
+def _place(name: str, value: Any, count: int, what: str) -> int:
+    """A whole number from 0 to `count` - 1."""
+    try:
+        place = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        place = -1
+    if not 0 <= place < count:
+        raise DataError(f"`{name}` must be {what}, 0 to {count - 1}, got {value!r}")
+    return place
 
 
 def deep_hedge(
@@ -272,9 +341,8 @@ def deep_hedges(
 
     Args:
         markets: with the same dates, instruments and features.
-        book, objective, costs, unwind, policy, rules, trainer, steps_per_epoch, n_validation, seeds, aversions: as of
-            `deep_hedge`.
-        cost_levels, exact, callbacks, checkpoint_dir, resume: likewise.
+        book, objective, costs, unwind, policy, rules, trainer, steps_per_epoch, n_validation, seeds, aversions,
+            cost_levels, exact, callbacks, checkpoint_dir, resume: as of `deep_hedge`.
 
     Returns:
         The policies of each market; to the last bit what `deep_hedge` would have made of it alone.
@@ -286,8 +354,8 @@ def deep_hedges(
         raise ConfigError("`markets` is empty: there is nothing to train on")
     if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
         raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
-    parts = [parted(market, n_validation) for market in markets]
-    validations = [last.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, last in parts]
+    halves = [parted(market, n_validation) for market in markets]
+    validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
     martingale = all(market.martingale for market in markets)
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
     network = fitted(policy, validations[0], rules)
@@ -297,9 +365,9 @@ def deep_hedges(
         members = [PathMember(network, seed=s, aversion=a, cost_level=c, world=world) for s, a, c in combined]
         of_market.append(tuple(levelled([member.checked(objective) for member in members], objective, paths)))
     size = trainer.batch_size
-    draws = [_drawing(given, book, size, trainer.seed) for given, _ in parts]
-    identity = [[market_identity(market) for market in markets], to_dict(book), size, trainer.seed]
-    data = PathData(draws, validations, steps_per_epoch, identity)
+    draws = [_drawing(given, book, size, trainer.seed) for given, _ in halves]
+    decides = [[identity(market) for market in markets], to_dict(book), size, trainer.seed]
+    data = PathData(draws, validations, steps_per_epoch, decides)
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
     fits = train_policies([member for members in of_market for member in members], loss, data, trainer, **options)
     each = len(of_market[0])

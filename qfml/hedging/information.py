@@ -27,7 +27,7 @@ from torch import Tensor
 
 from qfml.errors import ConfigError
 
-__all__ = ["FEATURES", "Seen", "features"]
+__all__ = ["FEATURES", "NEEDED", "Seen", "features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +44,30 @@ class Seen:
         variance: instantaneous, per year, `(B, L)`; None where it cannot be seen.
         relative_vol: volatility over today's, `(B, L)`; None where the variance is known, or nothing is.
         realised_vol: of past returns, per year, `(B, L)`; None where the market has no returns before its dates.
+        date: number of the one trading date of each path, `(B,)`, where L is 1; None: all dates.
     """
 
     times: Tensor
     forward: Tensor
-    reference: float
-    vol: float
+    reference: float | Tensor
+    vol: float | Tensor
     prices: Mapping[str, Tensor] = field(default_factory=dict)
     observables: Mapping[str, Tensor] = field(default_factory=dict)
     variance: Tensor | None = None
     relative_vol: Tensor | None = None
     realised_vol: Tensor | None = None
+    date: Tensor | None = None
 
     @property
-    def deviation(self) -> float:
+    def deviation(self) -> Tensor:
         """The unit of log prices."""
-        return self.vol * float(self.times[-1]) ** 0.5
+        return self.vol * self.times[-1].sqrt()
+
+    @property
+    def left(self) -> Tensor:
+        """Years to the horizon, `(L,)`, or `(B, 1)` at one date of each path."""
+        left = self.times[-1] - self.times
+        return left if self.date is None else left[self.date, None]
 
 
 def features(names: tuple[str, ...], seen: Seen) -> tuple[Tensor, tuple[str, ...]]:
@@ -114,13 +122,13 @@ def _log_moneyness(seen: Seen) -> Tensor:
 
 
 def _time_to_horizon(seen: Seen) -> Tensor:
-    return (seen.times[-1] - seen.times) / seen.times[-1]
+    return seen.left / seen.times[-1]
 
 
 def _call_delta(seen: Seen) -> Tensor:
-    deviation = seen.vol * (seen.times[-1] - seen.times).sqrt().clamp_min(1e-12)
+    deviation = seen.vol * seen.left.sqrt().clamp_min(1e-12)
     d1 = torch.log(seen.forward / seen.reference) / deviation + 0.5 * deviation
-    return torch.special.ndtr(d1)
+    return torch.special.ndtr(d1.to(torch.float32))  # ONNX runtimes have no error function of float64
 
 
 def _vol(seen: Seen) -> Tensor | None:
@@ -142,6 +150,14 @@ FEATURES: dict[str, Callable[[Seen], Tensor | None]] = {
     "vol": _vol,
     "variance": _variance,
     "realised_vol": _realised_vol,
+}
+NEEDED: dict[str, str | None] = {  # what must be observed on a date to know each; of "vol" what tells it differs
+    "log_moneyness": "spot",
+    "time_to_horizon": None,
+    "call_delta": "spot",
+    "vol": "variance",
+    "variance": "variance",
+    "realised_vol": "realised_vol",
 }
 UNSEEN = {
     "vol": "the instantaneous volatility of recorded prices is not observed; 'realised_vol' is",

@@ -9,7 +9,6 @@ from qfml.hedging.given_markets import (
     HedgingMarket,
     ModelMarket,
     RecordedPaths,
-    market_identity,
 )
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "ModelMarket",
     "RecordedPaths",
     "as_given",
-    "market_identity",
 ]
 
 MARKETS: dict[str, type] = GIVEN_MARKETS | {DriftRemoved.kind: DriftRemoved}

@@ -22,6 +22,7 @@ from qfml.hedging.contracts import built, settings_of
 from qfml.hedging.information import Seen, features
 from qfml.hedging.instruments import HEDGES, Pricer, Spot
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 
 __all__ = ["ModelMarket", "trading_dates"]
 
@@ -227,6 +228,29 @@ class ModelMarket:
             kept.append((key, made))
             del kept[:-BOOKS_KEPT]
         return made
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed on a trading date."""
+        book.check_dates(self.times)
+        market, spot, times = self.simulated_market, float(self.simulated_market.spot), self.times
+        today = market.discount(times).double()
+        horizon = float(times[-1])
+        state = self.prepared(book).simulation.draw(1, seed=0).state
+        return Sight(
+            times,
+            (market.growth(times[-1]) / market.growth(times)).double(),
+            torch.tensor(book.strike or float(market.forward(times[-1])), dtype=torch.float64),
+            torch.tensor(self.vol, dtype=torch.float64),
+            {
+                hedge.name: today / hedge.typical_size(spot, self.vol, horizon)
+                for hedge in self.instruments
+                if not isinstance(hedge, Spot)
+            },
+            self.information,
+            tuple(hedge.name for hedge in self.instruments),
+            book.observable_names,
+            "variance" if "variance" in state else "relative_vol" if "vol" in state else None,
+        )
 
     def _simulation(self, book: Book | None, dtype: torch.dtype, device: torch.device | str) -> pr.Simulation:
         dates = self.times if book is None else torch.cat([self.times, book.dates]).unique()

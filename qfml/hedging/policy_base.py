@@ -98,7 +98,7 @@ class Policy(ABC):
 
     def start(self, x: Tensor) -> State:
         """What it remembers before the first date, of the paths whose features (M, B, F) are `x`: zeros."""
-        return tuple(x.new_zeros(shape) for shape in self.state_shapes(*x.shape[:2], 0))
+        return tuple(x.new_zeros(shape) for shape in self.state_shapes(x.shape[0], x.shape[1], 0))
 
     @abstractmethod
     def step(

@@ -21,6 +21,7 @@ from qfml.data.validation import unknown_column
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
 
 __all__ = ["RecordedPaths"]
@@ -71,7 +72,6 @@ class RecordedPaths:
     rebased_to: float | None = None
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
-    martingale: ClassVar[bool] = False  # a record may drift
     kind: ClassVar[str] = "recorded"
 
     def __post_init__(self) -> None:
@@ -123,6 +123,11 @@ class RecordedPaths:
         squares = prices[:, :, 0].log().diff(dim=1) ** 2
         return math.sqrt(float(squares.sum()) / (len(prices) * float(times[-1] - times[0])))
 
+    @property
+    def martingale(self) -> bool:
+        """Not known: what was recorded may drift."""
+        return False
+
     def paths(
         self,
         n_paths: Any,
@@ -151,7 +156,7 @@ class RecordedPaths:
             prices = prices[self._chosen(n_paths, seed, number, len(prices))]
         today = self.history
         vol = rolling_vol(prices[:, :, 0].log(), times, self.window)[:, today - self.window :] if self.window else None
-        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol)
+        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol, self._typical_spot)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
 
     def parted(self, n_last: int) -> tuple[RecordedPaths, RecordedPaths]:
@@ -168,6 +173,19 @@ class RecordedPaths:
             )
         parts = ((first, end - n_last), (end - n_last, end))
         return tuple(replace(self, rows=rows, reference_vol=self.vol) for rows in parts)  # pyright: ignore[reportReturnType]
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed on a trading date."""
+        times, prices = self.recorded
+        made = TradedPrices(
+            times[self.history :], prices[:, self.history :], self.instruments, None, self._typical_spot
+        )
+        return made.sight(book, self.rate, self.vol, self.information)
+
+    @cached_property
+    def _typical_spot(self) -> float:
+        """Of all recorded paths, whichever are drawn."""
+        return float(self.recorded[1][:, self.history, 0].mean())
 
     def _chosen(self, n_paths: Any, seed: Any, number: Any, available: int) -> Tensor:
         with as_config_error():

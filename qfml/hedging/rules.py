@@ -90,6 +90,10 @@ class TradingRules:
         """Whether anything may be held."""
         return self == TradingRules()
 
+    def lots(self, n_instruments: int) -> list[float | None]:
+        """The lot of each instrument."""
+        return [_of(self.lot, place) for place in range(n_instruments)]
+
     def check_instruments(self, n_instruments: int) -> None:
         """Raise ConfigError for rules of another number of instruments."""
         for value in self._settings:

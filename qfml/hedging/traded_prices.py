@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from qfml.errors import ConfigError, UserError
 from qfml.hedging.book import Book
 from qfml.hedging.information import Seen, features
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import Sight
 
 __all__ = ["TradedPrices", "as_config_error", "check_common", "rolling_vol"]
 
@@ -50,6 +52,7 @@ class TradedPrices:
     prices: Tensor
     names: tuple[str, ...]
     realised_vol: Tensor | None
+    typical_spot: float | None = None  # of all paths that there are, where these are some of them
 
     def path_set(self, book: Book, rate: float, vol: float, information: tuple[str, ...]) -> PathSet:
         book.check_dates(self.times, recorded=self.times)
@@ -61,7 +64,7 @@ class TradedPrices:
         spot, last = self.prices[:, :, 0], float(self.times[-1])
         paths = Paths(self.times, spot)
         liability = book.liability(paths, lambda time: torch.exp(-rate * time))
-        size = float(spot[:, 0].mean()) * vol * last**0.5
+        size = (self.typical_spot or float(spot[:, 0].mean())) * vol * last**0.5
         seen = Seen(
             self.times,
             spot * torch.exp(rate * (last - self.times)),
@@ -74,6 +77,23 @@ class TradedPrices:
         made, called = features(information, seen)
         discounted = self.prices * torch.exp(-rate * self.times)[:, None]
         return PathSet(self.times, discounted, liability, made, self.names, called)
+
+    def sight(self, book: Book, rate: float, vol: float, information: tuple[str, ...]) -> Sight:
+        """How the features of these paths follow from what is observed on a trading date."""
+        book.check_dates(self.times, recorded=self.times)
+        spot, last = self.prices[:, :, 0], float(self.times[-1])
+        size = (self.typical_spot or float(spot[:, 0].mean())) * vol * last**0.5
+        number = functools.partial(torch.tensor, dtype=torch.float64)
+        return Sight(
+            self.times,
+            torch.exp(rate * (last - self.times)),
+            number(book.strike or self._only_forward(rate * last)),
+            number(vol),
+            {name: torch.full_like(self.times, 1.0 / size) for name in self.names[1:]},
+            information,
+            self.names,
+            book.observable_names,
+        )
 
     def _only_forward(self, growth: float) -> float:
         """Today's forward, where all paths begin with one price."""

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from scipy.stats import beta, betabinom
 from torch import Tensor
 
 from qfml.errors import DataError
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """An error that fresh points exceed with probability `1 - level` at most (split-conformal).
+
+    Args:
+        level: probability, such as 0.99.
+        value: the bound, in the unit of the target.
+        unit: that unit.
+        n_calibration: points that the bound was taken from.
+        of: "value", or "label": for labels with noise the bound covers the distance to the noisy label.
+    """
+
+    level: float
+    value: float
+    unit: str
+    n_calibration: int
+    of: str = "value"
 
 
 def conformal_bound(errors: Tensor, level: float) -> float:

@@ -19,11 +19,13 @@ __all__ = ["Targets", "target_gradients", "target_values"]
 
 BLOCK = 256  # laws whose graph is held at once
 LINE_BLOCK, PLANE_BLOCK = 16, 1  # the same by finite differences in one and in two dimensions
+ROUNDING = 4 * torch.finfo(torch.float64).eps  # of a price, relative to the larger of forward and strike, discounted
+LARGEST_VOL_ERROR = 1e-4  # from which on a price does not tell a vol
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """A target and what numerics may have moved it by, in its unit; NaN where there is no implied vol."""
+    """A target and what numerics may have moved it by, in its unit; NaN where no implied vol is told by the price."""
 
     value: Tensor
     error_bound: Tensor
@@ -40,7 +42,9 @@ def target_values(problem: Problem, columns: Columns, engine: Engine | None = No
 
     Returns:
         Value and error bound of the broadcast shape: the price over the spot; that less the value of exercise; or the
-        implied vol, whose bound is that of the price over vega.
+        implied vol, whose bound is that of the price and of its rounding over vega. Where rounding alone may move it by
+        more than 1 basis point, out of the money below some 1e-13 of the larger of forward and strike, there is no vol:
+        NaN.
 
     Raises:
         ConfigError: no such engine prices the problem.
@@ -69,7 +73,9 @@ def _implied_vols(estimate: pr.Estimate, option: pr.European, market: pr.Market)
         root = option.expiry.sqrt()
         d1, _ = black_d1_d2(*torch.broadcast_tensors(forward, option.strike, vol.detach() * root))
         vega = discount * forward * root * normal_density(d1)
-    return Targets(vol, estimate.error_bound.detach() / vega.detach(), estimate.note)
+        rounding = ROUNDING * discount * torch.maximum(forward, option.strike) / vega
+    told = torch.where(rounding <= LARGEST_VOL_ERROR, vol, torch.nan)
+    return Targets(told, estimate.error_bound.detach() / vega + rounding, estimate.note)
 
 
 def _exercised(option: pr.European | pr.American, market: pr.Market) -> Tensor:

@@ -63,7 +63,7 @@ from qfml.config import OneOf
 from qfml.errors import ConfigError
 from qfml.files import write_whole
 from qfml.surrogate.arbitrage import arbitrage_note, arbitrage_of
-from qfml.surrogate.conformal import binomial_interval, conformal_bound, coverage_p_value
+from qfml.surrogate.conformal import ErrorBound, binomial_interval, conformal_bound, coverage_p_value
 from qfml.surrogate.exact_labels import target_values
 from qfml.surrogate.fresh import engine_slopes, fresh_labels
 from qfml.surrogate.labels import LabelTable
@@ -73,7 +73,7 @@ from qfml.surrogate.quoting import price_of
 from qfml.surrogate.regions import MEASURES, by_coordinate, by_pair, coverage_by_bin
 from qfml.surrogate.settings import LABEL_ENGINES, ExactLabels, LabelEngine
 from qfml.surrogate.speed import exact_speed, simulation_speed, surrogate_speed
-from qfml.surrogate.surrogate import ErrorBound, Surrogate
+from qfml.surrogate.surrogate import Surrogate
 
 BPS = 1e4
 ZERO_SLOPE = 1e-7  # of the target, that a derivative moves it by over the whole input: less is rounding, and no size

@@ -20,7 +20,7 @@ from qfml.config import build, config_hash, to_dict
 from qfml.engine.provenance import environment
 from qfml.errors import ConfigError, DataError, UserError
 from qfml.files import replace_text
-from qfml.surrogate.exact_labels import Targets, target_gradients, target_values
+from qfml.surrogate.exact_labels import LARGEST_VOL_ERROR, Targets, target_gradients, target_values
 from qfml.surrogate.points import GivenPoints, Points, placed, sobol_points
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.settings import LabelSettings
@@ -43,7 +43,6 @@ NO_VOL = "no implied vol: the time value does not tell one"
 NOT_TOLD = "the numerical error of the vol is above 1 basis point"
 NO_VALUE = "the value or its standard error is not finite"
 NO_GRADIENT = "a derivative is not finite"
-LARGEST_VOL_ERROR = 1e-4
 WORTH_PROCESSES = 20.0  # seconds of work from which on processes are started unasked
 PARTS = ("inputs", "value", "std_error", "gradient", "gradient_std_error", "law", "weight")
 SETTINGS, POINTS = "settings.json", "points.safetensors"

@@ -4,59 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import pricers as pr
 from pricers.parallel import side_by_side
 from qfml import config
-from qfml.engine.checkpoint import read_folder, write_folder
 from qfml.engine.fit import Fit
-from qfml.engine.stack import Layout
-from qfml.errors import CheckpointError, ConfigError, DataError, UserError
-from qfml.finished import task_of
-from qfml.losses import LOSSES
-from qfml.networks import NETWORKS, Network
-from qfml.surrogate.bounded import Bounded
+from qfml.errors import ConfigError, DataError
+from qfml.networks import Network
+from qfml.surrogate.conformal import ErrorBound
 from qfml.surrogate.coordinates import Coordinates, reference_deviation
+from qfml.surrogate.files import read_surrogate, write_surrogate
 from qfml.surrogate.problem import Problem
 from qfml.surrogate.quoting import Name, greeks_of, price_of, rows_of
+from qfml.surrogate.rows import input_rows
 from qfml.surrogate.tangents import ROWS_AT_A_TIME, log_reference_slopes, outputs, outputs_and_slopes, pulled_back
 from qfml.surrogate.target import Target
 
-VERSION = 2  # of the file; a file of another one is refused
-RUN_CONFIG, OF_RUN = "config.yaml", "surrogate"  # what tells the folder of a run, and where that keeps its surrogate
 BLOCK = 25_000  # rows of what is done to each by itself: with fewer the time goes into Python
 ON_ERROR = ("raise", "flag")
 MONEYNESS_SLACK = 1e-6  # of the range of standardised moneyness: by rounding in float32
-
-
-@dataclass(frozen=True)
-class ErrorBound:
-    """An error that fresh points exceed with probability `1 - level` at most (split-conformal).
-
-    Args:
-        level: probability, such as 0.99.
-        value: the bound, in the unit of the target.
-        unit: that unit.
-        n_calibration: points that the bound was taken from.
-        of: "value", or "label": for labels with noise the bound covers the distance to the noisy label.
-    """
-
-    level: float
-    value: float
-    unit: str
-    n_calibration: int
-    of: str = "value"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +101,7 @@ class Surrogate:
     @property
     def hash(self) -> str:
         """16 hex digits that change with problem, network, parameters or labels."""
-        digest = hashlib.sha256(config.config_hash(self._description()).encode())
+        digest = hashlib.sha256(config.config_hash(self.description).encode())
         digest.update(repr(self.moneyness).encode())
         for fit in self.fits:
             digest.update(fit.parameters.cpu().contiguous().numpy().tobytes())
@@ -257,32 +230,7 @@ class Surrogate:
 
     def rows(self, inputs: Any) -> Tensor:
         """Rows of inputs (N, d) in float64 from what a caller gives; see `predict`."""
-        if isinstance(inputs, Mapping):
-            names = self.problem.inputs
-            if missing := [name for name in names if name not in inputs]:
-                raise DataError(f"inputs lack `{missing[0]}`; the surrogate takes {', '.join(names)}")
-            if unknown := [name for name in inputs if name not in names]:
-                raise DataError(f"`{unknown[0]}` is no input of the surrogate, which takes {', '.join(names)}")
-            columns = {name: _numbers(name, inputs[name]) for name in names}
-            try:
-                spread = torch.broadcast_tensors(*columns.values())
-            except RuntimeError:
-                shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in columns.items())
-                raise DataError(f"inputs must be numbers and arrays of shapes that broadcast, got {shapes}") from None
-            return torch.stack([column.reshape(-1) for column in spread], 1)
-        try:
-            if isinstance(inputs, Tensor):
-                rows = inputs.detach().to("cpu", torch.float64)
-            else:
-                rows = torch.from_numpy(np.array(inputs, dtype=np.float64))
-        except (TypeError, ValueError):
-            raise DataError(f"inputs must be numbers of shape (N, {len(self.problem.inputs)})") from None
-        if rows.ndim != 2 or rows.shape[1] != len(self.problem.inputs):
-            raise DataError(
-                f"inputs must have shape (N, {len(self.problem.inputs)}), columns {', '.join(self.problem.inputs)}, "
-                f"got {tuple(rows.shape)}"
-            )
-        return rows
+        return input_rows(self.problem, inputs)
 
     def unchecked(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values (N,) in float32, outside of the box too, and which rows lie outside; blocks side by side on the cores.
@@ -409,30 +357,7 @@ class Surrogate:
         Raises:
             CheckpointError: the folder exists, or cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise CheckpointError(f"{folder} exists: a surrogate is saved into a new folder; remove it or name another")
-        tensors = {"parameters": torch.stack([fit.parameters.cpu() for fit in self.fits])}
-        names = ("seed", "status", "history", "best_epoch", "failure")
-        state = self._description() | {
-            "format": "qfml.surrogate",
-            "version": VERSION,
-            "hash": self.hash,
-            "loss": config.to_dict(self.fits[0].loss),
-            "shapes": self.fits[0].layout.shapes,
-            "members": [{name: getattr(fit, name) for name in names} for fit in self.fits],
-            "bound": None if self.bound is None else asdict(self.bound),
-            "report": self.report,
-            "moneyness": self.moneyness,
-        }
-        unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(unfinished, tensors, state)
-            os.replace(unfinished, folder)
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(f"cannot write the surrogate into {folder}: {error.strerror or error}") from error
+        write_surrogate(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Surrogate:
@@ -444,48 +369,10 @@ class Surrogate:
         Raises:
             CheckpointError: a changed byte, a file of another version, or no surrogate.
         """
-        folder = _place(Path(folder))
-        tensors, state = read_folder(folder)
-        if state.get("format") != "qfml.surrogate":
-            raise CheckpointError(
-                f"{folder} holds no surrogate, but {state.get('format', 'a checkpoint of a training')}"
-            )
-        if state.get("version") != VERSION:
-            raise CheckpointError(
-                f"{folder} is of version {state.get('version')} of surrogate files, and this qfml reads {VERSION}: "
-                "train it again from its labels, or read it with the qfml that wrote it"
-            )
-        try:
-            surrogate = cls._restored(tensors, state)
-        except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} does not describe a surrogate: {error}") from error
-        if surrogate.hash != state["hash"]:
-            raise CheckpointError(
-                f"{folder} says that its hash is {state['hash']}, and what it holds has {surrogate.hash}: problem, "
-                "network or labels were changed since it was trained"
-            )
-        return surrogate
+        return read_surrogate(cls, Path(folder))
 
-    @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], state: dict[str, Any]) -> Surrogate:
-        problem = config.build(Problem, state["problem"])
-        network = config.build_kind({**NETWORKS, Bounded.kind: Bounded}, state["network"])
-        loss = config.build_kind(LOSSES, state["loss"])
-        layout = Layout(tuple((name, tuple(shape)) for name, shape in state["shapes"]))
-        expected = network.init(len(problem.inputs), None, torch.Generator(), 1)
-        if Layout.of(expected) != layout or tensors["parameters"].shape[1:] != (layout.width,):
-            raise ValueError("its parameters are not those of its network")
-        members = [member | {"history": tuple(member["history"])} for member in state["members"]]
-        fits = tuple(
-            Fit(network, loss, row, layout, None, **member)
-            for row, member in zip(tensors["parameters"], members, strict=True)
-        )
-        bound = None if state["bound"] is None else ErrorBound(**state["bound"])
-        target = Target(problem, state["target"]["kind"], state["target"]["scale"])
-        moneyness = None if state["moneyness"] is None else tuple(state["moneyness"])
-        return cls(problem, target, fits, bound, state["report"], moneyness)
-
-    def _description(self) -> dict[str, Any]:
+    @property
+    def description(self) -> dict[str, Any]:
         """What the hash stands for, beside the parameters."""
         return {
             "problem": config.to_dict(self.problem),
@@ -494,26 +381,3 @@ class Surrogate:
             "network": config.to_dict(self.network),
             "labels": self.report.get("labels"),
         }
-
-
-def _place(folder: Path) -> Path:
-    """Where a surrogate lies: in the folder that was named, or inside it if that is a run's."""
-    if not folder.is_dir():
-        raise CheckpointError(f"no surrogate at {folder}: there is no such folder")
-    if not (folder / RUN_CONFIG).exists():
-        return folder
-    if not (folder / OF_RUN).is_dir():
-        if (task := task_of(folder)) != "surrogate":
-            raise CheckpointError(f"{folder} is a run of the task {task}, which trains no surrogate")
-        raise CheckpointError(f"{folder} is not finished: continue it with `qfml resume {folder}`")
-    return folder / OF_RUN
-
-
-def _numbers(name: str, value: Any) -> Tensor:
-    """One input as a tensor in float64."""
-    try:
-        if isinstance(value, Tensor):
-            return value.detach().to("cpu", torch.float64)
-        return torch.from_numpy(np.array(value, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise DataError(f"input `{name}` must be numbers, got {value!r}") from None

@@ -13,7 +13,7 @@ from qfml import config
 from qfml.calibration import Surface
 from qfml.calibration.cube_tables import CURVE_POINTS, CURVE_ROOM
 from qfml.calibration.result import Calibration
-from qfml.report.calibration import shown_surfaces
+from qfml.report.calibration_run import shown_surfaces
 
 __all__ = ["array_hash", "curve_table", "data_hash", "fit_entry", "quote_table"]
 
@@ -53,6 +53,7 @@ def fit_entry(model: Any, found: Any, named: Mapping[str, Surface]) -> dict[str,
         "std_error": {name: [_values(found.std_error[name], i) for i in range(n)] for name in params},
         # JSON has no infinity and no NaN: null in `std_error` is an error that is not known, or not bounded
         "identified": {name: np.asarray(found.identified[name]).tolist() for name in params},
+        "at_bound": {name: np.asarray(found.at_bound[name]).tolist() for name in params},
     }
     per_expiry = any(np.ndim(values) == 2 for values in params.values())
     if per_expiry:

@@ -32,7 +32,7 @@ from qfml.task.begun import claimed
 from qfml.task.hedging_parts import MODEL, head, log_rows, member_rows, trained, write_log
 from qfml.task.hedging_walk_forward import WalkForwardSettings, check_walk, walk
 
-MEASURES = "measures"  # folder of what removes a drift, in that of the run
+MEASURES = "measures"  # folder of what removes a drift in that of the run
 PILOT_PATHS = 16  # on which everything is tried before the training begins
 JUDGED_ONLY = ("baselines", "judgement", "name")  # what no training depends on
 

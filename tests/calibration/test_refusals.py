@@ -14,7 +14,7 @@ from qfml.calibration import HestonCalibration, Surface, SurfaceHistory, Swaptio
 from qfml.calibration.forwards import parity_forward
 from qfml.calibration.model import Quotes
 from qfml.calibration.quote_columns import frame_of
-from qfml.calibration.surface_reading import Reading
+from qfml.calibration.reading import Reading
 from qfml.calibration.walk_forward import walk_forward_calibration
 from qfml.errors import ConfigError, DataError, UserError
 

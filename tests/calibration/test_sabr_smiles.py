@@ -219,6 +219,7 @@ def test_a_number_at_its_bound_is_held_and_a_blurred_one_is_named() -> None:
     assert np.isnan(found.std_error["rho"][0])
     assert found.identified["rho"][0]
     assert not found.identified["nu"][0]
+    assert {name for name, flags in found.at_bound.items() if flags.any()} == {"rho"}
     assert found.warnings[:2] == (
         "expiry 0.5: not identified by the quotes: nu",
         "expiry 0.5: at its lower bound: rho",

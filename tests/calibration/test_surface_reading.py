@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pricers.black import black_price
+from qfml.calibration.reading import Reading
 from qfml.calibration.surface import Surface
-from qfml.calibration.surface_reading import Reading
 from qfml.errors import ConfigError, DataError
 
 SPOT, RATE, DIVIDEND = 100.0, 0.03, 0.01

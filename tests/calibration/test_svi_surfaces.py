@@ -115,6 +115,8 @@ def test_falling_quotes_and_too_few_of_them_are_said() -> None:
         warning.endswith("where the quotes fall (calendar arbitrage): expiry 0.5") for warning in result.warnings
     )
     assert (np.diff(result.theta) > 0.0).all()
+    assert result.at_bound["theta"].tolist() == [False, False, True, False, False]
+    assert not any(result.at_bound[name] for name in ("rho", "eta", "gamma"))
     few = Surface(strike=[95.0, 105.0], expiry=0.5, vol=[0.21, 0.2], forward=100.0)
     result = calibrate(few, "ssvi")
     assert any("not identified: 2 quotes for 4 parameters" in warning for warning in result.warnings)
@@ -136,4 +138,5 @@ def test_what_is_identified_is_said_where_there_are_quotes() -> None:
     assert all(flags.all() for flags in found.identified.values())
     held = np.isnan(found.std_error["rho"]).tolist()
     assert held == [True, True, False]
+    assert not any(flags[0].any() for flags in found.at_bound.values())
     assert found.warnings[1][0] == "no standard errors: 5 quotes for 5 parameters"

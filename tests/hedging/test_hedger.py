@@ -79,15 +79,14 @@ def test_members_are_all_combinations_with_gains_of_their_own_costs(hedger):
 
 
 def test_one_date_at_a_time_holds_what_the_batch_holds(hedger):
-    """For live use: within 1e-6 of the batch, by names or by columns."""
+    """For live use: within 1e-6 of the batch, by features or by what is observed."""
     paths = hedger.paths(64, seed=3)
     for member in range(len(hedger.members)):
         whole, held = hedger.holdings(paths)[member], torch.zeros(64, 1)
         for date in range(N_STEPS):
             held, _ = hedger.hedge(paths.features[:, date], held, date, member)
             torch.testing.assert_close(held, whole[:, date], rtol=0, atol=1e-6)
-    named = {name: float(paths.features[7, 0, place]) for place, name in enumerate(paths.feature_names)}
-    one, _ = hedger.hedge(named, [0.0], 0, 2)
+    one, _ = hedger.hedge({"spot": float(paths.prices[7, 0, 0])}, [0.0], 0, 2)
     torch.testing.assert_close(one, hedger.holdings(paths)[2, 7, 0], rtol=0, atol=1e-6)
 
 
@@ -98,12 +97,37 @@ def test_wrong_questions_are_refused(hedger):
         hedger.hedge(now, [0.0], 4)
     with pytest.raises(DataError, match="must be finite"):
         hedger.hedge(now * float("nan"), [0.0], 0)
-    with pytest.raises(DataError, match="lacks `time_to_horizon`"):
-        hedger.hedge({"log_moneyness": 0.0}, [0.0], 0)
-    with pytest.raises(DataError, match="`vega` is nothing that the policy sees"):
-        hedger.hedge({"log_moneyness": 0.0, "time_to_horizon": 1.0, "vega": 1.0}, [0.0], 0)
+    with pytest.raises(DataError, match="`log_moneyness` is not"):
+        hedger.hedge(torch.tensor([float("inf"), 1.0]), [0.0], 0)
+    with pytest.raises(DataError, match="`before` must be finite"):
+        hedger.hedge(now, [float("nan")], 0)
     with pytest.raises(DataError, match="each of 1 instrument"):
         hedger.hedge(now, [0.0, 0.0], 0)
+    with pytest.raises(DataError, match=r"shape \(3, 1\), got \(2, 1\)"):
+        hedger.hedge(now.expand(3, -1), torch.zeros(2, 1), 0)
+    with pytest.raises(DataError, match=r"features of shape \(2,\) or \(B, 2\).*got shape \(3,\)"):
+        hedger.hedge(torch.zeros(3), [0.0], 0)
+    with pytest.raises(DataError, match="'seen' must be numbers"):
+        hedger.hedge("now", [0.0], 0)
+    for member in (8, -1, 1.0, True):
+        with pytest.raises(DataError, match="`member` must be the number of a policy, 0 to 7"):
+            hedger.hedge(now, [0.0], 0, member)
+    for date in (-1, 0.5, "0", True, None):
+        with pytest.raises(DataError, match="`date` must be the number of a trading date, 0 to 3"):
+            hedger.hedge(now, [0.0], date)
+    for seen, told in (
+        ({}, "lacks 'spot'"),
+        ({"spot": 1.0, "vega": 1.0}, "'vega' is nothing that the policy needs, which is spot"),
+        ({"spot": "one"}, "'spot' must be numbers"),
+        ({"spot": 0.0}, "'spot' must be a number, above 0, got 0"),
+        ({"spot": [1.0, float("nan")]}, "'spot' must be a number, above 0, got nan"),
+        ({"spot": [[1.0]]}, r"'spot' must be a number, or an array \(B,\)"),
+    ):
+        with pytest.raises(DataError, match=told):
+            hedger.hedge(seen, [0.0], 0)
+    other = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), dates=(1 / 365, 1.5 / 365, 3 / 365, HORIZON))
+    with pytest.raises(DataError, match="other dates: number 2"):
+        hedger.holdings(other.paths(16, BOOK, seed=1))
     two = market(instruments=(Spot(), Option(1.0, HORIZON, "call")))
     with pytest.raises(DataError, match="1 instrument"):
         hedger.holdings(two.paths(16, BOOK, seed=1))

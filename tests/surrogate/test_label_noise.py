@@ -128,26 +128,34 @@ def test_a_derivative_that_is_known_to_be_noisy_counts_little():
 
 @pytest.mark.slow
 def test_derivatives_with_heavy_tails_still_help():
-    """One derivative in fifteen is a hundred times noisier: unweighted they spoil what values tell."""
-    rows = points(600)
+    """One derivative in fifteen is a hundred times noisier: unweighted they spoil what values tell.
+
+    On average over four draws of the noise, by networks that are trained to the end: fewer steps leave a bias that no
+    weight takes away.
+    """
+    n = 1500
+    rows, fresh = points(n), points(500, seed=9)
     leaf = rows.clone().requires_grad_()
     exact = CALLS.exact(leaf)
     (slopes,) = torch.autograd.grad(exact.sum(), leaf)
-    value = exact.detach() + 0.02 * torch.randn(600, generator=generator(4), dtype=torch.float64)
-    error = torch.tensor([0.03, 0.015]).double().expand(600, 2).clone()
+    error = torch.tensor([0.03, 0.015]).double().expand(n, 2).clone()
     error[(rows[:, 0] < 0.12)] *= 100.0
-    noisy = slopes + error * torch.randn(600, 2, generator=generator(5), dtype=torch.float64)
-    std_error = torch.full((600,), 0.02).double()
-    fresh = points(500, seed=9)
+    std_error = torch.full((n,), 0.02).double()
+    trainer = replace(TRAINING.trainer, max_epochs=600)
 
     def rmse(table, twin):
-        settings = replace(TRAINING, twin=twin, trainer=replace(TRAINING.trainer, max_epochs=300))
-        return float(
-            (fit_surrogate(CALLS, table, settings).unchecked_values(fresh) - CALLS.exact(fresh)).square().mean().sqrt()
-        )
+        settings = replace(TRAINING, twin=twin, trainer=trainer, validation_share=0.3)
+        found = fit_surrogate(CALLS, table, settings).unchecked_values(fresh)
+        return float((found - CALLS.exact(fresh)).square().mean().sqrt())
 
-    values_alone = rmse(table_of(rows, value, std_error), None)
-    weighted = rmse(table_of(rows, value, std_error, noisy, error), 1.0)
-    unweighted = rmse(table_of(rows, value, std_error, noisy), 1.0)
-    assert weighted < 0.6 * values_alone
-    assert weighted < 0.6 * unweighted
+    sums = torch.zeros(3)
+    for seed in (4, 14, 24, 34):
+        value = exact.detach() + 0.02 * torch.randn(n, generator=generator(seed), dtype=torch.float64)
+        noisy = slopes + error * torch.randn(n, 2, generator=generator(seed + 1), dtype=torch.float64)
+        values_alone = rmse(table_of(rows, value, std_error), None)
+        weighted = rmse(table_of(rows, value, std_error, noisy, error), 1.0)
+        unweighted = rmse(table_of(rows, value, std_error, noisy), 1.0)
+        sums += torch.tensor([values_alone, weighted, unweighted])
+    values_alone, weighted, unweighted = sums.tolist()
+    assert weighted < 0.7 * values_alone
+    assert weighted < 0.7 * unweighted

@@ -106,6 +106,26 @@ def test_what_has_no_vol_is_left_out_and_counted():
     np.testing.assert_allclose(shard.value, np.sqrt(0.0015), rtol=0.3)
 
 
+def test_vols_of_prices_of_a_few_ulps_are_left_out():
+    """A vol known in advance, at calls that are worth their intrinsic value and 1e-8 down to 1e-20 of the forward."""
+    box = {"vol": Range(0.1, 0.5), "expiry": Range(0.5, 2.0), "log_moneyness": Range(-4.0, 4.0)}
+    problem = Problem(model={"kind": "black_scholes"}, instrument={"kind": "european"}, box=box)
+    shard = make_shard(problem, LabelSettings(n_points=64, seed=1, strikes_per_law=9), 0)
+    assert np.abs(shard.value - shard.inputs[:, 0]).max() < 1e-4
+    assert shard.about["left_out"][NO_VOL] == 576 - len(shard) > 100
+    vol, expiry, moneyness = torch.from_numpy(shard.inputs).T
+    assert (moneyness / (vol * expiry.sqrt())).abs().max() > 6.5, "what is told is kept"
+    # all there is moves by its rounding at most
+    moneyness = torch.linspace(-2.0, 2.0, 400, dtype=torch.float64).unsqueeze(-1)
+    one = torch.ones_like(moneyness)
+    columns = {"vol": 0.2 * one, "expiry": one, "log_moneyness": moneyness}
+    found = target_values(problem, columns)
+    told = found.value.isfinite()
+    assert (~told).any()
+    assert ((found.value - 0.2).abs() <= found.error_bound + 1e-15)[told].all()
+    assert problem.exact(torch.tensor([[0.2, 1.0, -2.0]], dtype=torch.float64)).isnan()
+
+
 def test_simulated_labels_agree_with_exact_ones_within_their_errors(tmp_path):
     problem = Problem(
         model={"kind": "heston", "kappa": 1.5, "theta": 0.06, "sigma": 0.4, "rho": -0.5},
