@@ -30,13 +30,13 @@ def map_places(run: HedgingRun, charts: Charts) -> list[Html]:
             maps |= {"Policy less delta": policy[..., column] - delta[..., column]}
         levels = np.concatenate([values[np.isfinite(values)] for values in list(maps.values())[:2]])
         ends = (float(levels.min()), float(levels.max())) if len(levels) else (0.0, 1.0)
-        places = []
         for third in range(len(policy)):
+            places = []
             told = ", ".join([instrument] * (len(instruments) > 1) + [THIRDS[third]] * (len(policy) > 1))
             for number, (name, values) in enumerate(maps.items()):
                 figure = _figure(run, values[third], ends if number < 2 else None)
                 places.append(charts.place(f"map-{column}-{third}-{number}", figure, name, told))
-        parts.append(el("div", *places, class_="maps"))
+            parts.append(el("div", *places, class_="maps"))
     small = note("Means over the fresh paths that come by; white where fewer than 5 do.")
     return [el("h3", "By date and spot"), *parts, small]
 
