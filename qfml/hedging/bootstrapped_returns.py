@@ -136,6 +136,11 @@ class BootstrappedReturns:
                 f"`block_length` must be 1 period or more, of circular blocks a whole number, got {self.block_length}"
             )
 
+    @property
+    def martingale(self) -> bool:
+        """With drawn signs alone: the record's trends stay in its blocks though its drift is taken out."""
+        return self.signs == "drawn"
+
     @cached_property
     def times(self) -> Tensor:
         """Trading dates in years, shape `(n_steps + 1,)`."""
