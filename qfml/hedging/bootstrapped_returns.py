@@ -178,11 +178,6 @@ class BootstrappedReturns:
             return self.reference_vol
         return math.sqrt(float((self.log_returns**2).mean()) * self.periods_per_year)
 
-    @property
-    def martingale(self) -> bool:
-        """Not known: what was recorded may drift."""
-        return False
-
     def paths(
         self,
         n_paths: Any,

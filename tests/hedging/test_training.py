@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hedging.small_training import BANDS, LOSSES, PATHS, POLICY, StopsAfter, data, members, paths_of, same, trainer
+from hedging.small_training import BANDS, LOSSES, POLICY, StopsAfter, data, members, paths_of, same, trainer
 
 from pricers import parallel
 from qfml.errors import ConfigError, DataError, Interrupted
