@@ -78,7 +78,7 @@ class JudgementSettings:
     Args:
         n_paths: fresh paths; of a record that is named here, None takes all.
         seed: of the paths; whatever it is, no training has seen them.
-        n_resamples: of the paired bootstrap of the best policy against each textbook hedge; 0: none.
+        n_resamples: of the paired bootstrap of the best policy against each textbook hedge, not under stress; 0: none.
         block_length: paths in succession that its resamples keep together, where those of a record overlap; then
             `n_paths` is null, for the order of the record.
         market: where they come from; None takes the market of the training.
@@ -369,7 +369,8 @@ def _under(
 ) -> list[dict[str, Any]]:
     """The same hedges on another market; textbook hedges still believe in that of the training."""
     paths = _fresh(market, hedger.book, settings)
-    return [_judged(hedger, case, _gains(hedger, paths, case, hedges), settings) for case, hedges in cases.items()]
+    once = replace(settings, n_resamples=0)  # the bootstrap is for the market of the judgement
+    return [_judged(hedger, case, _gains(hedger, paths, case, hedges), once) for case, hedges in cases.items()]
 
 
 def _surface(

@@ -151,13 +151,14 @@ def _contract(position: dict[str, Any]) -> str:
     contract = position["instrument"]
     words = [
         formats.model_name(contract["kind"]),
+        *([contract["barrier_kind"]] if "barrier_kind" in contract else []),
         *([contract["option"]] if isinstance(contract.get("option"), str) else []),
     ]
     told = [
-        f"{name} {contract[name]:.4g}{unit}"
-        for name, unit in (("strike", ""), ("barrier", ""), ("expiry", " years"))
-        if isinstance(contract.get(name), (int, float))
+        f"{name} {contract[name]:.4g}" for name in ("strike", "barrier") if isinstance(contract.get(name), (int, float))
     ]
+    if isinstance(expiry := contract.get("expiry"), (int, float)):
+        told.append(f"expiry {expiry:.4g} years" if expiry >= 1 else f"expiry {365 * expiry:.4g} days")
     return " ".join(words) + (f" ({', '.join(told)})" if told else "")
 
 

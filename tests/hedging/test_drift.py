@@ -33,6 +33,7 @@ from qfml.hedging import (
     save_hedger,
 )
 from qfml.hedging.gains import gains
+from qfml.hedging.measure import _warning
 
 N_STEPS, HORIZON, VOL, DRIFT = 4, 28 / 365, 0.2, 0.3
 BOOK = Book(((1.0, pr.European(1.0, HORIZON)),))
@@ -240,10 +241,18 @@ def test_a_measure_on_few_paths_is_said_or_refused():
         few(market=sure, trainer=trainer(1, 64, 1e-2), n_validation=50, steps_per_epoch=20).measure(BOOK)
     with pytest.raises(DataError, match="`n_validation` takes the last paths of a record"):
         few(market=sure, n_validation=200).measure(BOOK)
-    with pytest.raises(DataError, match="the drift is not removed: spot still earns"):
-        few(trainer=trainer(1, 256, 1e-9), steps_per_epoch=1, n_measured=2**15).measure(BOOK)
-    hasty = few(trainer=trainer(1, 256, 3e-3), steps_per_epoch=5, n_measured=2**15).measure(BOOK).told
-    assert "train the measure longer" in hasty["warning"]
+
+
+def test_a_drift_that_is_left_is_said_or_refused():
+    one = {"instrument": "spot", "before": 1.0, "after": 0.05, "after_error": 0.001}
+    told = {"costs": [], "effective_paths": 2000.0, "n_paths": 4000, "drift": [one]}
+    assert _warning(told) is None
+    assert _warning(told | {"drift": [one | {"after": -0.2, "after_error": 0.06}]}) is None  # it may be 0
+    said = _warning(told | {"drift": [one | {"after": -0.2}]})
+    assert said == "spot still earns -0.2 on average, of 1: train the measure longer"
+    with pytest.raises(DataError, match=r"the drift is not removed: spot still earns 0.6 on average, of 1"):
+        _warning(told | {"drift": [one | {"after": 0.6}]})
+    assert _warning(told | {"drift": [one | {"after": 0.6}], "costs": [{"kind": "proportional"}]}) is None
 
 
 @pytest.mark.parametrize(
