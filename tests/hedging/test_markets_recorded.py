@@ -211,10 +211,10 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     market = RecordedPaths(array=prices, times=(0.0, 0.1, 0.2), rows=(20, 300))
     seen, before = {}, hedger_module.PathData
 
-    def spied(draw, validation, steps, identity):
+    def spied(draws, validations, steps, identity):
+        (draw,), (seen["validation"],) = draws, validations
         seen["train"] = [draw(step) for step in range(20)]
-        seen["validation"] = validation
-        return before(draw, validation, steps, identity)
+        return before(draws, validations, steps, identity)
 
     book = Book(((1.0, pr.European(1.0, 0.2)),))
     options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=16), "steps_per_epoch": 1}
