@@ -21,7 +21,7 @@ from qfml.export import load_exported
 from qfml.hedging import Book, Entropic, ModelMarket, Proportional
 from qfml.hedging.judgement import JudgementSettings, judge
 from qfml.hedging.saved import load_hedger, save_hedger
-from qfml.report.hedging import settings_text
+from qfml.report.hedging_settings import settings_text
 from qfml.task import read_task
 
 ROOT = Path(__file__).parents[1]
