@@ -21,7 +21,7 @@ from qfml.export import load_exported
 from qfml.hedging import Book, Entropic, ModelMarket, Proportional
 from qfml.hedging.judgement import JudgementSettings, judge
 from qfml.hedging.saved import load_hedger, save_hedger
-from qfml.report.hedging import settings_text
+from qfml.report.hedging_settings import settings_text
 from qfml.task import read_task
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +139,7 @@ def test_trading_rules_are_told_where_there_are_some():
     }
     assert settings_text(policy) == "feed forward (hidden 8-8)"
     policy["rules"] |= {"min_holding": 0.0, "lot": 0.1}
-    assert settings_text(policy) == "feed forward (hidden 8-8, rules (min holding 0.0, lot 0.1))"
+    assert settings_text(policy) == "feed forward (hidden 8-8, rules min holding 0.0, lot 0.1)"
 
 
 def test_names_from_a_file_are_text_in_charts_too(small, tmp_path):
@@ -194,7 +194,15 @@ RECORDED = {"kind": "recorded", "array": [[1.0, 1.1, 1.2]] * 32, "times": [0.0, 
         ({"cost_levels": [2000.0]}, "100 %"),
         ({"costs": [{"kind": "proportional", "rate": 1.5}]}, "rate"),
         ({"policy": SMALL["policy"] | {"holding": {"kind": "band", "hedge": ["vol"]}}}, "`policy`: `hedge`"),
+        ({"policy": {"kind": "recurrent", "cell": "rnn"}}, "`cell` must be one of gru, lstm"),
+        ({"policy": {"kind": "transformer", "width": 12}}, "take 16"),
+        ({"rules": {"lot": 0.0}}, "`lot` must be above 0"),
+        ({"rules": {"lot": [1.0, 2.0]}}, "one for each of 1 instrument"),
+        ({"rules": {"min_holding": 0.2, "max_holding": 0.4, "lot": 0.5}}, "no multiple of `lot`"),
+        ({"rules": {"lots": 1.0}}, "unknown key `lots` (did you mean"),
         ({"trainer": SMALL["trainer"] | {"batch_size": 100}}, "a multiple of 16"),
+        ({"trainer": SMALL["trainer"] | {"metrics": ["mse"]}}, "`trainer`: `metrics` compare predictions"),
+        ({"trainer": SMALL["trainer"] | {"sampler": {"kind": "sequential"}}}, "`trainer`: `sampler`"),
         ({"steps_per_epoch": 0}, "`steps_per_epoch`"),
         ({"baselines": [{"kind": "minimum_variance_delta"}], "seed": 3}, "unknown key `seed`"),
         ({"judgement": {"n_paths": 10}}, "`n_paths` must be 100 or more"),
@@ -208,6 +216,28 @@ def test_settings_that_cannot_be_are_refused(changes, told):
     with pytest.raises(UserError) as caught:
         read_task(SMALL | changes)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kind": "recurrent", "cell": "lstm", "hidden": 4, "truncate": 2},
+        {"kind": "transformer", "width": 8, "hidden": 8, "checkpoint": True},
+    ],
+    ids=lambda policy: policy["kind"],
+)
+def test_a_run_of_another_policy_in_lots_is_judged_and_saved_in_lots(policy, tmp_path):
+    rules = {"min_holding": 0.0, "max_holding": 1.0, "lot": 0.25}
+    write(tmp_path, policy=policy, rules=rules, seeds=[0], aversions=[10.0], judgement={"n_paths": 500})
+    done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    told = metrics(tmp_path / "run")["training"]["policy"]
+    assert (told["kind"], told["rules"]) == (policy["kind"], rules)
+    hedger = load_hedger(tmp_path / "run")
+    held = hedger.holdings(hedger.paths(64, seed=1))
+    assert torch.equal(held, (4 * held).round() / 4)
+    surface = safetensors.numpy.load_file(tmp_path / "run" / "judgement.safetensors")["surface_delta"]
+    assert np.nanmax(surface) <= 1.0
 
 
 def test_a_baseline_without_a_formula_is_refused_before_the_training():

@@ -106,7 +106,7 @@ def test_the_policies_that_were_saved_hold_what_the_tables_say(small, monkeypatc
     closes = prices()
     row = closes["time"].to_list().index(begun.date())
     returns = closes["close"].log().diff()
-    before = torch.zeros(1)
+    before, state = torch.zeros(1), ()
     for date in range(5):
         left = (5 - date) / 252
         vol = (returns[row + date - 3 : row + date + 1].pow(2).mean() * 252) ** 0.5
@@ -119,7 +119,7 @@ def test_the_policies_that_were_saved_hold_what_the_tables_say(small, monkeypatc
             "call_delta": torch.special.ndtr(d1),
             "realised_vol": vol / unit,
         }
-        before = hedger.hedge(seen, before, date, place)
+        before, state = hedger.hedge(seen, before, date, place, state)
         assert float(before) == pytest.approx(own["held"][date], abs=1e-6)
 
 

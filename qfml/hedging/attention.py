@@ -90,6 +90,10 @@ class Attention(Policy):
         """Keys and values of each date and layer."""
         return [(members, paths, 1, 2 * self.width)] * (date * self.layers)
 
+    def n_kept(self, state: State) -> int:
+        """All: keys and values of later dates come behind them."""
+        return len(state)
+
     def step(
         self, parameters: Parameters, x: Tensor, before: Tensor, date: int, state: State = ()
     ) -> tuple[Tensor, State]:

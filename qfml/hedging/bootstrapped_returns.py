@@ -137,6 +137,11 @@ class BootstrappedReturns:
                 f"`block_length` must be 1 period or more, of circular blocks a whole number, got {self.block_length}"
             )
 
+    @property
+    def martingale(self) -> bool:
+        """With drawn signs alone: the record's trends stay in its blocks though its drift is taken out."""
+        return self.signs == "drawn"
+
     @cached_property
     def times(self) -> Tensor:
         """Trading dates in years, shape `(n_steps + 1,)`."""
@@ -173,11 +178,6 @@ class BootstrappedReturns:
         if self.reference_vol is not None:
             return self.reference_vol
         return math.sqrt(float((self.log_returns**2).mean()) * self.periods_per_year)
-
-    @property
-    def martingale(self) -> bool:
-        """Not known: what was recorded may drift."""
-        return False
 
     def paths(
         self,

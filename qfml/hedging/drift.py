@@ -48,6 +48,7 @@ from qfml.hedging.measure import FEWEST_EFFECTIVE, Measure, bounded, nothing_owe
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policies import POLICIES, FeedForward
+from qfml.hedging.sight import Sight, sight_of
 
 __all__ = ["DriftRemoved"]
 
@@ -135,6 +136,10 @@ class DriftRemoved:
     def martingale(self) -> bool:
         """Nearly, and not to the last bit: the measure is learned."""
         return False
+
+    def sight(self, book: Book) -> Sight:
+        """How the features follow from what is observed: no measure changes that."""
+        return sight_of(self.market, book)
 
     def paths(
         self,

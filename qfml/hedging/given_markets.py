@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qfml.config import to_dict
+from qfml.data.sources import Source
 from qfml.hedging.book import Book
 from qfml.hedging.bootstrapped_returns import BootstrappedReturns
 from qfml.hedging.model_market import ModelMarket
@@ -73,12 +74,18 @@ def parted(market: HedgingMarket, n_last: int) -> tuple[HedgingMarket, HedgingMa
 
 
 def identity(part: Any) -> Any:
-    """What decides the paths of a market, as plain JSON: its settings, an array by its hash."""
+    """What decides the paths of a market, as plain JSON: settings; an array, or the frame of a script, by its hash."""
     if isinstance(part, HedgingMarket) and is_dataclass(part):
         return {"kind": part.kind} | {each.name: identity(getattr(part, each.name)) for each in fields(part)}
     if isinstance(part, np.ndarray | torch.Tensor):
         return hashlib.sha256(np.array(part, dtype=np.float64, order="C").tobytes()).hexdigest()
-    return to_dict(part)
+    try:
+        return to_dict(part)
+    except TypeError:
+        if not isinstance(part, Source):
+            raise
+        content = part.read().write_ipc(None).getvalue()
+        return {"kind": part.kind, "hash": hashlib.sha256(content).hexdigest()}
 
 
 GIVEN_MARKETS: dict[str, type] = {cls.kind: cls for cls in (ModelMarket, RecordedPaths, BootstrappedReturns)}

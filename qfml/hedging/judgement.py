@@ -119,6 +119,9 @@ class JudgementSettings:
         given: Any = as_given(self.market)  # whose features have the unit of the policies, unless it says so
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
+        trained = as_given(market)
+        if isinstance(trained, RecordedPaths) and getattr(given, "reference_spot", 0.0) is None:
+            given = replace(given, reference_spot=trained.typical_spot)
         return replace(self.market, market=given) if isinstance(self.market, DriftRemoved) else given
 
 

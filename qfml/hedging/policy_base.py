@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from qfml.config import OneOf, Section
 from qfml.errors import ConfigError
+from qfml.hedging.again import made_again
 from qfml.hedging.holding import HOLDINGS, Direct, Holding
 from qfml.hedging.rules import Ruled, TradingRules
 from qfml.hedging.walk import joined
@@ -132,14 +132,33 @@ class Policy(ABC):
         for first, last in self.pieces(n_dates):
             if self.truncate and first % self.truncate == 0:
                 before, state = before.detach(), tuple(part.detach() for part in state)
-            given = (parameters, x[:, :, first:last], before, first, state)
+            seen = x[:, :, first:last]
             if self.checkpoint and torch.is_grad_enabled():
-                held, state = checkpoint(self.advance, *given, use_reentrant=False, preserve_rng_state=False)
+                held, state = self._again(parameters, seen, before, first, state)
             else:
-                held, state = self.advance(*given)
+                held, state = self.advance(parameters, seen, before, first, state)
             found += held
             before = held[-1]
         return found
+
+    def _again(
+        self, parameters: Parameters, x: Tensor, before: Tensor, first: int, state: State
+    ) -> tuple[list[Tensor], State]:
+        """`advance`, of which only the arguments are kept."""
+        names, n_dates = list(parameters), x.shape[2]
+
+        def run(x: Tensor, before: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            own = dict(zip(names, others[: len(names)], strict=True))
+            held, after = self.advance(own, x, before, first, others[len(names) :])
+            return *held, *after[kept:]
+
+        kept = self.n_kept(state)
+        found = made_again(run, x, before, *parameters.values(), *state)
+        return list(found[:n_dates]), (*state[:kept], *found[n_dates:])
+
+    def n_kept(self, state: State) -> int:
+        """How many tensors of a state stay as they are at the dates to come."""
+        return 0
 
     def pieces(self, n_dates: int) -> list[tuple[int, int]]:
         """First date and end of what is walked at a time: to where gradients end, or what is walked again."""

@@ -47,6 +47,8 @@ class RecordedPaths:
         rebased_to: each path is multiplied so that it begins with this spot; None: as recorded.
         information: what a policy sees: see `FEATURES`.
         reference_vol: the unit of volatility of the features; None: that of all returns used.
+        reference_spot: the unit of the prices of instruments among the features, with that volatility and the root of
+            the horizon; None: the mean of all first prices used.
 
     Raises:
         ConfigError: settings that break a rule.
@@ -72,6 +74,7 @@ class RecordedPaths:
     rebased_to: float | None = None
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
+    reference_spot: float | None = None
     kind: ClassVar[str] = "recorded"
 
     def __post_init__(self) -> None:
@@ -88,6 +91,8 @@ class RecordedPaths:
         with as_config_error():
             whole("history", self.history, at_least=0)
             check_common(self)
+            if self.reference_spot is not None:
+                one_number("reference_spot", self.reference_spot, above=0.0)
             if self.rebased_to is not None:
                 one_number("rebased_to", self.rebased_to, above=0.0)
         if self.window is not None and self.window > self.history:
@@ -156,7 +161,7 @@ class RecordedPaths:
             prices = prices[self._chosen(n_paths, seed, number, len(prices))]
         today = self.history
         vol = rolling_vol(prices[:, :, 0].log(), times, self.window)[:, today - self.window :] if self.window else None
-        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol, self._typical_spot)
+        made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol, self.typical_spot)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
 
     def parted(self, n_last: int) -> tuple[RecordedPaths, RecordedPaths]:
@@ -172,19 +177,20 @@ class RecordedPaths:
                 f"{end - first} that are used, got {n_last}"
             )
         parts = ((first, end - n_last), (end - n_last, end))
-        return tuple(replace(self, rows=rows, reference_vol=self.vol) for rows in parts)  # pyright: ignore[reportReturnType]
+        units = {"reference_vol": self.vol, "reference_spot": self.typical_spot}
+        return tuple(replace(self, rows=rows, **units) for rows in parts)  # pyright: ignore[reportReturnType]
 
     def sight(self, book: Book) -> Sight:
         """How the features follow from what is observed on a trading date."""
         times, prices = self.recorded
-        made = TradedPrices(
-            times[self.history :], prices[:, self.history :], self.instruments, None, self._typical_spot
-        )
+        made = TradedPrices(times[self.history :], prices[:, self.history :], self.instruments, None, self.typical_spot)
         return made.sight(book, self.rate, self.vol, self.information)
 
     @cached_property
-    def _typical_spot(self) -> float:
-        """Of all recorded paths, whichever are drawn."""
+    def typical_spot(self) -> float:
+        """The unit of the prices of instruments, the same whichever paths are drawn."""
+        if self.reference_spot is not None:
+            return self.reference_spot
         return float(self.recorded[1][:, self.history, 0].mean())
 
     def _chosen(self, n_paths: Any, seed: Any, number: Any, available: int) -> Tensor:

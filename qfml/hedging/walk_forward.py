@@ -34,6 +34,8 @@ from qfml.hedging.hedger import Hedger, deep_hedges
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.out_of_sample import check_n_bootstrap, check_n_episodes
 from qfml.hedging.policies import FeedForward
+from qfml.hedging.policy_base import Policy
+from qfml.hedging.rules import TradingRules
 from qfml.hedging.textbook import Case, named, problem_of, textbook_hedges
 from qfml.hedging.walk_forward_judgement import judged
 from qfml.splits import WalkForward
@@ -108,7 +110,8 @@ def walk_forward_hedge(
     seed: int = 1,
     costs: Sequence[Cost] = (),
     unwind: bool = False,
-    policy: FeedForward = FeedForward(),  # noqa: B008  (frozen)
+    policy: Policy = FeedForward(),  # noqa: B008  (frozen)
+    rules: TradingRules | None = None,
     trainer: Trainer,
     steps_per_epoch: int = 100,
     n_validation: int = 2**14,
@@ -135,8 +138,8 @@ def walk_forward_hedge(
             training returns and, where past returns are seen, with what those have realised.
         n_bootstrap: resamples behind each interval.
         seed: of the resamples and of the paths that premiums are asked on.
-        costs, unwind, policy, trainer, steps_per_epoch, n_validation, seeds, aversions, cost_levels, exact, callbacks,
-            checkpoint_dir, resume: as of `deep_hedge`.
+        costs, unwind, policy, rules, trainer, steps_per_epoch, n_validation, seeds, aversions, cost_levels, exact,
+            callbacks, checkpoint_dir, resume: as of `deep_hedge`; the rules are the textbook's too.
 
     Returns:
         Folds and a table with the columns: aversion, cost_level; hedge ("policy": in each fold the seed whose risk on
@@ -182,6 +185,7 @@ def walk_forward_hedge(
         costs=costs,
         unwind=unwind,
         policy=policy,
+        rules=rules,
         trainer=trainer,
         steps_per_epoch=steps_per_epoch,
         n_validation=n_validation,
@@ -314,7 +318,7 @@ def _held(
     if len(places) > 1:
         found |= {f"policy_seed_{hedger.members[place].seed}": held[place] for place in places}
     problem = problem_of(market, hedger.book)
-    return found | {name: hedge.holdings(paths, problem) for name, hedge in hedges.items()}, left_out
+    return found | {name: hedger.rules.of(hedge.holdings(paths, problem)) for name, hedge in hedges.items()}, left_out
 
 
 def _of_fold(

@@ -91,6 +91,7 @@ def walk(task: HedgingTask, folder: Path, resume: bool, callbacks: Sequence[Call
         costs=task.costs,
         unwind=task.unwind,
         policy=task.policy,
+        rules=task.rules,
         trainer=task.trainer,
         steps_per_epoch=task.steps_per_epoch,
         n_validation=task.n_validation,

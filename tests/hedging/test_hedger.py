@@ -6,7 +6,18 @@ import torch
 import pricers as pr
 import qfml
 from qfml.errors import ConfigError, DataError
-from qfml.hedging import OBJECTIVES, Book, FeedForward, ModelMarket, Option, Proportional, Spot, deep_hedge
+from qfml.hedging import (
+    OBJECTIVES,
+    Attention,
+    Book,
+    FeedForward,
+    ModelMarket,
+    Option,
+    Proportional,
+    Recurrent,
+    Spot,
+    deep_hedge,
+)
 from qfml.hedging.gains import gains
 
 N_STEPS, HORIZON = 4, 4 / 365
@@ -88,6 +99,25 @@ def test_one_date_at_a_time_holds_what_the_batch_holds(hedger):
             torch.testing.assert_close(held, whole[:, date], rtol=0, atol=1e-6)
     one, _ = hedger.hedge({"spot": float(paths.prices[7, 0, 0])}, [0.0], 0, 2)
     torch.testing.assert_close(one, hedger.holdings(paths)[2, 7, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", [Recurrent(hidden=4, cell="lstm"), Attention(width=8, hidden=4, layers=2)])
+def test_a_policy_that_remembers_is_handed_its_state(policy):
+    found = hedged(OBJECTIVES["entropic"](10.0), policy=policy, steps_per_epoch=2)
+    paths = found.paths(64, seed=3)
+    whole, held, state = found.holdings(paths)[0], torch.zeros(64, 1), ()
+    states = []
+    for date in range(N_STEPS):
+        held, state = found.hedge(paths.features[:, date], held, date, state=state)
+        states.append(state)
+        torch.testing.assert_close(held, whole[:, date], rtol=0, atol=1e-6)
+    one, own = found.hedge(paths.features[7, 0], [0.0], 0)  # of a single path, and on from there
+    two, _ = found.hedge(paths.features[7, 1], one, 1, state=own)
+    torch.testing.assert_close(two, whole[7, 1], rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="`state` must be what came with the holdings of the date before"):
+        found.hedge(paths.features[:, 1], held, 1)
+    with pytest.raises(DataError, match="`state` must be"):
+        found.hedge(paths.features[7, 1], one, 1, state=states[0])  # of other paths
 
 
 def test_wrong_questions_are_refused(hedger):

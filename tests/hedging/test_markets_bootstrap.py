@@ -182,6 +182,7 @@ def test_drawn_signs_leave_nothing_to_foresee_but_the_vol(signs, foreseen):
     assert in_errors(before.square(), after.square()) > 8
     gain = discounted[:, -1] - 1
     assert signs == "kept" or abs(float(gain.mean())) < 4 * float(gain.std()) / math.sqrt(len(gain))
+    assert made.martingale == (signs == "drawn")
     assert torch.allclose(moves.abs().max(), (made.log_returns - 0.05 / 252).expm1().abs().max())
 
 

@@ -212,8 +212,8 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     seen, before = {}, hedger_module.PathData
 
     def spied(draws, validations, steps, identity):
-        seen["train"] = [draws[0](step) for step in range(20)]
-        seen["validation"] = validations[0]
+        (draw,), (seen["validation"],) = draws, validations
+        seen["train"] = [draw(step) for step in range(20)]
         return before(draws, validations, steps, identity)
 
     book = Book(((1.0, pr.European(1.0, 0.2)),))

@@ -1,6 +1,11 @@
 """Training of each kind of policy: bits of stack and resume, what it learns, half precision and compiled."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +20,7 @@ from qfml.hedging.policies import POLICIES, Attention, FeedForward, Recurrent
 from qfml.hedging.rules import TradingRules
 from qfml.hedging.training import PathData, PathMember, train_policies
 
-BAND = Band(("delta",))
+BAND, LOTS = Band(("delta",)), TradingRules(0.0, lot=0.1)
 # odd widths, for the bits of a product depend on where its matrices begin
 SEVERAL = {
     "feed-forward of gelu": FeedForward(hidden=(5, 7), activation="gelu"),
@@ -33,7 +38,7 @@ SEVERAL = {name: replace(policy, feature_names=NAMES) for name, policy in SEVERA
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_member_of_a_stack_equals_solo_to_the_last_bit(name):
     loss = loss_of(*LOSSES["entropic"], paths_of(0))
-    several = members(SEVERAL[name])
+    several = members(SEVERAL[name], 2)
     stacked = train_policies(several, loss, data(), trainer(max_epochs=2))
     for member, fit in zip(several, stacked, strict=True):
         (alone,) = train_policies([member], loss, data(), trainer(max_epochs=2))
@@ -94,7 +99,7 @@ def remembered_paths(number, n_paths=512):
     return replace(paths, liability=(spot[:, 1] - spot[:, 0]).sign() * (spot[:, -1] - spot[:, 1]))
 
 
-@pytest.mark.parametrize("kind", ["recurrent", "transformer"])
+@pytest.mark.parametrize("kind", ["recurrent", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_policy_with_a_memory_hedges_what_only_memory_can(kind):
     """Held from date 1 on: the sign of the first move. A feed-forward policy that does not see its holdings cannot."""
     objective = Entropic(50.0)
@@ -106,3 +111,102 @@ def test_a_policy_with_a_memory_hedges_what_only_memory_can(kind):
     blind, _ = learned(replace(LEARNERS["feed_forward"], sees_holdings=False), remembered_paths, objective, epochs=2)
     assert risk < 0.2 * unhedged
     assert blind > 0.4 * unhedged
+
+
+HALVES = {
+    "feed_forward": FeedForward(hidden=(8, 8)),
+    "recurrent": Recurrent(hidden=8, checkpoint=True),
+    "transformer": Attention(width=8, hidden=8),
+}
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_a_precision_is_that_of_the_products_alone(kind, precision):
+    """Holdings, and so P&L, costs and objective, have all 24 bits; the training ends where that of fp32 does."""
+    policy = replace(HALVES[kind], feature_names=NAMES)
+    loss = loss_of(*LOSSES["entropic"], paths_of(0))
+    (full,), (half,) = (
+        train_policies(members(policy, 1), loss, data(), trainer(max_epochs=2, precision=one))
+        for one in ("fp32", precision)
+    )
+    assert half.status == "finished"
+    assert not same(full, half)
+    assert half.best_val_loss == pytest.approx(full.best_val_loss, rel=2e-3)
+    paths, own = paths_of(7), {name: value[None] for name, value in half.named_parameters().items()}
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast("cpu", dtype):
+        output = policy.forward(own, paths.features[None])
+    assert output.dtype == torch.float32
+    assert float((output[..., :-1] != output[..., :-1].to(dtype).float()).float().mean()) > 0.9
+    exact = policy.forward(own, paths.features[None])
+    assert 0 < float((output - exact).abs().max()) < 0.05
+
+
+SEEN_THROUGH = """
+import json, sys, torch
+from dataclasses import replace
+from hedging.small_training import NAMES, paths_of
+from qfml.hedging import Attention, Band, FeedForward, Recurrent, TradingRules
+found = {}
+several = {
+    "feed_forward": FeedForward(hidden=(4,), truncate=2),
+    "recurrent": Recurrent(hidden=4, holding=Band(("delta",)), rules=TradingRules(0.0, 1.0, 0.1), checkpoint=True),
+    "transformer": Attention(width=8, hidden=4, sees_holdings=False, truncate=2),
+}
+for kind in sys.argv[1:]:
+    policy = several[kind]
+    policy = replace(policy, feature_names=NAMES)
+    drawn = policy.init(3, 4, torch.Generator().manual_seed(0), 4)
+    leaves = {name: torch.stack([value, value]).requires_grad_() for name, value in drawn.items()}
+    x = paths_of(3).features[:, :4].expand(2, -1, -1, -1)
+    compiled = torch.compile(policy.forward, backend="aot_eager", fullgraph=True)
+    outputs = [one(leaves, x) for one in (policy.forward, compiled)]
+    slopes = [torch.autograd.grad(output.square().sum(), list(leaves.values())) for output in outputs]
+    found[kind] = [float((one - two).abs().max()) for one, two in zip(*slopes)]
+print(json.dumps(found))
+"""
+COMPILED = """
+import json, sys, torch
+from dataclasses import replace
+from hedging.small_training import LOSSES, NAMES, data, members, paths_of, trainer
+from qfml.hedging import Attention, FeedForward, Recurrent
+from qfml.hedging.loss import loss_of
+from qfml.hedging.training import train_policies
+found, loss = {}, loss_of(*LOSSES["entropic"], paths_of(0))
+for policy in (FeedForward(hidden=(4,)), Recurrent(hidden=4), Attention(width=8, hidden=4)):
+    several = members(replace(policy, feature_names=NAMES), 2)
+    fits = [train_policies(several, loss, data(), trainer(max_epochs=2, compile=one)) for one in (None, "default")]
+    found[policy.kind] = [float((a.parameters - b.parameters).abs().max()) for a, b in zip(*fits)]
+print(json.dumps(found))
+"""
+
+
+def differences(script, *words):
+    """In a process without the checks of annotations, which torch.compile cannot see through."""
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])
+    environment = os.environ | {"JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_compiler_sees_through_a_walk():
+    """As one graph, with the same gradients: holding and trading rules, pieces made again."""
+    found = differences(SEEN_THROUGH, "recurrent")
+    assert max(found["recurrent"]) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiler_sees_through_every_policy():
+    found = differences(SEEN_THROUGH, *POLICIES)
+    assert set(found) == set(POLICIES)
+    assert max(max(each) for each in found.values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_training_is_within_1e_5_of_the_eager_one():
+    found = differences(COMPILED)
+    assert set(found) == set(POLICIES)
+    assert max(max(each) for each in found.values()) < 1e-5

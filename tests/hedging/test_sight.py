@@ -5,8 +5,19 @@ import pytest
 import torch
 
 import pricers as pr
+import qfml
 from qfml.errors import ConfigError, DataError
-from qfml.hedging import Book, BootstrappedReturns, ModelMarket, Option, RecordedPaths, Spot, VarianceSwapHedge
+from qfml.hedging import (
+    Book,
+    BootstrappedReturns,
+    DriftRemoved,
+    JudgementSettings,
+    ModelMarket,
+    Option,
+    RecordedPaths,
+    Spot,
+    VarianceSwapHedge,
+)
 from qfml.hedging.information import FEATURES, NEEDED
 from qfml.hedging.sight import rows_of, sight_of
 from qfml.hedging.traded_prices import rolling_vol
@@ -90,9 +101,8 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     prices = 100.0 * torch.exp((0.02 * steps).cumsum(1))
     times = tuple(T * place / 5 for place in range(-2, 6))
     shared = {"information": ("log_moneyness", "time_to_horizon", "realised_vol", "prices"), "rate": 0.03}
-    record = RecordedPaths(
-        array=prices.numpy(), times=times, instruments=("spot", "future"), history=2, window=2, **shared
-    )
+    described = {"times": times, "instruments": ("spot", "future"), "history": 2, "window": 2} | shared
+    record = RecordedPaths(array=prices.numpy(), **described)
     some = record.paths(8, CALL, seed=3)
     sight = sight_of(record, CALL)
     assert list(sight.quantities) == ["spot", "realised_vol", "future"]
@@ -105,6 +115,15 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     # features of a path do not depend on which others are drawn with it
     matches = (all_of_them.features[None] == some.features[:, None]).flatten(2).all(2)
     assert matches.any(1).all()
+    # nor on which part of the record it comes from
+    first, last = (part.paths(None, CALL, seed=3) for part in record.parted(10))
+    assert torch.equal(torch.cat([first.features, last.features]), all_of_them.features)
+    for scale in (2.0, 1.0):
+        other = RecordedPaths(array=scale * prices.numpy(), **described)
+        fresh = JudgementSettings(market=other).fresh(record)
+        assert (fresh.typical_spot, fresh.vol) == (record.typical_spot, record.vol)
+    trainer = qfml.Trainer(max_epochs=1, batch_size=16)
+    assert sight_of(DriftRemoved(record, trainer), CALL).quantities == sight.quantities
     returns = {"kind": "arch", "name": "sp500"}
     series = BootstrappedReturns(
         returns, n_steps=5, block_length=5, keep_drift=False, rate=0.02, periods_per_year=50, window=2, **RESAMPLED

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hedging.small_training import BANDS, LOSSES, PATHS, POLICY, StopsAfter, data, members, paths_of, same, trainer
+from hedging.small_training import BANDS, LOSSES, POLICY, StopsAfter, data, members, paths_of, same, trainer
 
 from pricers import parallel
 from qfml.errors import ConfigError, DataError, Interrupted
@@ -102,7 +102,7 @@ def test_what_cannot_be_trained_is_refused():
         train_policies([PathMember(POLICY, cost_level=2000.0)], loss, data(), trainer())
 
 
-def shifted(number, n_paths=PATHS):
+def shifted(number, n_paths=64):
     """Another world: other paths of the same shape."""
     return paths_of(number + 10**8, n_paths)
 

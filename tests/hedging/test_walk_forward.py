@@ -24,6 +24,7 @@ from qfml.hedging import (
     ModelMarket,
     NoHedge,
     Proportional,
+    TradingRules,
     deep_hedge,
     walk_forward_hedge,
 )
@@ -133,10 +134,10 @@ def test_prices_of_an_episode_begin_at_the_spot_of_the_market_and_are_discounted
     [
         WalkForward("5Y", "1Y", expanding=True),
         WalkForward("3Y", "6M", embargo="10D", purge_lookback=True),
-        WalkForward(600, 200, gap=20, refit_every=2),
+        WalkForward(120, 40, gap=4, refit_every=2),
     ],
 )
-@pytest.mark.parametrize("start_every", [1, "month"])
+@pytest.mark.parametrize("start_every", [5, "month"])
 def test_no_training_return_is_later_than_the_first_test_by_brute_force(splitter, start_every):
     if start_every == "month" and splitter.gap:
         splitter = WalkForward(60, 12, gap=2, refit_every=2)
@@ -239,6 +240,16 @@ def test_each_fold_has_the_policies_that_its_market_alone_would_give(walked):
     assert alone.fits[0].history == fold.hedger.fits[place].history
 
 
+def test_policies_and_textbook_hedges_trade_in_the_same_lots():
+    found = walk(rules=TradingRules(min_holding=0.0, max_holding=0.8, lot=0.25), aversions=(5.0,), seeds=(0,))
+    for name, rows in found.holdings.group_by("hedge"):
+        held = rows["held"].to_numpy()
+        assert np.abs(4 * held - np.round(4 * held)).max() < 1e-5, name
+        assert 0.0 <= held.min() <= held.max() <= 0.75
+    delta = found.holdings.filter(hedge="black_scholes_delta")["held"]
+    assert delta.n_unique() == 4
+
+
 def test_the_policy_that_trades_is_the_best_of_the_validation(walked):
     for fold in walked.folds:
         for case, best in fold.best.items():
@@ -252,6 +263,12 @@ def test_the_policy_that_trades_is_the_best_of_the_validation(walked):
             rows = walked.table.filter(fold=fold.number, aversion=case.aversion)
             own, one = (rows.filter(hedge=name)["pnl"] for name in ("policy", f"policy_seed_{seed}"))
             assert own.equals(one)
+
+
+def test_trading_rules_bind_the_textbook_too():
+    found = walk(seeds=(0,), aversions=(5.0,), rules=TradingRules(max_holding=0.5, lot=0.25)).holdings
+    assert set(found["held"].unique()) <= {0.0, 0.25, 0.5}
+    assert found["held"].max() == 0.5
 
 
 def test_folds_that_are_not_trained_anew_keep_their_policies():
