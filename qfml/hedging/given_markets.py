@@ -74,7 +74,7 @@ def parted(market: HedgingMarket, n_last: int) -> tuple[HedgingMarket, HedgingMa
 
 
 def identity(part: Any) -> Any:
-    """What decides the paths of a market, as plain JSON: settings; an array, or the frame of a script, by its hash."""
+    """What decides the paths of a market, as plain JSON: its settings; an array or a script's frame by its hash."""
     if isinstance(part, HedgingMarket) and is_dataclass(part):
         return {"kind": part.kind} | {each.name: identity(getattr(part, each.name)) for each in fields(part)}
     if isinstance(part, np.ndarray | torch.Tensor):
