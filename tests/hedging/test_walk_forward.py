@@ -240,16 +240,6 @@ def test_each_fold_has_the_policies_that_its_market_alone_would_give(walked):
     assert alone.fits[0].history == fold.hedger.fits[place].history
 
 
-def test_policies_and_textbook_hedges_trade_in_the_same_lots():
-    found = walk(rules=TradingRules(min_holding=0.0, max_holding=0.8, lot=0.25), aversions=(5.0,), seeds=(0,))
-    for name, rows in found.holdings.group_by("hedge"):
-        held = rows["held"].to_numpy()
-        assert np.abs(4 * held - np.round(4 * held)).max() < 1e-5, name
-        assert 0.0 <= held.min() <= held.max() <= 0.75
-    delta = found.holdings.filter(hedge="black_scholes_delta")["held"]
-    assert delta.n_unique() == 4
-
-
 def test_the_policy_that_trades_is_the_best_of_the_validation(walked):
     for fold in walked.folds:
         for case, best in fold.best.items():
