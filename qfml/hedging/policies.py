@@ -53,7 +53,7 @@ class FeedForward(Policy):
     @property
     def writes_gradient(self) -> bool:
         """Whether the gradient is written out."""
-        return self.activation in _WRITTEN and self.truncate is None and not self.checkpoint
+        return self.activation in _WRITTEN and not self.checkpoint
 
     def init(
         self, n_features: int, window: int | None, generator: torch.Generator, n_outputs: int = 1

@@ -110,7 +110,9 @@ class Walk:
             hedge = policy.hedge(self.room.features[date])
             back, carried = policy.rule.slopes(back, self.room.raw[date], before, hedge, self.now[date])
             seen = self._back(date, back, turned[own], found[own])
-            if seen is not None:
+            if policy.truncate and date % policy.truncate == 0:  # what was held before is taken as given
+                carried = None
+            elif seen is not None:
                 carried = seen if carried is None else carried + seen
         self.room.leave()
         gradients = [torch.stack(parts) for maps in zip(*found, strict=True) for parts in zip(*maps, strict=True)]

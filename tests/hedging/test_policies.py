@@ -157,6 +157,12 @@ def test_a_gradient_ends_after_so_many_dates(name, rule, truncate):
     own, full = gradients(output, leaves), gradients(whole.forward(leaves, x), leaves)
     for found, by_hand in zip(own, gradients(expected, leaves), strict=True):
         torch.testing.assert_close(found, by_hand, rtol=1e-10, atol=1e-12)
+    if isinstance(policy, FeedForward) and policy.writes_gradient:
+        slope = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        by_graph = torch.autograd.grad((policy.forward(leaves, x) * slope).sum(), list(leaves.values()))
+        pulled = policy.pullback({key: leaf.detach() for key, leaf in leaves.items()}, x)[1](slope)
+        for found, expected in zip(pulled, by_graph, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     as_whole = all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(own, full, strict=True))
     assert as_whole == (truncate >= L)
 
