@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -206,6 +207,8 @@ def check_costs(costs: Sequence[Cost], n_instruments: int, levels: Sequence[floa
 
 def _check(name: str, value: PerInstrument, below: float, meaning: str) -> None:
     values = _tuple(value)
+    if bad := [each for each in values if isinstance(each, bool) or not isinstance(each, Real)]:
+        raise ConfigError(f"`{name}` must be a number, or a tuple of one for each instrument, got {bad[0]!r}")
     if not values or not all(0 <= each < below for each in values):
         bound = "at least 0" if below == math.inf else f"in [0, {below:g})"
         raise ConfigError(f"`{name}` must be {bound} and finite, {meaning}, got {value}")

@@ -19,6 +19,7 @@ from qfml.config import to_dict
 from qfml.engine import Callback, Trainer
 from qfml.engine.fit import Fit
 from qfml.errors import ConfigError, DataError
+from qfml.hedging.asked import check_counts, check_parts, check_sweep
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
@@ -157,7 +158,8 @@ class Hedger:
             rows = rows_of(self.sight, seen)
             shape = next(iter(rows.values())).shape if rows else held.shape[:-1]
             rows = {name: value.reshape(-1) for name, value in rows.items()}
-            x = self.sight.features(rows, torch.full((shape.numel(),), date)).reshape(*shape, -1)
+            x = self.sight.features(rows, torch.full((shape.numel(),), date))
+            x = x.reshape(*shape, x.shape[-1])
         else:
             x = as_numbers("seen", seen).to(torch.float32)
         names = self.policy.feature_names
@@ -181,9 +183,11 @@ class Hedger:
 
     def _state(self, x: Tensor, date: int, state: State) -> State:
         """What the policy remembers before a date."""
-        if date == 0 and not state:
+        if date == 0 and isinstance(state, tuple) and not state:
             return self.policy.start(x[None])
         expected = self.policy.state_shapes(1, len(x), date)
+        if not isinstance(state, tuple) or not all(isinstance(part, Tensor) for part in state):
+            raise DataError(f"`state` must be the tuple that came with the holdings of the date before, got {state!r}")
         if [tuple(part.shape) for part in state] != expected:
             raise DataError(
                 f"`state` must be what came with the holdings of the date before: the policy {self.policy.kind!r} "
@@ -352,8 +356,9 @@ def deep_hedges(
     """
     if not markets:
         raise ConfigError("`markets` is empty: there is nothing to train on")
-    if isinstance(n_validation, bool) or not isinstance(n_validation, int) or n_validation < 2:
-        raise ConfigError(f"`n_validation` must be a number of paths, at least 2, got {n_validation!r}")
+    check_parts(book, objective, costs, policy, rules, trainer)
+    check_sweep(objective, seeds, aversions, cost_levels)
+    check_counts(steps_per_epoch, n_validation)
     halves = [parted(market, n_validation) for market in markets]
     validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
     martingale = all(market.martingale for market in markets)

@@ -82,6 +82,8 @@ def features(names: tuple[str, ...], seen: Seen) -> tuple[Tensor, tuple[str, ...
         >>> made[0, :, 0].tolist(), called
         ([1.0, 0.0], ('time_to_horizon',))
     """
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigError(f"`information` names {twice[0]!r} twice: a policy sees it once, leave the other out")
     columns: dict[str, Tensor] = {}
     for name in names:
         columns |= _named(name, seen)

@@ -46,6 +46,7 @@ import torch
 from torch import Tensor
 
 from pricers.noise import address
+from pricers.parameters import whole
 from qfml.config import OneOf, build_kind
 from qfml.errors import ConfigError, UserError
 from qfml.files import write_whole
@@ -97,6 +98,14 @@ class JudgementSettings:
     def __post_init__(self) -> None:
         if self.n_paths is None and not (self.market and isinstance(as_given(self.market), RecordedPaths)):
             raise ConfigError("`n_paths` may be null for recorded paths only; give a number of paths")
+        try:
+            for name, given in (("n_paths", self.n_paths), ("seed", self.seed)):
+                if given is not None:
+                    whole(name, given)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if not isinstance(self.stress, Mapping):
+            raise ConfigError(f"`stress` must be a mapping of other markets by name, got {self.stress!r}")
         check_resampling(self.n_resamples, self.block_length)
         if self.block_length > 1 and self.n_paths is not None:
             raise ConfigError("`block_length` above 1 is for the order of a record: set `n_paths` to null")
@@ -120,6 +129,11 @@ class JudgementSettings:
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
         trained = as_given(market)
+        if isinstance(trained, RecordedPaths) and isinstance(given, RecordedPaths) and trained.shares_paths(given):
+            raise ConfigError(
+                f"`market` has paths of {given.path} that were trained on: name other `rows`, of the training they are "
+                f"{trained.rows or 'all'}, here {given.rows or 'all'}"
+            )
         if isinstance(trained, RecordedPaths) and getattr(given, "reference_spot", 0.0) is None:
             given = replace(given, reference_spot=trained.typical_spot)
         return replace(self.market, market=given) if isinstance(self.market, DriftRemoved) else given

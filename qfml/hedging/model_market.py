@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pricers as pr
 from pricers.models.base import Characteristic
-from pricers.parameters import converted, number
+from pricers.parameters import converted, number, whole
 from pricers.paths import SAME_DATE
 from qfml.config import OneOf, years_of
 from qfml.errors import ConfigError
@@ -140,6 +140,8 @@ class ModelMarket:
     def _check_numbers(self) -> None:
         try:
             number("drift", self.drift)
+            if self.simulation_steps is not None:
+                whole("simulation_steps", self.simulation_steps, at_least=1)
             if self.reference_vol is not None:
                 number("reference_vol", self.reference_vol, above=0.0)
         except ValueError as error:

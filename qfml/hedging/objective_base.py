@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -180,13 +181,21 @@ def checked_pnl(pnl: Pnl) -> Pnl:
     return pnl.double()
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise ConfigError unless the setting is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"`{name}` must be a number, got {value!r}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise ConfigError unless the setting is above 0 and finite."""
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ConfigError(f"`{name}` must be positive and finite, got {value}")
 
 
 def check_tail(name: str, value: float) -> None:
     """Raise ConfigError unless the setting is the probability of a tail."""
+    check_number(name, value)
     if not 0 < value <= 1:
         raise ConfigError(f"`{name}` must lie in (0, 1], 0.05 for the worst 5 % of paths, got {value}")

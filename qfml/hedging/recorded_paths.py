@@ -180,6 +180,13 @@ class RecordedPaths:
         units = {"reference_vol": self.vol, "reference_spot": self.typical_spot}
         return tuple(replace(self, rows=rows, **units) for rows in parts)  # pyright: ignore[reportReturnType]
 
+    def shares_paths(self, other: RecordedPaths) -> bool:
+        """Whether rows of one file are used by both."""
+        if self.path is None or other.path is None or Path(self.path).resolve() != Path(other.path).resolve():
+            return False
+        spans = [(0, math.inf) if one.rows is None else one.rows for one in (self, other)]
+        return max(first for first, _ in spans) < min(end for _, end in spans)
+
     def sight(self, book: Book) -> Sight:
         """How the features follow from what is observed on a trading date."""
         times, prices = self.recorded

@@ -78,6 +78,11 @@ def paired_bootstrap(
         tensor(True)
     """
     check_resampling(n_resamples, block_length)
+    if n_resamples and 2 * block_length > pnl.shape[1]:
+        raise ConfigError(
+            f"`block_length` must leave two blocks or more of {pnl.shape[1]} paths, got {block_length}: resamples of "
+            "one block are the sample itself"
+        )
     pnl = pnl.double()
     dials = None if aversion is None else torch.full((len(pnl),), aversion, dtype=torch.float64)
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,8 @@ class TradingRules:
 
     def _check(self, low: float | None, high: float | None, lot: float | None) -> None:
         for name, value in (("min_holding", low), ("max_holding", high), ("lot", lot)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ConfigError(f"`{name}` must be a number, or a tuple of one for each instrument, got {value!r}")
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"`{name}` must be finite, got {value}; null for none")
         if lot is not None and not lot > 0:
@@ -75,6 +78,11 @@ class TradingRules:
             raise ConfigError(
                 f"there is no multiple of `lot` {lot} between `min_holding` {low} and `max_holding` {high}: take a "
                 "smaller lot, or wider limits"
+            )
+        if lot is not None and least == most:
+            raise ConfigError(
+                f"`min_holding` {low}, `max_holding` {high} and `lot` {lot} leave a single holding, {least * lot:g}: "
+                "take a smaller lot, or wider limits"
             )
 
     @property

@@ -71,6 +71,11 @@ def load_hedger(folder: str | Path) -> Hedger:
     """
     folder = Path(folder)
     folder = folder if (folder / "manifest.json").is_file() else folder / "model"
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{folder.parent if folder.name == 'model' else folder} holds no policies: name a folder that "
+            "`save_hedger` wrote, or that of a finished run"
+        )
     tensors, state = read_folder(folder)
     if state.get("format") != FORMAT or state.get("version") != VERSION:
         raise CheckpointError(

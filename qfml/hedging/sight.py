@@ -176,6 +176,9 @@ def as_numbers(name: str, value: Any) -> Tensor:
         DataError: what is none.
     """
     try:
-        return torch.as_tensor(value, device="cpu")
+        found = torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"{name!r} must be numbers, got {value!r}") from None
+    if found.is_complex():
+        raise DataError(f"{name!r} must be real numbers, got {value!r}")
+    return found

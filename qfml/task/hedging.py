@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from qfml import config
 from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, UserError
+from qfml.hedging.asked import check_counts, check_sweep
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
@@ -94,18 +94,9 @@ class HedgingTask:
         self._check_judgement(paths)
 
     def _check_numbers(self) -> None:
-        for name, given in (("seeds", self.seeds), ("aversions", self.aversions), ("cost_levels", self.cost_levels)):
-            if given is not None and (not given or len(set(given)) < len(given)):
-                raise ConfigError(f"`{name}` must hold different numbers, at least one, got {list(given)}")
-        if bad := [level for level in self.cost_levels if not 0 <= level < math.inf]:
-            raise ConfigError(f"`cost_levels` must be 0 or more and finite, got {bad[0]}")
-        if self.aversions is not None and self.objective.dial is None:
-            raise ConfigError(f"`aversions`: the objective `{self.objective.kind}` has none; leave them out")
-        for aversion in self.aversions or ():
-            self.objective.check_dial(aversion)
-        for name, least in (("steps_per_epoch", 1), ("n_validation", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"`{name}` must be {least} or more, got {getattr(self, name)}")
+        aversions = (None,) if self.aversions is None else self.aversions
+        check_sweep(self.objective, self.seeds, aversions, self.cost_levels)
+        check_counts(self.steps_per_epoch, self.n_validation)
         try:
             check_trainer(self.trainer)
         except ConfigError as error:

@@ -163,7 +163,7 @@ def test_wrong_questions_are_refused(hedger):
         hedger.holdings(two.paths(16, BOOK, seed=1))
     with pytest.raises(ConfigError, match="`n_validation`"):
         hedged(OBJECTIVES["entropic"](10.0), n_validation=1)
-    with pytest.raises(ConfigError, match="has no aversion"):
+    with pytest.raises(ConfigError, match="has none; leave them out"):
         hedged(OBJECTIVES["quadratic"](), aversions=(1.0,))
     longer, trainer = Book(((1.0, pr.European(1.0, 2 * HORIZON)),)), qfml.Trainer(max_epochs=1, batch_size=16)
     with pytest.raises(DataError, match="horizon"):

@@ -1,0 +1,75 @@
+"""What a training is asked for, checked before any path is made: parts of the right kind, numbers that make members."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+from qfml.engine import Trainer
+from qfml.errors import ConfigError
+from qfml.hedging.book import Book
+from qfml.hedging.costs import Cost
+from qfml.hedging.objective_base import Objective
+from qfml.hedging.policy_base import Policy
+from qfml.hedging.rules import TradingRules
+
+__all__ = ["check_counts", "check_parts", "check_sweep"]
+
+
+def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, trainer: Any) -> None:
+    """Refuse what is no book, objective, cost, policy, rule or trainer.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name, given, kind in (
+        ("book", book, Book),
+        ("objective", objective, Objective),
+        ("policy", policy, Policy),
+        ("rules", rules, TradingRules | None),
+        ("trainer", trainer, Trainer),
+    ):
+        if not isinstance(given, kind):
+            raise ConfigError(f"`{name}` must be a {getattr(kind, '__name__', 'TradingRules')}, got {given!r}")
+    if not isinstance(costs, Sequence) or not all(isinstance(cost, Cost) for cost in costs):
+        raise ConfigError(f"`costs` must be a sequence of costs, such as (Proportional(1e-3),), got {costs!r}")
+
+
+def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: Any) -> None:
+    """Refuse numbers that make no members, or one of them twice; an aversion of None is that of the objective.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    for name, given in (("seeds", seeds), ("aversions", aversions), ("cost_levels", cost_levels)):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise ConfigError(f"`{name}` must be a sequence of numbers, got {given!r}")
+        bad = [one for one in given if not _is_number(one) and not (name == "aversions" and one is None)]
+        if bad:
+            raise ConfigError(f"`{name}` must hold numbers, got {bad[0]!r}")
+        if not given or len(set(given)) < len(given):
+            raise ConfigError(f"`{name}` must hold different numbers, at least one, got {list(given)}")
+    if bad := [level for level in cost_levels if not 0 <= level < math.inf]:
+        raise ConfigError(f"`cost_levels` must be 0 or more and finite, got {bad[0]}")
+    own = [aversion for aversion in aversions if aversion is not None]
+    if own and objective.dial is None:
+        raise ConfigError(f"`aversions`: the objective `{objective.kind}` has none; leave them out")
+    for aversion in own:
+        objective.check_dial(aversion)
+
+
+def check_counts(steps_per_epoch: Any, n_validation: Any) -> None:
+    """Refuse an epoch without a step, which would never end, and validation paths that have no risk.
+
+    Raises:
+        ConfigError: naming the number.
+    """
+    for name, given, least in (("steps_per_epoch", steps_per_epoch, 1), ("n_validation", n_validation, 2)):
+        if isinstance(given, bool) or not isinstance(given, int) or given < least:
+            raise ConfigError(f"`{name}` must be a whole number, {least} or more, got {given!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

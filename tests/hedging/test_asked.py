@@ -1,0 +1,160 @@
+"""Wrong questions to a training, a judgement and a live hedge have clear answers, and none goes on for ever."""
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+
+import pricers as pr
+import qfml
+from qfml.errors import CheckpointError, ConfigError, DataError
+from qfml.hedging import (
+    Book,
+    Entropic,
+    FeedForward,
+    Hedger,
+    JudgementSettings,
+    ModelMarket,
+    RecordedPaths,
+    TradingRules,
+    deep_hedge,
+)
+from qfml.hedging.resampling import paired_bootstrap
+
+HORIZON = 2 / 365
+BOOK = Book(((1.0, pr.European(1.0, HORIZON)),))
+TRAINER = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=1, batch_size=16, seed=1)
+
+
+def market(**changes):
+    return ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=HORIZON, **changes)
+
+
+def hedged(**changes):
+    settings = {"market": market(), "book": BOOK, "objective": Entropic(10.0), "trainer": TRAINER, "n_validation": 16}
+    return deep_hedge(**settings | {"steps_per_epoch": 1, "policy": FeedForward(hidden=(4,))} | changes)
+
+
+@pytest.fixture(scope="module")
+def hedger():
+    return hedged()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a whole number, 1 or more, got 0"),
+        ({"n_validation": True}, "`n_validation`"),
+        ({"seeds": ()}, "`seeds` must hold different numbers"),
+        ({"seeds": (0, 0)}, "`seeds` must hold different numbers"),
+        ({"aversions": ()}, "`aversions` must hold different numbers"),
+        ({"aversions": (0.0,)}, "must be positive"),
+        ({"cost_levels": (float("inf"),)}, "`cost_levels` must be 0 or more and finite"),
+    ],
+)
+def test_a_training_refuses_what_it_cannot_mean(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        hedged(**changes)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: TradingRules(0.0, 2.0, lot=5.0), "leave a single holding, 0"),
+        (lambda: market(simulation_steps=-3), "`simulation_steps` must be 1 or more"),
+        (lambda: market(information=("vol_", "time_to_horizon")).paths(4, BOOK, 1), "'vol_'"),
+        (lambda: market(information=("time_to_horizon",) * 2).paths(4, BOOK, 1), "'time_to_horizon' twice"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(made, told):
+    with pytest.raises(ConfigError, match=told):
+        made()
+
+
+KINDS = """
+import numpy as np, pricers as pr, qfml
+from qfml.errors import ConfigError, DataError
+from qfml.hedging import *
+
+book = Book(((1.0, pr.European(1.0, 2 / 365)),))
+market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=2 / 365)
+trainer = qfml.Trainer(max_epochs=1, batch_size=16)
+
+def hedged(**changes):
+    settings = {"book": book, "objective": Entropic(10.0), "trainer": trainer, "n_validation": 16, "steps_per_epoch": 1}
+    return deep_hedge(market, **settings | changes)
+
+hedger = hedged(seeds=[np.int64(1)], costs=(Proportional(np.float32(0.5)),))
+for wrong in (
+    lambda: hedged(steps_per_epoch=1.5),
+    lambda: hedged(seeds=3),
+    lambda: hedged(aversions=("a",)),
+    lambda: hedged(costs=Proportional(1e-3)),
+    lambda: hedged(book=None),
+    lambda: hedged(objective="entropic"),
+    lambda: hedged(policy=FeedForward),
+    lambda: hedged(rules={"lot": 1.0}),
+    lambda: hedged(trainer=None),
+    lambda: Entropic("10"),
+    lambda: ExpectedShortfall(True),
+    lambda: Proportional("a"),
+    lambda: Quadratic([0.1]),
+    lambda: TradingRules(lot="a"),
+    lambda: JudgementSettings(n_paths="a"),
+    lambda: JudgementSettings(seed=1.5),
+    lambda: JudgementSettings(stress=[1]),
+    lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=5),
+    lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=None),
+):
+    try:
+        wrong()
+    except (ConfigError, DataError) as error:
+        print(str(error).split("`")[1])
+    else:
+        print("nothing")
+"""
+NAMES = (
+    *("steps_per_epoch", "seeds", "aversions", "costs", "book", "objective", "policy", "rules", "trainer"),
+    *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress", "state", "state"),
+)
+
+
+def test_values_of_a_wrong_kind_are_named_where_no_test_checks_annotations():
+    told = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=True).stdout
+    assert told.split() == list(NAMES)
+
+
+def test_a_live_hedge_refuses_what_is_no_state(hedger):
+    before = torch.zeros(1)
+    with pytest.raises(DataError, match="`state` must be what came with"):
+        hedger.hedge({"spot": 1.0}, before, 0, state=(before,))
+    with pytest.raises(DataError, match="real numbers"):
+        hedger.hedge({"spot": 1.0 + 2.0j}, before, 0)
+    held, _ = hedger.hedge({"spot": []}, torch.zeros(0, 1), 0)  # a book of no path
+    assert held.shape == (0, 1)
+
+
+def test_a_folder_without_policies_is_no_damaged_one(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no policies"):
+        Hedger.load(tmp_path)
+
+
+def test_paths_that_were_trained_on_are_not_fresh(tmp_path):
+    times = [0.0, 1 / 365, HORIZON]
+    rows = {"path": [p for p in range(8) for _ in times], "time": times * 8, "spot": [1.0, 1.01, 0.99] * 8}
+    pl.DataFrame(rows).write_csv(tmp_path / "paths.csv")
+
+    def part(rows):
+        return RecordedPaths(tmp_path / "paths.csv", rows=rows)
+
+    for trained, judged in (((0, 5), (4, 8)), ((0, 5), None), (None, (4, 8)), (None, None)):
+        with pytest.raises(ConfigError, match="that were trained on"):
+            JudgementSettings(market=part(judged)).fresh(part(trained))
+    assert JudgementSettings(market=part((5, 8))).fresh(part((0, 5))).rows == (5, 8)  # pyright: ignore
+
+
+def test_resamples_are_of_more_than_one_block():
+    with pytest.raises(ConfigError, match="two blocks or more of 100 paths, got 51"):
+        paired_bootstrap(Entropic(1.0), torch.randn(2, 100), n_resamples=100, block_length=51)
