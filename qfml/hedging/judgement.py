@@ -129,7 +129,7 @@ class JudgementSettings:
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
         trained = as_given(market)
-        if isinstance(trained, RecordedPaths) and isinstance(given, RecordedPaths) and trained.shares_paths(given):
+        if isinstance(trained, RecordedPaths) and trained.shares_paths(given):
             raise ConfigError(
                 f"`market` has paths of {given.path} that were trained on: name other `rows`, of the training they are "
                 f"{trained.rows or 'all'}, here {given.rows or 'all'}"

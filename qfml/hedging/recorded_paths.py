@@ -180,9 +180,11 @@ class RecordedPaths:
         units = {"reference_vol": self.vol, "reference_spot": self.typical_spot}
         return tuple(replace(self, rows=rows, **units) for rows in parts)  # pyright: ignore[reportReturnType]
 
-    def shares_paths(self, other: RecordedPaths) -> bool:
+    def shares_paths(self, other: Any) -> bool:
         """Whether rows of one file are used by both."""
-        if self.path is None or other.path is None or Path(self.path).resolve() != Path(other.path).resolve():
+        if not isinstance(other, RecordedPaths) or self.path is None or other.path is None:
+            return False
+        if Path(self.path).resolve() != Path(other.path).resolve():
             return False
         spans = [(0, math.inf) if one.rows is None else one.rows for one in (self, other)]
         return max(first for first, _ in spans) < min(end for _, end in spans)
