@@ -18,7 +18,11 @@ for source in sys.modules["qfml.calibration.sources"].SURFACE_SOURCES.values():
 """
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+SLOW = {"hedging_heston"}  # its checks make tables of option prices
+MARKED = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", MARKED)
 def test_a_config_is_accepted_up_to_the_reading_of_its_data(path, tmp_path):
     command = "tune" if "tune" in yaml.safe_load(path.read_text()) else "run"
     done = qfml(command, path, "--out", "out", cwd=tmp_path, before=READ_NOTHING)

@@ -113,14 +113,11 @@ def test_the_policies_that_were_saved_hold_what_the_tables_say(small, monkeypatc
         moneyness = -torch.tensor(own["spot"][date]).log()
         unit = hedger.market.vol
         d1 = -moneyness / (unit * left**0.5) + 0.5 * unit * left**0.5
-        seen = {
-            "log_moneyness": moneyness / (unit * (5 / 252) ** 0.5),
-            "time_to_horizon": (5 - date) / 5,
-            "call_delta": torch.special.ndtr(d1),
-            "realised_vol": vol / unit,
-        }
+        by_hand = [moneyness / (unit * (5 / 252) ** 0.5), (5 - date) / 5, torch.special.ndtr(d1), vol / unit]
+        seen = torch.tensor([float(one) for one in by_hand])
         before, state = hedger.hedge(seen, before, date, place, state)
         assert float(before) == pytest.approx(own["held"][date], abs=1e-6)
+    assert hedger.policy.feature_names == ("log_moneyness", "time_to_horizon", "call_delta", "realised_vol")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -17,13 +17,14 @@ from pricers.parameters import number as one_number
 from pricers.parameters import whole
 from qfml.config import OneOf, build_kind
 from qfml.data.sources import SOURCES
+from qfml.data.validation import ErrorOnMissing, validate
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
 
-__all__ = ["BootstrappedReturns", "block_rows"]
+__all__ = ["BootstrappedReturns", "block_rows", "without_gaps"]
 
 TILE = 1024  # paths of one generator
 
@@ -55,6 +56,19 @@ def block_rows(
     return (starts.gather(1, begun) + place - begun) % n_rows
 
 
+def without_gaps(frame: pl.DataFrame, market: BootstrappedReturns) -> pl.DataFrame:
+    """The prices of a market by date.
+
+    Raises:
+        DataError: times that do not ascend or leave a longer gap than `max_gap`; prices missing or not above 0.
+    """
+    name = market.column
+    try:
+        return validate(frame, prices=[name], missing=ErrorOnMissing(), max_gap=market.max_gap, columns=[name])[0]
+    except DataError as error:
+        raise DataError(f"{market.source.describe()}: {error}") from None
+
+
 @dataclass(frozen=True)
 class BootstrappedReturns:
     r"""Fresh paths put together from blocks of the returns of a real price series.
@@ -74,6 +88,7 @@ class BootstrappedReturns:
         column: of prices in the source.
         start: first day that is used; None: all.
         end: last day that is used; None: all.
+        max_gap: longest time between two prices, such as "10D", for more is no return of one period; None: any.
         periods_per_year: of the series.
         window: number of past returns behind the feature `realised_vol`; drawn before the first date.
         spot: price at the first date.
@@ -109,6 +124,7 @@ class BootstrappedReturns:
     column: str = "close"
     start: str | None = None
     end: str | None = None
+    max_gap: str | None = "10D"
     periods_per_year: float = 252.0
     window: int | None = None
     spot: float = 1.0
@@ -159,6 +175,8 @@ class BootstrappedReturns:
                 f"`{self.column}` of {self.source.describe()} must be above 0 on each date, {int(bad.sum())} are not; "
                 f"the first is {prices[place]} on {frame['time'][place]}; leave its time out by `start` or `end`"
             )
+        if frame["time"].dtype.is_temporal():
+            without_gaps(frame, self)
         if len(prices) < self.block_length + 1 or len(prices) < 3:
             raise DataError(f"{self.source.describe()} has {len(prices)} prices, too few for one block")
         returns = torch.from_numpy(np.log(prices)).diff()

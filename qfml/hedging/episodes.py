@@ -14,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pricers.parameters import whole
-from qfml.data.validation import ErrorOnMissing, validate
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
-from qfml.hedging.bootstrapped_returns import BootstrappedReturns
+from qfml.hedging.bootstrapped_returns import BootstrappedReturns, without_gaps
 from qfml.hedging.paths import PathSet
 from qfml.hedging.traded_prices import TradedPrices, rolling_vol
 
@@ -48,12 +47,11 @@ class History:
         return moment.date().isoformat() if of_days else moment.isoformat()
 
 
-def read_history(market: BootstrappedReturns, max_gap: str | None = "10D") -> History:
+def read_history(market: BootstrappedReturns) -> History:
     """The prices that a market is made of, every rule of a price series checked.
 
     Args:
-        market: names source, column, `start` and `end`.
-        max_gap: longest time between two prices, such as "10D"; None: any.
+        market: names source, column, `start`, `end` and `max_gap`.
 
     Raises:
         DataError: times that are no dates, do not ascend or leave a longer gap; prices missing or not above 0.
@@ -64,10 +62,7 @@ def read_history(market: BootstrappedReturns, max_gap: str | None = "10D") -> Hi
         raise DataError(
             f"a walk through history needs dates, the times of {market.source.describe()} are {frame['time'].dtype}"
         )
-    try:
-        frame, _ = validate(frame, prices=[name], missing=ErrorOnMissing(), max_gap=max_gap, columns=[name])
-    except DataError as error:
-        raise DataError(f"{market.source.describe()}: {error}") from None
+    frame = without_gaps(frame, market)
     return History(frame["time"], torch.from_numpy(frame[name].cast(pl.Float64).to_numpy().copy()))
 
 

@@ -71,6 +71,11 @@ class Hedger:
         return self.policy.rules
 
     @property
+    def lost(self) -> tuple[bool, ...]:
+        """Members whose training ended in numbers that are not finite before a first epoch: they hedge nothing."""
+        return tuple(fit.status == "nan" and fit.best_val_loss is None for fit in self.fits)
+
+    @property
     def aversions(self) -> Tensor | None:
         """Risk aversion of each member, (M,); None where the objective has none."""
         if self.loss.objective.dial is None:
@@ -286,7 +291,8 @@ def deep_hedge(
 
     Raises:
         ConfigError: settings that do not fit together.
-        DataError: a horizon that is not on the grid, an instrument that expires before the book.
+        DataError: a horizon that is not on the grid, an instrument that expires before the book; a training in which
+            every seed of an aversion and cost level was lost to numbers that are not finite.
 
     Example:
         >>> import qfml, pricers as pr
@@ -376,10 +382,24 @@ def deep_hedges(
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
     fits = train_policies([member for members in of_market for member in members], loss, data, trainer, **options)
     each = len(of_market[0])
-    return [
+    hedgers = [
         Hedger(market, book, loss, members, tuple(fits[place * each : (place + 1) * each]))
         for place, (market, members) in enumerate(zip(markets, of_market, strict=True))
     ]
+    for hedger in hedgers:
+        check_lost(hedger)
+    return hedgers
+
+
+def check_lost(hedger: Hedger) -> None:
+    """Raise DataError if no policy of an aversion and cost level came through its first epoch."""
+    alive = {(m.aversion, m.cost_level) for m, lost in zip(hedger.members, hedger.lost, strict=True) if not lost}
+    for member, fit in zip(hedger.members, hedger.fits, strict=True):
+        if (member.aversion, member.cost_level) not in alive:
+            raise DataError(
+                f"the training of seed {member.seed}, aversion {member.aversion}, cost level {member.cost_level} was "
+                f"lost: {fit.failure}; look for prices or losses beyond all measure, or lower the learning rate"
+            )
 
 
 def _drawing(market: HedgingMarket, book: Book, size: Any, seed: int) -> Draw:

@@ -271,7 +271,9 @@ def _case(hedger: Hedger, place: int) -> Case:
 
 
 def _places(hedger: Hedger, case: Case) -> list[int]:
-    return [place for place in range(len(hedger.members)) if _case(hedger, place) == case]
+    """The policies of a case; those that were lost in training hedge nothing, and are judged by nothing."""
+    lost = hedger.lost
+    return [place for place in range(len(hedger.members)) if _case(hedger, place) == case and not lost[place]]
 
 
 def _best(hedger: Hedger, places: Sequence[int]) -> int:

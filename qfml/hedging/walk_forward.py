@@ -104,7 +104,6 @@ def walk_forward_hedge(
     *,
     splitter: WalkForward,
     start_every: int | str = 1,
-    max_gap: str | None = "10D",
     baselines: Sequence[Baseline] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 1,
@@ -133,7 +132,6 @@ def walk_forward_hedge(
         objective: one of `OBJECTIVES`, minimised.
         splitter: which episodes train and test, by their look-back, start and expiry.
         start_every: periods from one start to the next, or "week", "month", "quarter", "year".
-        max_gap: longest time between two prices of the history; None: any.
         baselines: textbook hedges; None takes all that have a formula for the book, with the vol of each fold's
             training returns and, where past returns are seen, with what those have realised.
         n_bootstrap: resamples behind each interval.
@@ -169,7 +167,7 @@ def walk_forward_hedge(
         name = type(market).__name__
         raise ConfigError(f"a walk through history is made of returns: a market of kind bootstrap, got {name}")
     check_n_bootstrap(n_bootstrap)
-    episodes = cut(read_history(market, max_gap), market.n_steps, market.window, start_every)
+    episodes = cut(read_history(market), market.n_steps, market.window, start_every)
     splits = splitter.folds(episodes)
     check_tests(episodes, splits)
     fitted = np.cumsum([split.refit for split in splits]) - 1  # which training each fold has its policies from
@@ -254,7 +252,9 @@ def cases_of(hedger: Hedger) -> dict[Case, list[int]]:
     """Places of the policies of each case."""
     has_dial = hedger.loss.objective.dial is not None
     found: dict[Case, list[int]] = {}
-    for place, member in enumerate(hedger.members):
+    for place, (member, lost) in enumerate(zip(hedger.members, hedger.lost, strict=True)):
+        if lost:
+            continue
         found.setdefault(Case(member.aversion if has_dial else None, member.cost_level), []).append(place)
     return found
 

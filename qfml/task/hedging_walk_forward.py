@@ -42,7 +42,6 @@ class WalkForwardSettings:
     Args:
         split: which episodes train and test.
         start_every: periods from one start of an episode to the next, or "week", "month", "quarter", "year".
-        max_gap: longest time between two prices that is accepted; None: any.
         n_bootstrap: resamples behind each interval.
         seed: of the resamples and of the paths that premiums are asked on.
         ledger: file that counts every configuration tried on a history.
@@ -50,7 +49,6 @@ class WalkForwardSettings:
 
     split: Annotated[WalkForward, OneOf({WalkForward.kind: WalkForward})]
     start_every: int | str = 1
-    max_gap: str | None = "10D"
     n_bootstrap: int = 2000
     seed: int = 1
     ledger: str = "runs/ledger.jsonl"
@@ -84,7 +82,6 @@ def walk(task: HedgingTask, folder: Path, resume: bool, callbacks: Sequence[Call
         task.objective,
         splitter=settings.split,
         start_every=settings.start_every,
-        max_gap=settings.max_gap,
         baselines=task.baselines,
         n_bootstrap=settings.n_bootstrap,
         seed=settings.seed,

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import date, timedelta
 
 import polars as pl
 import pytest
@@ -12,6 +14,7 @@ import qfml
 from qfml.errors import CheckpointError, ConfigError, DataError
 from qfml.hedging import (
     Book,
+    BootstrappedReturns,
     Entropic,
     FeedForward,
     Hedger,
@@ -158,3 +161,24 @@ def test_paths_that_were_trained_on_are_not_fresh(tmp_path):
 def test_resamples_are_of_more_than_one_block():
     with pytest.raises(ConfigError, match="two blocks or more of 100 paths, got 51"):
         paired_bootstrap(Entropic(1.0), torch.randn(2, 100), n_resamples=100, block_length=51)
+
+
+def test_a_training_that_is_lost_is_no_hedge():
+    """A price beyond all measure in a record: the policy would be the network that was drawn."""
+    prices = torch.ones(96, 3, dtype=torch.float64) + 0.01 * torch.arange(3)
+    prices[7, 2] = 1e30
+    record = RecordedPaths(array=prices.numpy(), times=(0.0, 0.1, 0.2), reference_vol=0.2)
+    options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=64, seed=1), "steps_per_epoch": 2, "n_validation": 16}
+    with pytest.raises(DataError, match=r"training of seed 0, aversion .* was lost"):
+        deep_hedge(record, Book(((1.0, pr.European(1.0, 0.2)),)), Entropic(1.0), **options)
+
+
+def test_a_gap_in_a_history_is_no_return_of_one_day(tmp_path):
+    days = [date(2020, 1, 1) + timedelta(days=day) for day in range(60) if not 20 <= day < 45]
+    pl.DataFrame({"time": days, "close": [100.0 + day % 3 for day in range(len(days))]}).write_csv(tmp_path / "p.csv")
+    settings = {"n_steps": 3, "block_length": 2, "keep_drift": False, "information": ("time_to_horizon",)}
+    market = BootstrappedReturns({"kind": "csv", "path": str(tmp_path / "p.csv")}, **settings)
+    book = Book(((1.0, pr.European(1.0, 3 / 252)),))
+    with pytest.raises(DataError, match="gap"):
+        market.paths(16, book, seed=1)
+    assert len(replace(market, max_gap=None).paths(16, book, seed=1)) == 16

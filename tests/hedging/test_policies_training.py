@@ -202,6 +202,7 @@ def differences(script, *words):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_compiler_sees_through_a_walk():
     """As one graph, with the same gradients: holding and trading rules, pieces made again."""
     found = differences(SEEN_THROUGH, "recurrent")

@@ -466,7 +466,7 @@ def test_settings_that_cannot_be_are_refused_before_the_training(changes, error,
 
 def test_a_gap_may_be_allowed():
     data = frame().filter(~pl.int_range(pl.len()).is_between(50, 60))
-    assert len(read_history(market(data), max_gap=None)) == len(data)
+    assert len(read_history(market(data, max_gap=None))) == len(data)
 
 
 def test_a_constant_look_back_has_no_realised_hedge_and_says_so():
