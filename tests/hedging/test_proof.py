@@ -49,7 +49,8 @@ def prices(hedger, n_sets, n_paths=2**15):
     """Entropic price of each member and its standard error, on `n_sets` fresh sets of paths.
 
     The controls are the exponentials of the losses of the frictionless optimum's hedge without costs and, where it has
-    no heavy tail (an aversion up to 10), of those without a hedge; the dynamic program knows their means.
+    no heavy tail (an aversion up to 10), of those without a hedge, whose means the dynamic program knows, and what the
+    policy's own trading earned, which is 0 on average.
     """
     problems = [hedging_truth.Problem(member.aversion, 0.0, N_STEPS) for member in hedger.members]
     known = {problem: (hedging_truth.frictionless(problem), unhedged(problem)) for problem in set(problems)}
@@ -57,12 +58,14 @@ def prices(hedger, n_sets, n_paths=2**15):
     for number in range(n_sets):
         paths = hedger.paths(n_paths, seed=99, number=number)
         spot, owed = paths.prices[..., 0].double().numpy(), paths.liability.double().numpy()
-        pnl = hedger.gains(paths).pnl.double().numpy()
+        made = hedger.gains(paths)
+        pnl, trading = made.pnl.double().numpy(), made.trading.double().numpy()
         for place, problem in enumerate(problems):
             held = np.stack([known[problem][0].hold(date, spot[:, date]) for date in range(N_STEPS)], 1)
             free = (held * np.diff(spot)).sum(1) - owed
             losses = [pnl[place], free, -owed][: 3 if problem.risk_aversion <= LIGHT_TAILED else 2]
-            rows[place].append(np.exp(-problem.risk_aversion * np.stack(losses, 1)))
+            exponentials = np.exp(-problem.risk_aversion * np.stack(losses, 1))
+            rows[place].append(np.concatenate([exponentials, trading[place][:, None]], 1))
     found = [
         _controlled(np.concatenate(own), problem.risk_aversion, [price.price for price in known[problem]])
         for own, problem in zip(rows, problems, strict=True)
@@ -71,8 +74,9 @@ def prices(hedger, n_sets, n_paths=2**15):
 
 
 def _controlled(rows, aversion, prices_of_controls):
-    """Price and standard error from exponentials of losses (n, 1 + controls): of the policy, and of its controls."""
-    y, x = rows[:, 0], rows[:, 1:] - np.exp(aversion * np.array(prices_of_controls[: rows.shape[1] - 1]))
+    """Price and standard error from exponentials of losses, the policy's and its controls', and the trading gains."""
+    means = [*np.exp(aversion * np.array(prices_of_controls[: rows.shape[1] - 2])), 0.0]
+    y, x = rows[:, 0], rows[:, 1:] - means
     weights, *_ = np.linalg.lstsq(x - x.mean(0), y - y.mean(), rcond=None)
     left = y - x @ weights
     return math.log(left.mean()) / aversion, left.std() / left.mean() / aversion / math.sqrt(len(left))

@@ -95,7 +95,7 @@ def test_the_price_is_the_optimum_and_the_hedge_the_exact_one():
 def test_the_deviation_of_the_pnl_falls_like_the_root_of_the_steps():
     """Of networks that are told the delta: the last of 56 dates is half a day from the step that the hedge becomes."""
     steps, seen = (7, 14, 28, 56), ("log_moneyness", "time_to_horizon", "call_delta")
-    made = [trained(n, n_epochs=10, n_paths=1024, hidden=(32, 32), information=seen) for n in steps]
+    made = [trained(n, n_epochs=20, n_paths=1024, hidden=(32, 32), information=seen) for n in steps]
     deviations = [judged(hedger, n_sets=2)[2] for hedger in made]
     slope = float(np.polyfit(np.log(steps), np.log(deviations), 1)[0])
     assert abs(slope + 0.5) < 0.05
