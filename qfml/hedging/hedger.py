@@ -367,7 +367,9 @@ def deep_hedges(
     check_counts(steps_per_epoch, n_validation)
     halves = [parted(market, n_validation) for market in markets]
     validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
-    martingale = all(market.martingale for market in markets)
+    martingale = markets[0].martingale
+    if any(market.martingale != martingale for market in markets):
+        raise ConfigError("`markets` must all drift or all be martingales, to share one gradient: train them apart")
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
     network = fitted(policy, validations[0], rules)
     of_market: list[tuple[PathMember, ...]] = []
