@@ -250,7 +250,7 @@ def test_a_baseline_without_a_formula_is_refused_before_the_training():
 def test_a_refused_config_leaves_no_folder(tmp_path):
     write(tmp_path, steps_per_epoch=0)
     done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path)
-    assert (done.code, "`steps_per_epoch` must be 1 or more" in done.err) == (2, True)
+    assert (done.code, "`steps_per_epoch` must be a whole number, 1 or more, got 0" in done.err) == (2, True)
     assert not (tmp_path / "run").exists()
 
 
