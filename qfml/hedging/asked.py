@@ -11,11 +11,27 @@ from qfml.engine import Trainer
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
+from qfml.hedging.given_markets import HedgingMarket
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
 
-__all__ = ["check_counts", "check_parts", "check_sweep"]
+__all__ = ["check_counts", "check_markets", "check_parts", "check_sample", "check_sweep"]
+
+Aversions = Sequence[float | None]  # None: the objective's own
+
+
+def check_markets(markets: Any) -> None:
+    """Refuse what is no market, or none at all.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if isinstance(markets, str) or not isinstance(markets, Sequence) or not markets:
+        raise ConfigError(f"`markets` must be a sequence of markets, at least one, got {markets!r}")
+    for market in markets:
+        if not isinstance(market, HedgingMarket):
+            raise ConfigError(f"`market` must be one of `MARKETS`, such as ModelMarket(...), got {market!r}")
 
 
 def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, trainer: Any) -> None:
@@ -60,7 +76,7 @@ def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: A
         objective.check_dial(aversion)
 
 
-def check_counts(steps_per_epoch: Any, n_validation: Any) -> None:
+def check_counts(steps_per_epoch: Any, n_validation: Any, objective: Objective, aversions: Aversions) -> None:
     """Refuse an epoch without a step, which would never end, and validation paths that have no risk.
 
     Raises:
@@ -69,6 +85,21 @@ def check_counts(steps_per_epoch: Any, n_validation: Any) -> None:
     for name, given, least in (("steps_per_epoch", steps_per_epoch, 1), ("n_validation", n_validation, 2)):
         if isinstance(given, bool) or not isinstance(given, int) or given < least:
             raise ConfigError(f"`{name}` must be a whole number, {least} or more, got {given!r}")
+    check_sample("n_validation", n_validation, objective, aversions)
+
+
+def check_sample(name: str, n_paths: int, objective: Objective, aversions: Aversions) -> None:
+    """Refuse so few paths, whose number is called `name`, that they do not reach into the tail of the objective.
+
+    Raises:
+        ConfigError: naming the least number.
+    """
+    tails = [tail for aversion in aversions for tail in objective.tails_at(aversion)]
+    if tails and n_paths * min(tails) < 1:
+        raise ConfigError(
+            f"`{name}` must be {math.ceil(1 / min(tails))} or more, for a tail of {min(tails):g} to hold one path, "
+            f"got {n_paths}"
+        )
 
 
 def _is_number(value: Any) -> bool:

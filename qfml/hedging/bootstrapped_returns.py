@@ -179,6 +179,10 @@ class BootstrappedReturns:
             without_gaps(frame, self)
         if len(prices) < self.block_length + 1 or len(prices) < 3:
             raise DataError(f"{self.source.describe()} has {len(prices)} prices, too few for one block")
+        if self.window is not None and len(prices) <= self.window:
+            raise DataError(
+                f"`window` must be below the {len(prices)} prices of {self.source.describe()}, got {self.window}"
+            )
         returns = torch.from_numpy(np.log(prices)).diff()
         if self.signs == "drawn" and bool((returns >= math.log(2.0)).any()):
             row = int((returns >= math.log(2.0)).int().argmax()) + 1

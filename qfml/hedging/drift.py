@@ -165,9 +165,9 @@ class DriftRemoved:
         """
         return self._kept(self.market, n_paths, book, seed, number, dtype, device)
 
-    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+    def parted(self, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
         """Where to train and where to validate under the one measure."""
-        first, last = parted(self.market, n_last)
+        first, last = parted(self.market, n_last, n_step)
         return _Kept(first, owner=self), _Kept(last, owner=self)
 
     def _kept(
@@ -308,8 +308,8 @@ class _NothingOwed(_Within):
     kind: ClassVar[str] = "nothing_owed"
     sizes: tuple[float, ...]
 
-    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
-        first, last = parted(self.market, n_last)
+    def parted(self, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
+        first, last = parted(self.market, n_last, n_step)
         return replace(self, market=first), replace(self, market=last)
 
     def paths(

@@ -63,14 +63,14 @@ class HedgingMarket(Protocol):
 class _Finite(Protocol):
     """A market whose paths run out."""
 
-    def parted(self, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
-        """Its paths but the last, and the last ones."""
+    def parted(self, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
+        """Its paths but the last, and the last ones; a step of the training takes `n_step` of the first."""
         ...
 
 
-def parted(market: HedgingMarket, n_last: int) -> tuple[HedgingMarket, HedgingMarket]:
+def parted(market: HedgingMarket, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
     """Where to train and where to validate: the market itself, of a record its paths but the last, and those."""
-    return market.parted(n_last) if isinstance(market, _Finite) else (market, market)
+    return market.parted(n_last, n_step) if isinstance(market, _Finite) else (market, market)
 
 
 def identity(part: Any) -> Any:

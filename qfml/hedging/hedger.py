@@ -19,7 +19,7 @@ from qfml.config import to_dict
 from qfml.engine import Callback, Trainer
 from qfml.engine.fit import Fit
 from qfml.errors import ConfigError, DataError
-from qfml.hedging.asked import check_counts, check_parts, check_sweep
+from qfml.hedging.asked import check_counts, check_markets, check_parts, check_sweep
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
@@ -94,11 +94,11 @@ class Hedger:
 
     @torch.no_grad()
     def holdings(self, paths: PathSet) -> Float[Tensor, "member path period instrument"]:
-        """Units of each instrument that each policy holds from each date to the next, (M, B, L - 1, K).
+        """Units of each instrument that each policy holds from each date to the next (M, B, L - 1, K).
 
         Raises:
-            DataError: paths with other dates, instruments or features than those of the training. Of a market that
-                does not tell its dates only their number is known.
+            DataError: no paths, or paths with other dates, instruments or features than those of the training. Of a
+                market that does not tell its dates only their number is known.
         """
         self._check(paths)
         parameters, members = self.parameters, len(self.members)
@@ -214,7 +214,9 @@ class Hedger:
 
         return load_hedger(folder)
 
-    def _check(self, paths: PathSet) -> None:
+    def _check(self, paths: Any) -> None:
+        if not isinstance(paths, PathSet):
+            raise DataError(f"`paths` must be a PathSet, such as `hedger.paths(1000, seed=1)` makes, got {paths!r}")
         expected = (self.loss.n_steps, self.loss.n_instruments, self.policy.feature_names)
         found = (paths.n_steps, paths.n_instruments, paths.feature_names)
         if found != expected:
@@ -360,12 +362,12 @@ def deep_hedges(
     Raises:
         ConfigError, DataError: as `deep_hedge`; also markets whose paths differ in shape.
     """
-    if not markets:
-        raise ConfigError("`markets` is empty: there is nothing to train on")
+    check_markets(markets)
     check_parts(book, objective, costs, policy, rules, trainer)
     check_sweep(objective, seeds, aversions, cost_levels)
-    check_counts(steps_per_epoch, n_validation)
-    halves = [parted(market, n_validation) for market in markets]
+    check_counts(steps_per_epoch, n_validation, objective, aversions)
+    size = trainer.batch_size
+    halves = [parted(market, n_validation, size or 1) for market in markets]
     validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
     martingale = markets[0].martingale
     if any(market.martingale != martingale for market in markets):
@@ -377,7 +379,6 @@ def deep_hedges(
         combined = product(seeds, aversions, cost_levels)
         members = [PathMember(network, seed=s, aversion=a, cost_level=c, world=world) for s, a, c in combined]
         of_market.append(tuple(levelled([member.checked(objective) for member in members], objective, paths)))
-    size = trainer.batch_size
     draws = [_drawing(given, book, size, trainer.seed) for given, _ in halves]
     decides = [[identity(market) for market in markets], to_dict(book), size, trainer.seed]
     data = PathData(draws, validations, steps_per_epoch, decides)

@@ -41,7 +41,7 @@ class HullWhiteDelta:
         coefficients: a, b and c.
 
     References:
-        Hull and White (2017), "Optimal delta hedging for options", eq. 6.
+        Hull and White (2017), "Optimal delta hedging for options", the quadratic model of their section on it.
     """
 
     kind: ClassVar[str] = "hull_white_delta"

@@ -50,6 +50,7 @@ from pricers.parameters import whole
 from qfml.config import OneOf, build_kind
 from qfml.errors import ConfigError, UserError
 from qfml.files import write_whole
+from qfml.hedging.asked import check_sample
 from qfml.hedging.baselines import Baseline
 from qfml.hedging.book import Book
 from qfml.hedging.gains import Gains, gains
@@ -131,8 +132,8 @@ class JudgementSettings:
         trained = as_given(market)
         if isinstance(trained, RecordedPaths) and trained.shares_paths(given):
             raise ConfigError(
-                f"`market` has paths of {given.path} that were trained on: name other `rows`, of the training they are "
-                f"{trained.rows or 'all'}, here {given.rows or 'all'}"
+                f"`market` has paths of {given.path or 'an array'} that were trained on: name other `rows`, of the "
+                f"training they are {trained.rows or 'all'}, here {given.rows or 'all'}"
             )
         if isinstance(trained, RecordedPaths) and getattr(given, "reference_spot", 0.0) is None:
             given = replace(given, reference_spot=trained.typical_spot)
@@ -225,6 +226,7 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
     stressed = stressed_markets(hedger.market, settings.stress, hedger.book)
     cases, left_out = _hedges(hedger, baselines)
     paths = _fresh(market, hedger.book, settings)
+    check_sample("n_paths", len(paths), hedger.loss.objective, [case.aversion for case in cases])
     all_gains = [_gains(hedger, paths, case, hedges) for case, hedges in cases.items()]
     surface, arrays = _surface(hedger, paths, next(iter(cases.items())))
     metrics = {
@@ -254,6 +256,7 @@ def _hedges(hedger: Hedger, baselines: Baselines) -> tuple[dict[Case, dict[str, 
     """The baselines of each case, and why others are left out."""
     cases = dict.fromkeys(_case(hedger, place) for place in range(len(hedger.members)))
     if baselines is not None:
+        check_baselines(baselines)
         return dict.fromkeys(cases, named(baselines)), {}
     few = hedger.paths(PILOT_PATHS, 0)
     found: dict[Case, dict[str, Baseline]] = {}
@@ -263,6 +266,14 @@ def _hedges(hedger: Hedger, baselines: Baselines) -> tuple[dict[Case, dict[str, 
         found[case], reasons = textbook_hedges(hedger.market, hedger.book, loss.objective, loss.costs, case, few)
         left_out |= reasons
     return found, left_out
+
+
+def check_baselines(baselines: Any) -> None:
+    """Raise ConfigError unless all are textbook hedges."""
+    given = [baselines] if isinstance(baselines, str) or not isinstance(baselines, Sequence) else baselines
+    for hedge in given:
+        if not isinstance(hedge, Baseline):
+            raise ConfigError(f"`baselines` must be textbook hedges, such as [BlackScholesDelta(0.2)], got {hedge!r}")
 
 
 def _case(hedger: Hedger, place: int) -> Case:

@@ -112,6 +112,10 @@ class Objective(ABC):
         """Raise ConfigError unless `dial` is a value that the setting may have."""
         check_positive(self.dial or "", dial)
 
+    def tails_at(self, dial: float | None = None) -> tuple[float, ...]:
+        """Probabilities of the tails it looks at alone; None is its own setting `dial`."""
+        return ()
+
 
 class CertaintyEquivalent(Objective):
     """An optimized certainty equivalent: a subclass says what stands in the mean, and where that is least."""
@@ -155,8 +159,14 @@ class CertaintyEquivalent(Objective):
 
 
 def priced(value: PerMember, influence: Pnl, kind: str) -> Estimate:
-    """A price of each member with the standard error that the influence of the paths gives it."""
+    """A price of each member with the standard error that the influence of the paths gives it.
+
+    Raises:
+        DataError: fewer than two paths.
+    """
     n_paths = influence.shape[1]
+    if n_paths < 2:
+        raise DataError(f"a price has a standard error by two paths or more, got {n_paths}")
     return Estimate(value, influence.std(1) / math.sqrt(n_paths), n_paths=n_paths, engine=kind)
 
 

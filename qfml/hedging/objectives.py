@@ -125,6 +125,9 @@ class ExpectedShortfall(CertaintyEquivalent):
     def check_dial(self, dial: float) -> None:
         check_tail("tail", dial)
 
+    def tails_at(self, dial: float | None = None) -> tuple[float, ...]:
+        return (self.tail if dial is None else dial,)
+
     def _rows(self, pnl: Pnl, level: Tensor, dial: Dial) -> Pnl:
         return level + (-pnl - level).clamp_min(0.0) / dial
 
@@ -165,6 +168,9 @@ class Spectral(CertaintyEquivalent):
             raise ConfigError(f"`weights` must be one for each of the tails {self.tails}, got {self.weights}")
         if not all(0 < weight <= 1 for weight in self.weights) or abs(sum(self.weights) - 1) > 1e-9:
             raise ConfigError(f"`weights` must be positive with sum 1, got {self.weights} with {sum(self.weights):g}")
+
+    def tails_at(self, dial: float | None = None) -> tuple[float, ...]:
+        return self.tails
 
     @property
     def n_levels(self) -> int:

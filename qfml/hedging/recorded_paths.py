@@ -125,8 +125,10 @@ class RecordedPaths:
         if self.reference_vol is not None:
             return self.reference_vol
         times, prices = self.recorded
-        squares = prices[:, :, 0].log().diff(dim=1) ** 2
-        return math.sqrt(float(squares.sum()) / (len(prices) * float(times[-1] - times[0])))
+        squares = float((prices[:, :, 0].log().diff(dim=1) ** 2).sum())
+        if squares == 0:
+            raise DataError("the recorded spot never moves, so that features have no unit: look at the prices")
+        return math.sqrt(squares / (len(prices) * float(times[-1] - times[0])))
 
     @property
     def martingale(self) -> bool:
@@ -164,11 +166,11 @@ class RecordedPaths:
         made = TradedPrices(times[today:], prices[:, today:], self.instruments, vol, self.typical_spot)
         return made.path_set(book, self.rate, self.vol, self.information).to(device, dtype)
 
-    def parted(self, n_last: int) -> tuple[RecordedPaths, RecordedPaths]:
+    def parted(self, n_last: int, n_step: int = 1) -> tuple[RecordedPaths, RecordedPaths]:
         """The paths used but the last, and the last `n_last`, both in the same unit of volatility.
 
         Raises:
-            DataError: nothing is left to train on.
+            DataError: fewer than the `n_step` paths of a training step are left.
         """
         first, end = (0, len(self.recorded[1])) if self.rows is None else self.rows
         if n_last >= end - first:
@@ -176,18 +178,34 @@ class RecordedPaths:
                 f"`n_validation` takes the last paths of a record from its training: it must be below the "
                 f"{end - first} that are used, got {n_last}"
             )
+        if n_step > end - first - n_last:
+            raise DataError(
+                f"`batch_size` must be at most the {end - first - n_last} paths that `n_validation` of {n_last} leaves "
+                f"of {end - first}, got {n_step}"
+            )
         parts = ((first, end - n_last), (end - n_last, end))
         units = {"reference_vol": self.vol, "reference_spot": self.typical_spot}
         return tuple(replace(self, rows=rows, **units) for rows in parts)  # pyright: ignore[reportReturnType]
 
     def shares_paths(self, other: Any) -> bool:
-        """Whether rows of one file are used by both."""
-        if not isinstance(other, RecordedPaths) or self.path is None or other.path is None:
+        """Whether both use a path: whatever it is called, in which file it is, and on what spot it begins.
+
+        Where paths of this record are equal to each other, as on a tree, those of two records may be by chance: then
+        only rows of one file tell.
+        """
+        if not isinstance(other, RecordedPaths):
             return False
-        if Path(self.path).resolve() != Path(other.path).resolve():
-            return False
-        spans = [(0, math.inf) if one.rows is None else one.rows for one in (self, other)]
-        return max(first for first, _ in spans) < min(end for _, end in spans)
+        if self.path is not None and other.path is not None and Path(self.path).resolve() == Path(other.path).resolve():
+            spans = [(0, math.inf) if one.rows is None else one.rows for one in (self, other)]
+            return max(first for first, _ in spans) < min(end for _, end in spans)
+        own = self._relative
+        return len(own) == len(self.recorded[1]) and not own.isdisjoint(other._relative)
+
+    @cached_property
+    def _relative(self) -> set[bytes]:
+        """Each path used from the first trading date, relative to its first spot."""
+        prices = self.recorded[1][:, self.history :]
+        return {row.tobytes() for row in (prices / prices[:, :1, :1]).float().numpy()}
 
     def sight(self, book: Book) -> Sight:
         """How the features follow from what is observed on a trading date."""

@@ -13,7 +13,7 @@ from qfml import config
 from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, UserError
-from qfml.hedging.asked import check_counts, check_sweep
+from qfml.hedging.asked import check_counts, check_sample, check_sweep
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
@@ -96,7 +96,7 @@ class HedgingTask:
     def _check_numbers(self) -> None:
         aversions = (None,) if self.aversions is None else self.aversions
         check_sweep(self.objective, self.seeds, aversions, self.cost_levels)
-        check_counts(self.steps_per_epoch, self.n_validation)
+        check_counts(self.steps_per_epoch, self.n_validation, self.objective, aversions)
         try:
             check_trainer(self.trainer)
         except ConfigError as error:
@@ -112,6 +112,8 @@ class HedgingTask:
             if fresh is not self.market:
                 check_same(self.market, fresh, self.book)
             stressed_markets(self.market, self.judgement.stress, self.book)
+            if self.judgement.n_paths is not None:
+                check_sample("n_paths", self.judgement.n_paths, self.objective, self.aversions or (None,))
         except UserError as error:
             raise ConfigError(f"`judgement`: {error}") from None
         problem = problem_of(self.market, self.book)

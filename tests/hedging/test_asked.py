@@ -16,13 +16,16 @@ from qfml.hedging import (
     Book,
     BootstrappedReturns,
     Entropic,
+    ExpectedShortfall,
     FeedForward,
     Hedger,
     JudgementSettings,
     ModelMarket,
     RecordedPaths,
+    Spectral,
     TradingRules,
     deep_hedge,
+    judge,
 )
 from qfml.hedging.resampling import paired_bootstrap
 
@@ -55,11 +58,32 @@ def hedger():
         ({"aversions": ()}, "`aversions` must hold different numbers"),
         ({"aversions": (0.0,)}, "must be positive"),
         ({"cost_levels": (float("inf"),)}, "`cost_levels` must be 0 or more and finite"),
+        ({"objective": ExpectedShortfall(1e-4)}, "`n_validation` must be 10000 or more, for a tail of 0.0001"),
+        (
+            {"objective": ExpectedShortfall(0.5), "aversions": (0.5, 0.01)},
+            "`n_validation` must be 100 or more, for a tail of 0.01",
+        ),
+        (
+            {"objective": Spectral(tails=(1.0, 0.02), weights=(0.5, 0.5))},
+            "`n_validation` must be 50 or more, for a tail of 0.02",
+        ),
     ],
 )
 def test_a_training_refuses_what_it_cannot_mean(changes, told):
     with pytest.raises(ConfigError, match=told):
         hedged(**changes)
+
+
+def test_too_few_paths_for_the_tail_are_no_judgement():
+    small_tail = hedged(objective=ExpectedShortfall(1e-3), n_validation=1000)
+    with pytest.raises(ConfigError, match=r"`n_paths` must be 1000 or more, for a tail of 0\.001"):
+        judge(small_tail, JudgementSettings(n_paths=999))
+    judge(small_tail, JudgementSettings(n_paths=1000, n_resamples=0))
+
+
+def test_one_path_has_no_standard_error(hedger):
+    with pytest.raises(DataError, match="a standard error by two paths or more, got 1"):
+        hedger.price(hedger.paths(1, seed=2))
 
 
 @pytest.mark.parametrize(
@@ -86,8 +110,8 @@ market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=2 
 trainer = qfml.Trainer(max_epochs=1, batch_size=16)
 
 def hedged(**changes):
-    settings = {"book": book, "objective": Entropic(10.0), "trainer": trainer, "n_validation": 16, "steps_per_epoch": 1}
-    return deep_hedge(market, **settings | changes)
+    settings = {"market": market, "book": book, "objective": Entropic(10.0), "trainer": trainer, "n_validation": 16}
+    return deep_hedge(**settings | {"steps_per_epoch": 1} | changes)
 
 hedger = hedged(seeds=[np.int64(1)], costs=(Proportional(np.float32(0.5)),))
 for wrong in (
@@ -110,6 +134,9 @@ for wrong in (
     lambda: JudgementSettings(stress=[1]),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=5),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=None),
+    lambda: hedged(market=None),
+    lambda: hedger.holdings(None),
+    lambda: judge(hedger, JudgementSettings(n_paths=100), baselines=["leland"]),
 ):
     try:
         wrong()
@@ -121,6 +148,7 @@ for wrong in (
 NAMES = (
     *("steps_per_epoch", "seeds", "aversions", "costs", "book", "objective", "policy", "rules", "trainer"),
     *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress", "state", "state"),
+    *("market", "paths", "baselines"),
 )
 
 

@@ -130,6 +130,14 @@ def test_bad_series_are_refused(prices, message):
         market(source=series(prices)).paths(2, CALL, seed=1)
 
 
+def test_a_window_is_shorter_than_the_series():
+    prices = [1.0, 1.1, 1.0, 1.2, 1.1]
+    made = market(source=series(prices), block_length=2, window=4)
+    assert made.paths(2, CALL, seed=1).features.isfinite().all()
+    with pytest.raises(DataError, match="`window` must be below the 5 prices"):
+        market(source=series(prices), block_length=2, window=5).paths(2, CALL, seed=1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

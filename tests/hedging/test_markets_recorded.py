@@ -13,6 +13,7 @@ import qfml.hedging.hedger as hedger_module
 from qfml.config import build, build_kind, to_dict
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
+from qfml.hedging.judgement import JudgementSettings
 from qfml.hedging.markets import MARKETS, HedgingMarket
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.recorded_paths import RecordedPaths
@@ -207,7 +208,7 @@ def test_market_is_its_config(tmp_path):
 
 def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     """What is trained on and what epochs are judged by have no path in common; too many are refused by name."""
-    prices = np.exp(np.pad(np.random.default_rng(0).normal(0, 0.02, (300, 2)).cumsum(1), ((0, 0), (1, 0))))
+    prices = moves(300)
     market = RecordedPaths(array=prices, times=(0.0, 0.1, 0.2), rows=(20, 300))
     seen, before = {}, hedger_module.PathData
 
@@ -229,3 +230,43 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     assert hedger.market.vol == market.vol == market.parted(80)[0].vol  # one unit of the features
     with pytest.raises(DataError, match=r"`n_validation` takes the last paths of a record .* below the 280"):
         hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=280, **options)
+    with pytest.raises(DataError, match=r"`batch_size` must be at most the 10 paths that `n_validation` of 270 leaves"):
+        hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=270, **options)
+
+
+def moves(n_paths, seed=0):
+    steps = np.random.default_rng(seed).normal(0, 0.02, (n_paths, 2))
+    return np.exp(np.pad(steps.cumsum(1), ((0, 0), (1, 0))))
+
+
+def test_paths_that_were_trained_on_are_known_under_any_name(tmp_path):
+    """An array, a copy of it in a file, the same on another spot: one common path is enough to be refused."""
+    prices, times = moves(300), (0.0, 0.1, 0.2)
+    trained = RecordedPaths(array=prices, times=times, rows=(0, 200))
+    frame = pl.DataFrame({"path": range(300)} | {str(t): prices[:, i] for i, t in enumerate(times)})
+    frame.write_parquet(tmp_path / "copied.parquet")
+    copied = {"path": tmp_path / "copied.parquet", "form": "wide"}
+    for same in (
+        RecordedPaths(array=prices, times=times, rows=(199, 300)),
+        RecordedPaths(**copied, rows=(100, 110)),
+        RecordedPaths(**copied, rebased_to=250.0),
+    ):
+        assert trained.shares_paths(same)
+        with pytest.raises(ConfigError, match="that were trained on: name other `rows`"):
+            JudgementSettings(market=same).fresh(trained)
+    for other in (RecordedPaths(**copied, rows=(200, 300)), RecordedPaths(array=moves(300, 1), times=times)):
+        assert not trained.shares_paths(other)
+        JudgementSettings(market=other).fresh(trained)
+
+
+def test_paths_of_a_tree_may_be_equal_by_chance():
+    up = np.random.default_rng(0).integers(0, 2, (64, 2)).cumsum(1)
+    tree = 1.1 ** np.pad(2 * up - np.arange(1, 3), ((0, 0), (1, 0)))
+    one, two = (RecordedPaths(array=part, times=(0.0, 0.1, 0.2)) for part in (tree[:32], tree[32:]))
+    assert not one.shares_paths(two)
+
+
+def test_a_spot_that_never_moves_has_no_unit():
+    market = RecordedPaths(array=np.ones((4, 3)), times=(0.0, 0.1, 0.2))
+    with pytest.raises(DataError, match="the recorded spot never moves"):
+        market.paths(None, Book(((1.0, pr.European(1.0, 0.2)),)), seed=1)
