@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["one_thread", "side_by_side"]
+__all__ = ["all_threads", "one_thread", "side_by_side"]
 
 _lock = Lock()
 _own = local()  # `depth`: blocks of `one_thread` of this Python thread
@@ -39,6 +39,17 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             torch.set_num_threads(1 if _own.depth else _before)
+
+
+@contextmanager
+def all_threads(n_threads: int) -> Iterator[None]:
+    """Torch works on `n_threads` threads, whatever the calling one has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pricers.parallel import side_by_side
+from pricers.parallel import all_threads, side_by_side
 from qfml.engine.differential import with_slopes
 from qfml.engine.feed import Batch
 from qfml.losses import Additive, Loss
@@ -68,12 +68,21 @@ Put = Callable[[list[Tensor], bool], None]  # gradients of all parameters, and w
 
 @torch.no_grad()
 def losses_and_written_gradient(
-    pullback: Pullback, loss: Loss, batch: Batch, size: int | None, put: Put, threads: int = 1
+    pullback: Pullback,
+    loss: Loss,
+    batch: Batch,
+    size: int | None,
+    put: Put,
+    threads: int = 1,
+    any_threads: bool = False,
 ) -> Tensor:
     """`losses_and_gradient` of a network that knows its own gradient: without torch's graph.
 
-    Micro-batches of an additive loss are worked on side by side on so many `threads`, and added up in their order.
+    Micro-batches of an additive loss are worked on side by side on so many `threads`, and added up in their order; or
+    each on all of them, where the network's bits allow `any_threads`.
     """
+    if any_threads:
+        pullback, threads = _spread(pullback, threads), 1
     parts = list(micro_batches(batch.share.shape[1], size))
     if isinstance(loss, Additive):
         losses = torch.zeros_like(batch.share[:, 0])
@@ -102,3 +111,19 @@ def losses_and_written_gradient(
         again = pull or pullback(batch.x[:, part], part)[1]  # what a micro-batch remembers is not kept: run once more
         put(again(slopes[:, part]), part.start == 0)
     return losses.detach()
+
+
+def _spread(pullback: Pullback, threads: int) -> Pullback:
+    """The same on so many threads."""
+
+    def spread(x: Tensor, part: slice) -> tuple[Tensor, Pull]:
+        with all_threads(threads):
+            output, pull = pullback(x, part)
+
+        def pulled(slopes: Tensor) -> list[Tensor]:
+            with all_threads(threads):
+                return pull(slopes)
+
+        return output, pulled
+
+    return spread

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pricers.parallel import all_threads
 from qfml.data.dataset import TimeDataset
 from qfml.engine.backward import Pull, losses_and_gradient, losses_and_written_gradient
 from qfml.engine.clipping import clip_norm_, clip_value_, norms
@@ -35,7 +36,7 @@ from qfml.engine.validation import validated
 from qfml.engine.watching.birth import birthplace, one_member, validation_fault
 from qfml.errors import UserError
 from qfml.losses import Loss
-from qfml.networks import Network, writes_gradient
+from qfml.networks import Network, works_on_all_threads, writes_gradient
 
 OnEpoch = Callable[[int, dict[str, Any], bool], bool]
 OnLog = Callable[[int, int, dict[str, float]], None]
@@ -114,7 +115,7 @@ class Block:
 
     def step(self) -> None:
         """One training step of every member, each at its own place in its own epoch."""
-        batch = self.feed.next()
+        batch = self._next_batch()
         losses = self._gradient(batch, self.views, self.gradient)
         norm = norms(self.gradient)
         moving = None
@@ -137,6 +138,13 @@ class Block:
         if len(ended):
             self._end_epoch(ended)
 
+    def _next_batch(self) -> Batch:
+        """The rows of a step; data that make themselves, element by element, do so on all threads."""
+        if not isinstance(self.ds, BatchData):
+            return self.feed.next()
+        with all_threads(self.threads):
+            return self.feed.next()
+
     def _gradient(self, batch: Batch, views: dict[str, Tensor], out: Tensor) -> Tensor:
         """Losses of the members (M,) at the parameters `views`; their gradients go to `out`."""
         if self.written:
@@ -151,7 +159,8 @@ class Block:
 
             with casting(self.trainer.precision, self.device):
                 size = self.trainer.micro_batch_size
-                losses = losses_and_written_gradient(pullback, self.loss, batch, size, put, self.threads)
+                spread = works_on_all_threads(self.network)
+                losses = losses_and_written_gradient(pullback, self.loss, batch, size, put, self.threads, spread)
         else:
             losses = self._graph_gradient(batch, views, out)
         if self.groups.trained is not None:

@@ -42,6 +42,7 @@ class FeedForward(Policy):
     """
 
     kind: ClassVar[str] = "feed_forward"
+    any_threads: ClassVar[bool] = True
     hidden: tuple[int, ...] = (32, 32, 32, 32)
     activation: str = "relu"
     per_date: bool = False

@@ -96,7 +96,7 @@ class TradingRules:
     @property
     def free(self) -> bool:
         """Whether anything may be held."""
-        return self == TradingRules()
+        return self._settings == (None, None, None)
 
     def lots(self, n_instruments: int) -> list[float | None]:
         """The lot of each instrument."""

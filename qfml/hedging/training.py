@@ -28,12 +28,12 @@ from qfml.hedging.loss import Labels, Risk, RiskRows, labels_of, unpacked
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.paths import PathSet
 from qfml.losses import Loss
-from qfml.networks import Network
+from qfml.networks import Network, works_on_all_threads
 
 __all__ = ["PathData", "PathMember", "train_policies"]
 
 Draw = Callable[[int], PathSet]  # the paths of a step, by its number
-PATHS_AT_A_TIME = 2048  # of each member: their matrices lie in the cache
+PATHS_AT_A_TIME = 2048  # of each member: the matrices of a graph lie in the cache
 
 
 def _no_rows() -> np.ndarray:
@@ -237,7 +237,7 @@ def train_policies(
         loss: of `loss_of`.
         data: the paths.
         trainer: `batch_size` is the number of paths of a step, a multiple of 16; the paths go through the networks in
-            pieces that fit into the cache unless `micro_batch_size` says otherwise.
+            pieces of `paths_at_a_time` unless `micro_batch_size` says otherwise.
         callbacks, checkpoint_dir, resume: as of `Trainer.fit_many`.
 
     Returns:
@@ -250,12 +250,23 @@ def train_policies(
     size = trainer.batch_size
     assert size is not None
     if trainer.micro_batch_size is None and loss.additive:
-        trainer = replace(trainer, micro_batch_size=min(size, PATHS_AT_A_TIME))
+        trainer = replace(trainer, micro_batch_size=min(size, paths_at_a_time(members[0].network, data.shape[0])))
     trainer = replace(trainer, member_block=trainer.member_block or len(members))
     check_matrices(trainer, members, data, loss)
     check_costs(loss.costs, loss.n_instruments, [member.cost_level for member in members])
     members = [member.checked(loss.objective) for member in members]
     return train(trainer, members, loss, data, callbacks, checkpoint_dir, resume)
+
+
+def paths_at_a_time(network: Network, n_times: int) -> int:
+    """Paths that go through a network in one piece: few, or, of a written walk on all threads, a quarter of a million dates.
+
+    There each date is a handful of products, and the more paths share them the less Python costs; beyond that number
+    what the walk keeps for its gradient only takes memory.
+    """
+    if not works_on_all_threads(network):
+        return PATHS_AT_A_TIME
+    return min(5 * PATHS_AT_A_TIME, max(PATHS_AT_A_TIME, 2**18 // n_times))
 
 
 def check_trainer(trainer: Trainer) -> None:

@@ -65,6 +65,11 @@ def writes_gradient(network: object) -> bool:
     return _owner(type(network), "pullback") is _owner(type(network), "forward")
 
 
+def works_on_all_threads(network: object) -> bool:
+    """Whether its `pullback` has the same bits on any number of threads, so that it may have them all."""
+    return getattr(network, "any_threads", False)
+
+
 def _owner(kind: type, name: str) -> type | None:
     """The class that a method comes from."""
     return next((one for one in kind.__mro__ if name in vars(one)), None)

@@ -45,9 +45,9 @@ def drawn(policy, members=MEMBERS):
     return {name: torch.stack([one[name] for one in each]).double() for name in each[0]}
 
 
-def features(seed=0, members=MEMBERS):
+def features(seed=0, members=MEMBERS, paths=PATHS):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(members, PATHS, L, len(NAMES), dtype=torch.float64, generator=generator)
+    return torch.randn(members, paths, L, len(NAMES), dtype=torch.float64, generator=generator)
 
 
 def gradients(output, leaves):
@@ -72,6 +72,21 @@ def test_the_written_gradient_is_autograds(rule, per_date, sees_holdings, activa
     torch.testing.assert_close(written, output.detach(), rtol=0, atol=1e-12)
     for name, found, own in zip(leaves, pull(slope), expected, strict=True):
         torch.testing.assert_close(found, own, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("paths", [1, 17, 512, 513, 1100])
+def test_the_written_gradient_is_autograds_of_any_number_of_paths(paths):
+    """Pieces of a walk are of equal length, with rows of nothing behind the last path; a room is taken over by others."""
+    policy = under(FeedForward(hidden=(8, 6)), "band of two")
+    parameters = drawn(policy)
+    for seed in (0, 1):
+        x = features(seed, paths=paths)
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        output = policy.forward(leaves, x)
+        expected = torch.autograd.grad(output.square().sum(), list(leaves.values()))
+        written, pull = policy.pullback(parameters, x)
+        for found, own in zip(pull(2 * written), expected, strict=True):
+            torch.testing.assert_close(found, own, rtol=1e-10, atol=1e-10)
 
 
 def test_every_policy_is_among_those_that_are_tried():

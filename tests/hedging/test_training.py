@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hedging.small_training import BANDS, LOSSES, POLICY, StopsAfter, data, members, paths_of, same, trainer
+from hedging.small_training import BANDS, LOSSES, NAMES, POLICY, StopsAfter, data, members, paths_of, same, trainer
 
 from pricers import parallel
 from qfml.errors import ConfigError, DataError, Interrupted
@@ -12,6 +12,7 @@ from qfml.hedging.costs import Proportional
 from qfml.hedging.loss import labels_of, loss_of, unpacked
 from qfml.hedging.objectives import Entropic, ExpectedShortfall
 from qfml.hedging.paths import PathSet
+from qfml.hedging.policies import FeedForward
 from qfml.hedging.training import PathData, PathMember, train_policies
 
 
@@ -27,21 +28,28 @@ def test_a_member_of_a_stack_equals_solo_to_the_last_bit(name, policy):
     assert not same(stacked[0], stacked[1])
 
 
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_any_number_of_threads_gives_the_same_bits(activation, monkeypatch):
+    """Of batches that fill several pieces of matrices that are large enough to be spread."""
+    policy = FeedForward(hidden=(32, 32), feature_names=NAMES, activation=activation)
     loss = loss_of(*LOSSES["entropic"], paths_of(0))
-    (one,) = train_policies(members(n=1), loss, data(), trainer())
+    wide = PathData(lambda step: paths_of(step, 2064), paths_of(10**6, 256), 2, "call")
+    settings = trainer(batch_size=2064, micro_batch_size=None)
     seen = []
     monkeypatch.setattr(
-        "qfml.engine.backward.side_by_side",
-        lambda device, n, threads: seen.append(threads) or parallel.side_by_side(device, n, threads),
+        "qfml.engine.backward.all_threads", lambda threads: seen.append(threads) or parallel.all_threads(threads)
     )
-    torch.set_num_threads(2)
-    try:
-        (two,) = train_policies(members(n=1), loss, data(), trainer())
-    finally:
-        torch.set_num_threads(1)
-    assert set(seen) == {2}
-    assert same(one, two)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(train_policies(members(policy, n=3), loss, wide, settings))
+            found.append(train_policies(members(policy, n=3)[:1], loss, wide, settings))
+        finally:
+            torch.set_num_threads(1)
+    assert set(seen) == {1, 2, 3}
+    assert all(same(fits[0], found[0][0]) for fits in found)
+    assert all(same(one, other) for one, other in zip(found[2], found[0], strict=True))
 
 
 def test_a_training_that_is_resumed_has_the_bits_of_an_uninterrupted_one(tmp_path):
