@@ -6,18 +6,22 @@ A short call at the money, vol 20 %, 20 daily steps, proportional cost 1e-3, ent
 paths a step, four layers of 32, float32, Adam at the same rate. Every round trains a new network for `--steps` steps,
 all that a run does (simulation, gradient, update, one validation of ours on 1,024 paths; pfhedge's validation is off).
 Then both train for `--seconds`, and are priced on fresh paths. The exact optimum of the problem stands beside them
-(`hedging_truth.py`). A curve of eight risk aversions is trained as one stack on shared paths, and one by one. Without
-`.venv-peers` the rows of pfhedge are missing. Run it alone on an idle machine.
+(`hedging_truth.py`). A curve of eight risk aversions is trained as one stack on shared paths; one by one it would take
+the time of the first row for each. The last row is the bound that no training of this network passes: its matrix
+products alone, forth and back, without biases, slopes, paths or losses. Without `.venv-peers` the rows of pfhedge are
+missing. Run it alone on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 import hedging_truth
 import measure
+import torch
 from bench_simulation_peers import Pfhedge
 from measure import Contender
 
@@ -58,6 +62,24 @@ def trained(steps: int, aversions: tuple[float, ...] = (AVERSION,), policy: str 
     )
 
 
+def products(steps: int) -> None:
+    """The matrix products of so many steps, of all paths at once: outputs, slopes of inputs, gradients of weights."""
+    widths = [len(INFORMATION), *POLICIES["direct"].hidden, 1]  # two features and the holding before
+    rows = [torch.randn(N_PATHS, width) for width in widths]
+    maps = [torch.randn(pair) for pair in itertools.pairwise(widths)]
+    kept = [[one.clone() for one in rows] for _ in range(N_STEPS)]  # a training reads again what it has kept
+    slopes, weights = [one.clone() for one in rows], [one.clone() for one in maps]
+    for _ in range(steps):
+        for own in kept:
+            for layer, weight in enumerate(maps):
+                torch.mm(own[layer], weight, out=own[layer + 1])
+        for own in reversed(kept):
+            for layer in reversed(range(len(maps))):
+                torch.mm(own[layer].t(), slopes[layer + 1], out=weights[layer])
+                if layer:
+                    torch.mm(slopes[layer + 1], maps[layer].t(), out=slopes[layer])
+
+
 def priced(hedger: Hedger) -> dict[str, float]:
     """Price on fresh paths with its standard error."""
     found = [hedger.price(hedger.paths(JUDGED_AT_A_TIME, seed=2, number=n)) for n in range(JUDGED // JUDGED_AT_A_TIME)]
@@ -78,6 +100,8 @@ def contenders(steps: int, threads: int, peer: Pfhedge | None) -> dict[str, Cont
             lambda: trained(max(1, steps // 8), CURVE), max(1, steps // 8) * 8 * N_PATHS * N_STEPS, threads
         ),
     }
+    for n in dict.fromkeys((threads, 1)):
+        found[f"matrix products alone, {n} thread{'s' * (n > 1)}"] = Contender(lambda: products(steps), work, n)
     if peer is not None:
         for n in dict.fromkeys((threads, 1)):
             found[f"pfhedge, {n} thread{'s' * (n > 1)}"] = Contender(
