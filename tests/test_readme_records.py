@@ -145,6 +145,44 @@ def test_the_bars_of_calibration_and_of_the_surrogate_are_kept():
     assert found["simulation"]["times_surrogate"] >= 1000
 
 
+def test_the_table_of_hedging_is_its_record():
+    found = record("hedging")
+    rate = {name: row["million_path_steps_per_second"] for name, row in found["contenders"].items()}
+    prices = found["after_equal_time"]
+    names = {
+        "qfml, holdings by the network": "qfml, 2 threads",
+        "qfml, no-transaction band": "qfml, no-transaction band, 2 threads",
+        "qfml, eight risk aversions as one stack": "qfml, 8 risk aversions as one stack, 2 threads",
+        "pfhedge": "pfhedge, 2 threads",
+        "the matrix products of such a network alone": "matrix products alone, 2 threads",
+    }
+    shown = re.findall(r"^\| (.+?) \| ([\d.]+) million \| (.*?) ?\|$", README, re.MULTILINE)
+    assert [name for name, *_ in shown] == list(names)
+    for name, speed, price in shown:
+        assert speed == f"{rate[names[name]]:.1f}"
+        own = prices.get(names[name])
+        assert price == ("" if own is None else f"{own['price']:.6f} ± {own['std_error']:.6f}".replace("0.", "."))
+    text = " ".join(README.split())
+    assert f"On one core it is {rate['qfml, 1 thread']:.1f} against {rate['pfhedge, 1 thread']:.1f} million" in text
+    assert f"after {found['seconds_of_training']:.0f} s of training" in text
+    assert f"(exact optimum {found['exact']['optimum']:.6f})".replace("0.", ".") in text
+
+
+def test_the_bars_of_hedging_are_kept():
+    """On all cores, by medians; on one core, and by minima, the products themselves are too near."""
+    found = record("hedging")
+    rows, prices = found["contenders"], found["after_equal_time"]
+    ours, peer = rows["qfml, 2 threads"], rows["pfhedge, 2 threads"]
+    assert peer["median_seconds"] >= 1.5 * ours["median_seconds"]
+    assert prices["qfml, 2 threads"]["price"] <= prices["pfhedge, 2 threads"]["price"]
+
+
+def test_the_guide_tells_the_memory_of_hedging_as_the_record_has_it():
+    rows, text = record("hedging_memory")["rows"], " ".join((ROOT / "docs" / "hedging.md").read_text().split())
+    kept, whole = (rows[f"feed_forward, {way}, 4096 dates"]["peak_memory_mib"] for way in ("checkpoint", "whole"))
+    assert f"128 paths of 4,096 dates need {kept:.0f} MiB in place of {whole:.0f}" in text
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks" / "records").glob("*.json")))
 def test_every_record_has_its_benchmark(name):
     assert (ROOT / "benchmarks" / f"bench_{name}.py").is_file()

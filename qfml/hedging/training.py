@@ -259,10 +259,10 @@ def train_policies(
 
 
 def paths_at_a_time(network: Network, n_times: int) -> int:
-    """Paths that go through a network in one piece: few, or, of a written walk on all threads, a quarter of a million dates.
+    """Paths that go through a network in one piece: few, and more of a written walk on all threads.
 
-    There each date is a handful of products, and the more paths share them the less Python costs; beyond that number
-    what the walk keeps for its gradient only takes memory.
+    There each date is a handful of products, and the more paths share them the less Python costs; beyond a quarter of a
+    million steps of all paths what the walk keeps for its gradient only takes memory.
     """
     if not works_on_all_threads(network):
         return PATHS_AT_A_TIME

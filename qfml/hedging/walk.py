@@ -50,7 +50,8 @@ class _Room:
         self.raw_slope = self.slopes[-1][:paths]
         turned = [outputs < inputs for inputs, outputs in pairwise(widths)]
         pieces = [part.view(dates, n_pieces, size, -1) for part in by_date[:-1]]
-        self.given = [(one if turn else one.transpose(2, 3)).unbind(0) for one, turn in zip(pieces, turned, strict=True)]
+        pairs = list(zip(pieces, turned, strict=True))
+        self.given = [(given if turn else given.transpose(2, 3)).unbind(0) for given, turn in pairs]
         self.back = [(one.view(n_pieces, size, -1), turn) for one, turn in zip(self.slopes, turned, strict=True)]
 
     @classmethod
@@ -178,6 +179,7 @@ class _Sums:
 
     def total(self) -> tuple[Tensor, Tensor]:
         """Of all pieces, in their order."""
-        assert self.weights is not None and self.biases is not None
+        assert self.weights is not None
+        assert self.biases is not None
         weight = self.weights.sum(0)
         return weight.t() if self.turned else weight, self.biases.sum(0)

@@ -3,7 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from qfml.networks.base import Dropout, Network, WrittenGradient, dropout_threshold, works_on_all_threads, writes_gradient
+from qfml.networks.base import (
+    Dropout,
+    Network,
+    WrittenGradient,
+    dropout_threshold,
+    works_on_all_threads,
+    writes_gradient,
+)
 from qfml.networks.convex import ConvexMLP
 from qfml.networks.mlp import MLP
 from qfml.networks.module import Module, ModuleFactory, as_network

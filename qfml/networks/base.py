@@ -66,8 +66,8 @@ def writes_gradient(network: object) -> bool:
 
 
 def works_on_all_threads(network: object) -> bool:
-    """Whether its `pullback` has the same bits on any number of threads, so that it may have them all."""
-    return getattr(network, "any_threads", False)
+    """Whether it has a `pullback` whose bits are the same on any number of threads, so that it may have them all."""
+    return writes_gradient(network) and getattr(network, "any_threads", False)
 
 
 def _owner(kind: type, name: str) -> type | None:

@@ -76,7 +76,7 @@ def test_the_written_gradient_is_autograds(rule, per_date, sees_holdings, activa
 
 @pytest.mark.parametrize("paths", [1, 17, 512, 513, 1100])
 def test_the_written_gradient_is_autograds_of_any_number_of_paths(paths):
-    """Pieces of a walk are of equal length, with rows of nothing behind the last path; a room is taken over by others."""
+    """Pieces of a walk are equally long, with rows of nothing behind the last path; a room is taken over by others."""
     policy = under(FeedForward(hidden=(8, 6)), "band of two")
     parameters = drawn(policy)
     for seed in (0, 1):
