@@ -62,8 +62,9 @@ def losses_and_gradient(forward: Forward, loss: Loss, batch: Batch, size: int | 
 
 
 Pull = Callable[[Tensor], list[Tensor]]  # slopes of the outputs to gradients of all parameters
-Pullback = Callable[[Tensor, slice], tuple[Tensor, Pull]]  # features and their place to outputs, and their `pull`
-Put = Callable[[list[Tensor], bool], None]  # gradients of all parameters, and whether they are the first of the batch
+# features, their members and their place in the batch to outputs, and their `pull`
+Pullback = Callable[[Tensor, slice, slice], tuple[Tensor, Pull]]
+Put = Callable[[list[Tensor]], None]  # gradients of all parameters
 
 
 @torch.no_grad()
@@ -78,47 +79,67 @@ def losses_and_written_gradient(
 ) -> Tensor:
     """`losses_and_gradient` of a network that knows its own gradient: without torch's graph.
 
-    Micro-batches of an additive loss are worked on side by side on so many `threads`, and added up in their order; or
-    each on all of them, where the network's bits allow `any_threads`.
+    Micro-batches of an additive loss are worked on side by side on so many `threads`, and added up in their order. A
+    network whose bits allow `any_threads` works on one micro-batch of one member after another, on all of them: no more
+    than that is remembered at a time.
     """
+    width = len(batch.share)
     if any_threads:
         pullback, threads = _spread(pullback, threads), 1
-    parts = list(micro_batches(batch.share.shape[1], size))
+    groups = [slice(member, member + 1) for member in range(width)] if any_threads else [slice(0, width)]
+    found = [_of_members(pullback, loss, batch, size, members, threads) for members in groups]
+    put(
+        found[0][1] if len(found) == 1 else [torch.cat(parts) for parts in zip(*(own for _, own in found), strict=True)]
+    )
+    return torch.cat([losses for losses, _ in found])
+
+
+def _of_members(
+    pullback: Pullback, loss: Loss, batch: Batch, size: int | None, members: slice, threads: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses and gradients of some members."""
+    x, y, share, weight = (part[members] for part in (batch.x, batch.y, batch.share, batch.weight))
+    parts = list(micro_batches(share.shape[1], size))
+    total: list[Tensor] = []
+
+    def add(gradients: list[Tensor]) -> None:
+        total[:] = [before + own for before, own in zip(total, gradients, strict=True)] if total else gradients
+
     if isinstance(loss, Additive):
-        losses = torch.zeros_like(batch.share[:, 0])
+        losses = torch.zeros_like(share[:, 0])
 
         def one(part: slice) -> tuple[Tensor, list[Tensor]]:
             with torch.no_grad():  # another thread does not know that of its caller
-                share, y = batch.share[:, part], batch.y[:, part]
-                output, pull = pullback(batch.x[:, part], part)
-                values, slopes = loss.rows_and_slopes(output, y)
-                return (values * share).sum(1), pull(slopes * share.view(*share.shape, *(1,) * (slopes.ndim - 2)))
+                own = share[:, part]
+                output, pull = pullback(x[:, part], members, part)
+                values, slopes = loss.rows_and_slopes(output, y[:, part])
+                return (values * own).sum(1), pull(slopes * own.view(*own.shape, *(1,) * (slopes.ndim - 2)))
 
-        with side_by_side(batch.share.device, len(parts), threads) as run:
-            for part, (own, gradients) in zip(parts, run(one, parts), strict=True):  # in their order on any cores
+        with side_by_side(share.device, len(parts), threads) as run:
+            for own, gradients in run(one, parts):  # in their order on any cores
                 losses = losses + own
-                put(gradients, part.start == 0)
-        return losses
+                add(gradients)
+        return losses, total
     if len(parts) == 1:
-        output, pull = pullback(batch.x, parts[0])
+        output, pull = pullback(x, members, parts[0])
     else:
-        output, pull = torch.cat([pullback(batch.x[:, part], part)[0] for part in parts], dim=1), None
+        output, pull = torch.cat([pullback(x[:, part], members, part)[0] for part in parts], dim=1), None
     with torch.enable_grad():
         leaf = output.requires_grad_()
-        losses = loss(leaf, batch.y, batch.weight, batch.panel)
+        losses = loss(leaf, y, weight, batch.panel)
         (slopes,) = torch.autograd.grad(losses.sum(), leaf)
-    for part in parts:
-        again = pull or pullback(batch.x[:, part], part)[1]  # what a micro-batch remembers is not kept: run once more
-        put(again(slopes[:, part]), part.start == 0)
-    return losses.detach()
+    for part in parts:  # what a micro-batch remembers is not kept: run once more
+        again = pull or pullback(x[:, part], members, part)[1]
+        add(again(slopes[:, part]))
+    return losses.detach(), total
 
 
 def _spread(pullback: Pullback, threads: int) -> Pullback:
     """The same on so many threads."""
 
-    def spread(x: Tensor, part: slice) -> tuple[Tensor, Pull]:
+    def spread(x: Tensor, members: slice, part: slice) -> tuple[Tensor, Pull]:
         with all_threads(threads):
-            output, pull = pullback(x, part)
+            output, pull = pullback(x, members, part)
 
         def pulled(slopes: Tensor) -> list[Tensor]:
             with all_threads(threads):

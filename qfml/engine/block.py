@@ -150,12 +150,13 @@ class Block:
         if self.written:
             dropout = self.dropout.next(self.clock)
 
-            def pullback(x: Tensor, part: slice) -> tuple[Tensor, Pull]:
+            def pullback(x: Tensor, members: slice, part: slice) -> tuple[Tensor, Pull]:
                 own = None if dropout is None else dropout[part]
-                return self.network.pullback(views, x, own)  # pyright: ignore[reportAttributeAccessIssue]
+                theirs = views if len(x) == len(out) else {name: view[members] for name, view in views.items()}
+                return self.network.pullback(theirs, x, own)  # pyright: ignore[reportAttributeAccessIssue]
 
-            def put(found: list[Tensor], first: bool) -> None:
-                self.layout.write(found, out, add=not first)
+            def put(found: list[Tensor]) -> None:
+                self.layout.write(found, out)
 
             with casting(self.trainer.precision, self.device):
                 size = self.trainer.micro_batch_size
