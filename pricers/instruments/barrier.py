@@ -13,7 +13,7 @@ from pricers.normal import mills_ratio
 from pricers.parameters import broadcast_shape, choice, dates, within, years
 from pricers.paths import SAME_DATE, Paths
 
-__all__ = ["Barrier", "check_not_crossed", "mean_hit_share", "step_survival"]
+__all__ = ["Barrier", "check_not_crossed", "mean_hit_share", "step_survival", "survival_so_far"]
 
 BarrierKind = Literal["down-out", "up-out", "down-in", "up-in"]
 KINDS: tuple[str, ...] = ("down-out", "up-out", "down-in", "up-in")
@@ -163,7 +163,11 @@ class Barrier(Instrument):
         return _Watched(alive, torch.where(hit, at_hit, 0.0))
 
     def _always(self, paths: Paths, discount: Discount) -> _Watched:
-        """What happened at all times, in probability given the recorded points."""
+        """What happened at all times: drawn where the paths have uniforms for it, else in probability.
+
+        In probability given the recorded points a price has less noise. What is not linear in the payoff, such as the
+        risk of owing it, needs the draw.
+        """
         if paths.variance is None:
             raise ValueError(
                 "a barrier watched continuously needs the variance of the log price over each step, which this scheme "
@@ -177,8 +181,7 @@ class Barrier(Instrument):
         log_survival, dead = step_survival(distance[..., :-1], distance[..., 1:], variance)
         log_survival, dead = torch.where(over, 0.0, log_survival), dead & ~over
 
-        total = log_survival.cumsum(dim=-1)
-        survival = torch.where(dead.cumsum(dim=-1) > 0, 0.0, total.exp())
+        survival = survival_so_far(log_survival, dead, paths.bridge_uniforms)
         if not self.out:
             return _Watched(survival[..., -1], torch.zeros_like(survival[..., -1]))
         before = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], dim=-1)
@@ -209,6 +212,26 @@ def step_survival(start: Tensor, end: Tensor, variance: Tensor) -> tuple[Tensor,
     near = ~dead & (product < CERTAIN * variance)  # elsewhere the probability to cross is 0 in any precision
     exponent = torch.where(near, product, 1.0) / torch.where(near, variance, 1.0)
     return torch.where(near, torch.log(-torch.expm1(-exponent)), 0.0), dead
+
+
+def survival_so_far(log_survival: Tensor, dead: Tensor, uniforms: Tensor | None) -> Tensor:
+    r"""Whether, or how probably, no step up to each has touched the barrier.
+
+    A bridge touches it where $u < 1 - e^{s}$, for a uniform $u$ and the logarithm $s$ of its survival: where the
+    extreme that a lookback option draws by the same uniform lies beyond.
+
+    Args:
+        log_survival: of each step; see `step_survival`.
+        dead: steps that have certainly touched it.
+        uniforms: one for each step, of the same shape but for batch axes; None for the probability.
+
+    References:
+        Glasserman (2004), section 6.4, for the draw.
+    """
+    if uniforms is None:
+        return torch.where(dead.cumsum(dim=-1) > 0, 0.0, log_survival.cumsum(dim=-1).exp())
+    touched = dead | (uniforms < -torch.expm1(log_survival))
+    return (touched.cumsum(dim=-1) == 0).to(log_survival.dtype)
 
 
 def mean_hit_share(start: Tensor, end: Tensor, variance: Tensor) -> Tensor:

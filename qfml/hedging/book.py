@@ -88,8 +88,15 @@ class Book:
 
     @property
     def bridge_uniforms(self) -> bool:
-        """Whether a payoff draws extremes between the recorded times."""
-        return any(contract.bridge_uniforms for contract in self.contracts)
+        """Whether a payoff draws extremes between the recorded times.
+
+        A barrier watched at all times does too: its payoff in probability, which a price is well served by, has less
+        risk than the payoff itself.
+        """
+        return any(
+            contract.bridge_uniforms or (isinstance(contract, pr.Barrier) and contract.continuous)
+            for contract in self.contracts
+        )
 
     @property
     def strike(self) -> float | None:

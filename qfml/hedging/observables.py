@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pricers as pr
-from pricers.instruments.barrier import step_survival
+from pricers.instruments.barrier import step_survival, survival_so_far
 from pricers.instruments.lookback import bridge_extremum
 from pricers.paths import SAME_DATE, Paths
 
@@ -71,14 +71,13 @@ def running_extremum(contract: pr.Instrument, paths: Paths, times: Tensor) -> Te
 def alive(contract: pr.Instrument, paths: Paths, times: Tensor) -> Tensor:
     """1 until the barrier is touched (or the note is called), 0 from then on.
 
-    Of a barrier watched at all times it is the probability not to have touched it, given the recorded points so far:
-    the weight that the payoff has.
+    A barrier watched at all times is touched between the recorded times too, as the payoff draws it.
     """
     if isinstance(contract, pr.Barrier) and not isinstance(contract.monitoring, Tensor):
         assert paths.variance is not None
         distance = (1.0 if contract.down else -1.0) * torch.log(paths.spot.double() / contract.barrier)
         log_survival, dead = step_survival(distance[:, :-1], distance[:, 1:], paths.variance.double())
-        survival = torch.where(dead.cumsum(1) > 0, 0.0, log_survival.cumsum(1).exp())
+        survival = survival_so_far(log_survival, dead, paths.bridge_uniforms)
         survival = torch.cat([torch.ones_like(survival[:, :1]), survival], 1)
         return survival[:, _so_far(paths.times[1:], times)]
     if isinstance(contract, pr.Autocallable):

@@ -27,7 +27,7 @@ UNITS = {
 OF_OBSERVABLES = {
     "running_average": "average of the fixings so far, today's included, or the spot before the first; a price",
     "running_extremum": "greatest or least price so far",
-    "alive": "1 until the barrier is touched, or the probability of it, then 0",
+    "alive": "1 until the barrier is touched, then 0",
     "realised_variance": "quadratic variation of the log price so far over the years of the contract, decimal",
 }
 POSITIVE = ("spot", "relative_vol", "running_average", "running_extremum")  # and others must not be negative

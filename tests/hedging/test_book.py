@@ -113,6 +113,36 @@ def test_alive_is_that_of_a_loop(name, touched):
             assert seen[path, place].item() == float(not any(map(touched, fixings_until(made, path, date))))
 
 
+@pytest.mark.parametrize("kind", ["up-in", "up-out", "down-out"])
+def test_a_barrier_is_touched_or_not_on_each_path(kind):
+    """Mean and mean square of what is owed are those given the recorded points: a weight has a smaller square."""
+    barrier = pr.Barrier(100.0, HORIZON, 95.0 if kind == "down-out" else 104.0, kind)
+    made = simulated(n_paths=2**17)
+    chance = pr.Scenarios(made.times, made.spot, made.state)
+    book, discount = Book(((1.0, barrier),)), math.exp(-0.05 * HORIZON)
+    owed, weight = book.liability(made.paths, MARKET.discount), book.observables(chance.paths, TIMES)["alive"][:, -1]
+    alive = book.observables(made.paths, TIMES)["alive"]
+    assert set(alive.unique().tolist()) == {0.0, 1.0}
+    assert (alive.diff(dim=1) <= 0).all()  # what is dead stays so
+    weight = 1.0 - weight if kind == "up-in" else weight
+    assert float(((weight > 0.01) & (weight < 0.99)).double().mean()) > 0.05  # many could be either
+    paid = discount * (made.spot[:, -1].double() - 100.0).clamp(min=0.0)
+    for power in (1, 2):
+        difference = owed**power - weight * paid**power
+        assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(owed) ** 0.5
+        if power == 2 and kind != "up-in":  # of which little is owed near the barrier
+            assert float((owed**2).mean()) > 1.02 * float(((weight * paid) ** 2).mean())
+
+
+def test_a_rebate_is_paid_once_where_the_barrier_is_touched():
+    barrier = pr.Barrier(100.0, HORIZON, 104.0, "up-out", rebate=1.0)
+    made = simulated()
+    book = Book(((1.0, barrier),))
+    alive = book.observables(made.paths, TIMES)["alive"][:, -1]
+    owed = book.liability(made.paths, lambda time: torch.ones_like(time))
+    torch.testing.assert_close(owed, torch.where(alive > 0, (made.spot[:, -1].double() - 100.0).clamp(min=0.0), 1.0))
+
+
 def test_last_observables_are_what_the_payoffs_use():
     made = simulated()
     last = {name: Book(((1.0, one),)).observables(made.paths, TIMES) for name, one in CONTRACTS.items()}
