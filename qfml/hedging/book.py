@@ -66,6 +66,11 @@ class Book:
         return tuple(one["quantity"] for one in self.positions)
 
     @property
+    def size(self) -> float:
+        """The largest quantity, of either sign: the unit in which policies hold, and features tell, what is hedged."""
+        return max(map(abs, self.quantities))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Places of the positions, for messages."""
         return tuple(f"positions.{i} ({one['instrument']['kind']})" for i, one in enumerate(self.positions))

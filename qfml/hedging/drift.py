@@ -115,6 +115,11 @@ class DriftRemoved:
         size = self.trainer.batch_size
         if size is None or size % 16:
             raise ConfigError(f"`trainer.batch_size` is the number of paths of a step, a multiple of 16, got {size}")
+        if getattr(self.market, "noise", "pseudo") != "pseudo":
+            raise ConfigError(
+                f"`noise` of a market whose drift is removed must be 'pseudo', got {self.market.noise!r}: none can be "
+                "left out of paths that depend on one another"
+            )
         for cost in self.costs:
             if not isinstance(cost, Proportional):
                 raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +17,7 @@ from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
 from qfml.hedging.recorded_paths import RecordedPaths
 
-__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "parted"]
+__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "independent", "parted"]
 
 
 @runtime_checkable
@@ -71,6 +71,13 @@ class _Finite(Protocol):
 def parted(market: HedgingMarket, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
     """Where to train and where to validate: the market itself, of a record its paths but the last, and those."""
     return market.parted(n_last, n_step) if isinstance(market, _Finite) else (market, market)
+
+
+def independent(market: HedgingMarket) -> HedgingMarket:
+    """The same market with paths that know nothing of one another, as standard errors and intervals take them to be."""
+    if not isinstance(market, ModelMarket) or market.noise == "pseudo":
+        return market
+    return replace(market, noise="pseudo")
 
 
 def identity(part: Any) -> Any:

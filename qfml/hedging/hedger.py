@@ -23,7 +23,7 @@ from qfml.hedging.asked import check_counts, check_markets, check_parts, check_s
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.given_markets import HedgingMarket, identity, parted
+from qfml.hedging.given_markets import HedgingMarket, identity, independent, parted
 from qfml.hedging.loss import Risk, RiskRows, loss_of
 from qfml.hedging.objective_base import CertaintyEquivalent, Objective
 from qfml.hedging.paths import PathSet
@@ -37,6 +37,7 @@ __all__ = ["Hedger", "deep_hedge", "deep_hedges"]
 
 SAME = 1e-9  # years
 PATHS_AT_A_TIME = 8192  # of what is judged
+STEEPEST = 1e3  # mean slope of a loss at its first level; it is 1 at the best
 VALIDATION = 2**40  # number of the validation paths, which no step of a training reaches
 
 
@@ -89,8 +90,8 @@ class Hedger:
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     def paths(self, n_paths: int, seed: int, number: int = 0) -> PathSet:
-        """Fresh paths of the market; no training has seen those of another seed than its own."""
-        return self.market.paths(n_paths, self.book, seed, number)
+        """Fresh paths of the market, independent ones; no training has seen those of another seed than its own."""
+        return independent(self.market).paths(n_paths, self.book, seed, number)
 
     @torch.no_grad()
     def holdings(self, paths: PathSet) -> Float[Tensor, "member path period instrument"]:
@@ -288,7 +289,8 @@ def deep_hedge(
         seeds: of initial networks; every one is combined with every aversion and cost level.
         aversions: in place of the objective's.
         cost_levels: factors of all costs.
-        exact: take the objective of each batch as a sample, in place of its additive form with a learned level.
+        exact: take the objective of each batch as a sample, in place of its additive form with a learned level: surer
+            where a few paths decide, as at a very high risk aversion.
         callbacks, checkpoint_dir, resume: as of `Trainer.fit_many`.
 
     Raises:
@@ -373,7 +375,7 @@ def deep_hedges(
     if any(market.martingale != martingale for market in markets):
         raise ConfigError("`markets` must all drift or all be martingales, to share one gradient: train them apart")
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
-    network = fitted(policy, validations[0], rules)
+    network = fitted(policy, validations[0], rules, book.size)
     of_market: list[tuple[PathMember, ...]] = []
     for world, paths in enumerate(validations):
         combined = product(seeds, aversions, cost_levels)
@@ -409,8 +411,8 @@ def _drawing(market: HedgingMarket, book: Book, size: Any, seed: int) -> Draw:
     return lambda step: market.paths(size, book, seed, step)
 
 
-def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None) -> Policy:
-    """The policy for paths such as these.
+def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None, unit: float = 1.0) -> Policy:
+    """The policy for paths such as these, and for a book of so many units.
 
     Raises:
         ConfigError: a holding rule or trading rules that do not go with features and instruments.
@@ -418,7 +420,8 @@ def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None) ->
     rules = policy.rules if rules is None else rules
     if not policy.rules.free and policy.rules != rules:
         raise ConfigError(f"`rules` are given twice, {rules}, and those of the policy, {policy.rules}: leave one out")
-    return replace(policy, rules=rules, feature_names=paths.feature_names, n_instruments=paths.n_instruments)
+    seen = {"feature_names": paths.feature_names, "n_instruments": paths.n_instruments}
+    return replace(policy, rules=rules, unit=unit, **seen)
 
 
 def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet) -> list[PathMember]:
@@ -426,7 +429,8 @@ def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet
 
     From there a tail is met from its wide side. A level that begins with the tail of the book that nobody hedges has
     left all but a few paths without a say by the time that a policy hedges at all: after 400 steps on a call the worst
-    hundredth cost twice as much.
+    hundredth cost twice as much. Where the loss is so steep at the mean that the first gradients would outweigh all
+    later ones, the level begins as far towards the tail as makes it `STEEPEST`.
     """
     if not isinstance(objective, CertaintyEquivalent):
         return list(members)
@@ -436,5 +440,19 @@ def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet
     mean = -owed.mean(1)
     gap = (level - mean[:, None]).abs().amax(1)
     scale = gap.maximum(owed.std(1)).clamp_min(1e-12)
+    if objective.n_levels == 1:
+        mean = _tamed(objective, owed, mean, level[:, 0], dial)
     numbers = zip(members, mean.tolist(), scale.tolist(), strict=True)
     return [replace(member, centre=centre, scale=unit) for member, centre, unit in numbers]
+
+
+def _tamed(objective: CertaintyEquivalent, pnl: Tensor, level: Tensor, best: Tensor, dial: Any) -> Tensor:
+    """The levels (M,), moved towards the best of P&L (M, B) until the mean slope of the loss is `STEEPEST` at most."""
+    for _ in range(64):
+        leaf = pnl.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(objective.rows(leaf, level, dial).sum(), leaf)
+        steep = ~(slope.abs().mean(1) <= STEEPEST)  # or no number
+        if not bool(steep.any()):
+            break
+        level = torch.where(steep, 0.5 * (level + best), level)
+    return level

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qfml.errors import ConfigError
 
-__all__ = ["HOLDINGS", "Band", "Correction", "Direct", "Holding"]
+__all__ = ["HOLDINGS", "Band", "Correction", "Direct", "Holding", "InUnits"]
 
 
 @runtime_checkable
@@ -101,6 +101,49 @@ class Direct:
     ) -> tuple[Tensor, Tensor | None]:
         """See `Holding.slopes`."""
         return limited_slope(slope, now, self.limits), None
+
+
+@dataclass(frozen=True)
+class InUnits:
+    """A holding rule in units of `unit`: those of a network are of order one, whatever is owed.
+
+    Limits of a `Direct` rule stay numbers of the instrument.
+
+    >>> InUnits(Direct(limits=(0.0, 200.0)), 100.0).of(torch.zeros(1, 1), torch.zeros(1, 1), None)
+    tensor([[100.]])
+    """
+
+    kind: ClassVar[str] = "in_units"
+    holding: Holding
+    unit: float
+
+    @property
+    def hedge(self) -> tuple[str, ...]:
+        """See `Holding.hedge`; the features are in the unit."""
+        return self.holding.hedge
+
+    @property
+    def inner(self) -> Holding:
+        """The rule whose holdings are numbers of the unit."""
+        limits = getattr(self.holding, "limits", None)
+        if limits is None:
+            return self.holding
+        return Direct(limits=(limits[0] / self.unit, limits[1] / self.unit))
+
+    def n_outputs(self, n_instruments: int) -> int:
+        """See `Holding.n_outputs`."""
+        return self.holding.n_outputs(n_instruments)
+
+    def of(self, raw: Tensor, before: Tensor, hedge: Tensor | None) -> Tensor:
+        """See `Holding.of`."""
+        return self.unit * self.inner.of(raw, before / self.unit, hedge)
+
+    def slopes(
+        self, slope: Tensor, raw: Tensor, before: Tensor, hedge: Tensor | None, now: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Holding.slopes`."""
+        found, carried = self.inner.slopes(self.unit * slope, raw, before / self.unit, hedge, now / self.unit)
+        return found, None if carried is None else carried / self.unit
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from qfml.hedging.asked import check_sample
 from qfml.hedging.baselines import Baseline
 from qfml.hedging.book import Book
 from qfml.hedging.gains import Gains, gains
+from qfml.hedging.given_markets import independent
 from qfml.hedging.hedger import PATHS_AT_A_TIME, Hedger
 from qfml.hedging.markets import GIVEN_MARKETS, MARKETS, DriftRemoved, HedgingMarket, RecordedPaths, as_given
 from qfml.hedging.objectives import ExpectedShortfall
@@ -125,8 +126,10 @@ class JudgementSettings:
                 "`rows` of the same file"
             )
         if self.market is None:
-            return market
-        given: Any = as_given(self.market)  # whose features have the unit of the policies, unless it says so
+            return independent(market)
+        given: Any = independent(
+            as_given(self.market)
+        )  # whose features have the unit of the policies, unless it says so
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
         trained = as_given(market)
@@ -167,7 +170,7 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
     Raises:
         ConfigError: settings that break a rule; other dates, instruments or features than those of the training.
     """
-    market = as_given(market)  # a stress has the drift that training is without
+    market = independent(as_given(market))  # a stress has the drift that training is without
     own = {each.name: getattr(market, each.name) for each in fields(market)}  # pyright: ignore[reportArgumentType]
     found: dict[str, HedgingMarket] = {}
     for name, changes in stress.items():

@@ -85,7 +85,8 @@ class ModelMarket:
         simulation_steps: largest time steps of the simulation up to the horizon; None takes the dates alone under
             models that are simulated exactly, else 100.
         scheme: discretisation, one of the model's; None takes its first.
-        noise: "pseudo", "antithetic" or "sobol".
+        noise: of the paths that are trained on: "pseudo", "antithetic" or "sobol". What is judged are independent
+            paths, without which there is no standard error.
         drift: expected return of the asset above that of the forward, continuous, per year.
         reference_vol: the unit of volatility of the features; None: the standard deviation of the log price at the
             horizon, per root of a year, under the model.

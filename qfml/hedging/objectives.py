@@ -12,6 +12,7 @@ sold is the risk of its hedged P&L less the risk of trading without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,9 @@ __all__ = [
 ]
 
 
+FLAT = 30.0  # exponent of an entropic loss from which on it is continued along its tangent
+
+
 @dataclass(frozen=True)
 class Entropic(CertaintyEquivalent):
     r"""Entropic risk :math:`\frac1\lambda \log E[e^{-\lambda X}]`, with the loss :math:`(e^{\lambda y} - 1) / \lambda`.
@@ -72,7 +76,11 @@ class Entropic(CertaintyEquivalent):
         self.check_dial(self.risk_aversion)
 
     def _rows(self, pnl: Pnl, level: Tensor, dial: Dial) -> Pnl:
-        return level + torch.expm1(dial * (-pnl - level)) / dial
+        # beyond FLAT along the tangent, or the first steps of a training overflow: no sample of fewer than e^30 paths
+        # has a mean of 1 with such a path in it, so that the least mean over the level is not moved
+        exponent = dial * (-pnl - level)
+        beyond = (exponent - FLAT).clamp_min(0.0)
+        return level + (torch.expm1(exponent.clamp_max(FLAT)) + math.exp(FLAT) * beyond) / dial
 
     def value(self, pnl: Pnl, dial: Dial) -> PerMember:
         # the risk of aversion 1 of the P&L times the aversion, which may so differ between members

@@ -15,7 +15,7 @@ from torch import Tensor
 from qfml.config import OneOf, Section
 from qfml.errors import ConfigError
 from qfml.hedging.again import made_again
-from qfml.hedging.holding import HOLDINGS, Direct, Holding
+from qfml.hedging.holding import HOLDINGS, Direct, Holding, InUnits
 from qfml.hedging.rules import Ruled, TradingRules
 from qfml.hedging.walk import joined
 from qfml.networks.base import Dropout, Parameters, linear
@@ -41,6 +41,8 @@ class Policy(ABC):
         checkpoint: keep of each piece of sqrt(L) dates only what it begins with, and walk it again for the gradient:
             the memory grows with the square root of the dates, and a step takes a third longer.
         rules: limits and lots, of which every holding is; filled in by `deep_hedge`.
+        unit: of what it holds: its outputs, and the holdings among its inputs, are numbers of it; filled in by
+            `deep_hedge`, as the largest quantity that is owed.
         feature_names: of the columns of the features; filled in by `deep_hedge`.
         n_instruments: hedging instruments K; likewise.
 
@@ -56,6 +58,7 @@ class Policy(ABC):
     truncate: int | None = None
     checkpoint: bool = False
     rules: Annotated[TradingRules, Section(TradingRules)] = TradingRules()  # noqa: RUF009  (frozen)
+    unit: float = 1.0
     feature_names: tuple[str, ...] = ()
     n_instruments: int = 1
 
@@ -79,7 +82,8 @@ class Policy(ABC):
     @property
     def rule(self) -> Holding:
         """What makes holdings of its outputs."""
-        return self.holding if self.rules.free else Ruled(self.holding, self.rules)
+        holding = self.holding if self.unit == 1.0 else InUnits(self.holding, self.unit)
+        return holding if self.rules.free else Ruled(holding, self.rules)
 
     @property
     def dropout_units(self) -> int:
@@ -188,7 +192,9 @@ class Policy(ABC):
 
     def inputs(self, x: Tensor, before: Tensor) -> Tensor:
         """What the network sees at a date."""
-        return torch.cat([x, before], -1) if self.sees_holdings else x
+        if not self.sees_holdings:
+            return x
+        return torch.cat([x, before if self.unit == 1.0 else before / self.unit], -1)
 
     def n_levels(self, window: int, n_outputs: int) -> int:
         """Levels of the objective among the outputs."""

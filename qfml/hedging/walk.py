@@ -100,7 +100,7 @@ class Walk:
     def _layers(self, date: int, before: Tensor) -> None:
         room, maps = self.room, self.maps[date if self.policy.per_date else 0]
         if self.policy.sees_holdings:
-            room.before[date].copy_(before)
+            torch.div(before, self.policy.unit, out=room.before[date])
         for layer, (weight, bias) in enumerate(maps):
             if layer + 1 == len(maps):
                 torch.addmm(bias, room.after[layer][date], weight, out=room.all_raw[date])
@@ -137,7 +137,7 @@ class Walk:
 
     def _back(self, date: int, turned: list[Tensor], sums: list[_Sums]) -> Tensor | None:
         """Add the gradients of one date to `sums`; the slopes of the holdings before, if the network sees them."""
-        room = self.room
+        room, policy = self.room, self.policy
         for layer in reversed(range(len(turned))):
             back = room.slopes[layer]
             if layer + 1 < len(turned):
@@ -148,9 +148,9 @@ class Walk:
                 else:
                     back.mul_(1 - after * after)
             sums[layer].add(room.given[layer][date])
-        if not self.policy.sees_holdings or not date:
+        if not policy.sees_holdings or not date:
             return None
-        return torch.mm(room.slopes[0][: len(self.nothing)], turned[0][:, -self.policy.n_instruments :])
+        return torch.mm(room.slopes[0][: len(self.nothing)], turned[0][:, -policy.n_instruments :]).div_(policy.unit)
 
 
 class _Sums:

@@ -88,7 +88,7 @@ class HedgingTask:
         paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
         check_costs(self.costs, paths.n_instruments, self.cost_levels)
         try:
-            fitted(self.policy, paths, self.rules)
+            fitted(self.policy, paths, self.rules, self.book.size)
         except ConfigError as error:
             raise ConfigError(f"`policy`: {error}") from None
         self._check_judgement(paths)

@@ -10,7 +10,9 @@ from qfml.hedging import (
     OBJECTIVES,
     Attention,
     Book,
+    Entropic,
     FeedForward,
+    JudgementSettings,
     ModelMarket,
     Option,
     Proportional,
@@ -19,6 +21,7 @@ from qfml.hedging import (
     deep_hedge,
 )
 from qfml.hedging.gains import gains
+from qfml.hedging.judgement import stressed_markets
 
 N_STEPS, HORIZON = 4, 4 / 365
 BOOK = Book(((1.0, pr.European(1.0, HORIZON)),))
@@ -43,7 +46,7 @@ def hedged(objective, **changes):
     trainer = qfml.Trainer(optimizer=qfml.AdamW(lr=3e-3), max_epochs=2, batch_size=256, seed=1)
     settings = {"costs": (Proportional(1e-3),), "policy": FeedForward(hidden=(8, 8)), "trainer": trainer}
     settings |= {"steps_per_epoch": 20, "n_validation": 256}
-    return deep_hedge(changes.pop("market", market()), BOOK, objective, **settings | changes)
+    return deep_hedge(changes.pop("market", market()), changes.pop("book", BOOK), objective, **settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,39 @@ def test_wrong_questions_are_refused(hedger):
     longer, trainer = Book(((1.0, pr.European(1.0, 2 * HORIZON)),)), qfml.Trainer(max_epochs=1, batch_size=16)
     with pytest.raises(DataError, match="horizon"):
         deep_hedge(market(), longer, OBJECTIVES["entropic"](1.0), trainer=trainer)
+
+
+@pytest.mark.parametrize("quantity", [1e-3, 1e4])
+def test_a_book_of_another_size_is_hedged_as_the_same_book_of_one(quantity):
+    """Holdings are learned in units of the book: risk aversion and quantity together change nothing but the unit."""
+    found = []
+    for size in (1.0, quantity):
+        book = Book(((size, pr.European(1.0, HORIZON)),))
+        hedger = hedged(Entropic(50.0 / size), book=book)
+        assert hedger.policy.unit == size
+        price = hedger.price(hedger.paths(4096, seed=7))
+        found.append((float(price.value[0]) / size, float(price.std_error[0]) / size))
+    (one, error), (other, _) = found
+    assert abs(other - one) < max(0.5 * error, 0.01 * one)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("aversion", [500.0, 2000.0])
+def test_a_training_is_not_lost_to_steep_losses(aversion, exact):
+    hedger = hedged(Entropic(aversion), exact=exact)
+    assert not any(hedger.lost)
+    paths = hedger.paths(4096, seed=7)
+    unhedged = hedger.loss.objective.risk(-paths.liability[None])
+    assert float(hedger.price(paths).value[0]) < (0.9 if exact else 1.0) * float(unhedged[0])
+
+
+@pytest.mark.parametrize("noise", ["sobol", "antithetic"])
+def test_what_is_judged_are_independent_paths(noise):
+    """Standard errors take them to be: those that depend on one another are for training alone."""
+    plain, other = market(), market(noise=noise)
+    hedger = hedged(Entropic(10.0), market=other, steps_per_epoch=1)
+    assert torch.equal(hedger.paths(64, seed=3).prices, plain.paths(64, BOOK, 3).prices)
+    assert not torch.equal(other.paths(64, BOOK, 3).prices, plain.paths(64, BOOK, 3).prices)
+    assert JudgementSettings().fresh(other) == plain
+    stress = stressed_markets(other, {"wild": {"model": {"kind": "black_scholes", "vol": 0.4}}}, BOOK)
+    assert stress["wild"].noise == "pseudo"

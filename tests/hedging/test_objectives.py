@@ -349,3 +349,20 @@ def test_aversions_that_do_not_fit_are_refused():
         Quadratic().risk(pnl, aversion=[1.0, 2.0, 3.0])
     with pytest.raises(DataError, match=r"every loss must stay below `wealth`, 1, .* got a loss of"):
         Isoelastic(1.0, 2.0).risk(pnl)
+
+
+@pytest.mark.parametrize("aversion", [1.0, 50.0])
+def test_rows_of_an_entropic_loss_are_finite_in_single_precision_however_steep(aversion):
+    """Along the tangent from an exponent of 30 on: convex, and the same below."""
+    objective = Entropic(aversion)
+    pnl = -torch.linspace(-1.0, 200.0, 1001)[None] / aversion
+    level = torch.zeros(1)
+    leaf = pnl.clone().requires_grad_()
+    rows = objective.rows(leaf, level)
+    (slope,) = torch.autograd.grad(rows.sum(), leaf)
+    assert rows.isfinite().all()
+    assert (slope <= 0).all()
+    assert (slope.diff() <= 0).all()  # losses rise along the row, and the loss is convex in them
+    below = (-aversion * pnl[0]) < 30
+    exact = torch.expm1((-aversion * pnl[0, below]).double()) / aversion
+    torch.testing.assert_close(rows[0, below].double(), exact, rtol=1e-5, atol=1e-7)
