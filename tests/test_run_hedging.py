@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -144,7 +145,6 @@ def test_trading_rules_are_told_where_there_are_some():
 
 def test_names_from_a_file_are_text_in_charts_too(small, tmp_path):
     """Plotly reads titles as markup: what a column or a stress is called must not become a link."""
-    import shutil
 
     from qfml.report import write_report
 
@@ -408,6 +408,21 @@ def drifting(tmp_path_factory):
     done = qfml("run", "config.yaml", "--out", "run", cwd=place)
     assert done.code == 0, done.err
     return place
+
+
+def test_a_drift_that_is_left_is_said(small, drifting, tmp_path):
+    told = "Prices may drift on these paths"
+    assert metrics(small / "run")["judgement"]["paths"]["martingale"] is True
+    for run in (small, drifting):
+        assert told not in (run / "run" / "report.html").read_text()
+    market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=4, horizon=4 * DAY, drift=0.1)
+    assert not market.martingale
+    shutil.copytree(small / "run", tmp_path / "run")
+    found = metrics(tmp_path / "run")
+    found["judgement"]["paths"]["martingale"] = False
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(found))
+    assert qfml("report", "run", cwd=tmp_path).code == 0
+    assert told in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_without_drift_says_so(drifting):

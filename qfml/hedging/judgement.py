@@ -5,8 +5,9 @@ Hedges of one market are judged on the same paths, so that their differences hav
 
 metrics:
     objective, dial         by which the price is, and what `aversion` sets of it (None: nothing)
-    paths                   market, measure (None where the drift is as given; else what is told of it), n_paths, seed,
-                            n_steps, horizon, spot, instruments, features
+    paths                   market, measure (None where the drift is as given; else what is told of it), martingale
+                            (whether trading is known to earn nothing on average; else what it earns is in the price),
+                            n_paths, seed, n_steps, horizon, spot, instruments, features
     cases                   one for each aversion and cost level: aversion, cost_level, policies, baselines, best (place
                             of the policy whose risk on the validation paths was least), mean_price: value, std_error
                             of the mean over the seeds, and spread, the standard deviation between them (None of one)
@@ -238,6 +239,7 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
         "paths": {
             "market": as_given(market).kind,
             "measure": market.measure(hedger.book).told if isinstance(market, DriftRemoved) else None,
+            "martingale": market.martingale,
             "n_paths": len(paths),
             "seed": settings.seed,
             "n_steps": paths.n_steps,

@@ -98,6 +98,8 @@ def _headline(run: HedgingRun) -> Html:
     told = f"Owed: {run.book}. Hedged with {run.instruments} on {run.found['paths']['n_steps']} dates, for {run.aim}."
     if run.found["paths"].get("measure"):
         told += " The drift of the market is removed."
+    elif run.found["paths"].get("martingale") is False:
+        told += " Prices may drift on these paths: what trading alone earns of that is in the price."
     if rival is not None:
         told += f" The best textbook hedge: {label_of(rival['name'], inside=True)}."
     parts = [el("p", "Deep hedge", class_="eyebrow"), el("h1", title), el("p", told, class_="lead")]
