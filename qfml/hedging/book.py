@@ -66,6 +66,15 @@ class Book:
         return tuple(one["quantity"] for one in self.positions)
 
     @property
+    def size(self) -> float:
+        """The largest quantity that is owed or held: the unit in which hedges of the book are of order one.
+
+        >>> Book(((2.0, pr.European(100.0, 0.5)), (-3.0, pr.European(110.0, 0.5)))).size
+        3.0
+        """
+        return max(abs(quantity) for quantity in self.quantities)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Places of the positions, for messages."""
         return tuple(f"positions.{i} ({one['instrument']['kind']})" for i, one in enumerate(self.positions))
