@@ -132,5 +132,8 @@ def _is_one_call(book: Book) -> bool:
 
 def _told(book: Book) -> str:
     """The positions, for messages."""
-    kinds = [f"{getattr(each, 'option', '')} {each.kind}".strip() for each in book.contracts]
-    return ", ".join(f"{quantity:g} {kind}" for quantity, kind in zip(book.quantities, kinds, strict=True))
+    told = []
+    for name, quantity, contract in zip(book.names, book.quantities, book.contracts, strict=True):
+        option = f" {contract.option}" if isinstance(contract, pr.European) else ""
+        told.append(f"{quantity:g}{option} of {name}")
+    return ", ".join(told)

@@ -67,12 +67,8 @@ class Book:
 
     @property
     def size(self) -> float:
-        """The largest quantity that is owed or held: the unit in which hedges of the book are of order one.
-
-        >>> Book(((2.0, pr.European(100.0, 0.5)), (-3.0, pr.European(110.0, 0.5)))).size
-        3.0
-        """
-        return max(abs(quantity) for quantity in self.quantities)
+        """The largest quantity, of either sign: the unit in which policies hold, and features tell, what is hedged."""
+        return max(map(abs, self.quantities))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -102,10 +102,13 @@ def test_a_live_hedge_by_the_spot_holds_what_it_holds_on_paths():
 
 
 OTHERS = {
-    "put": (BOOKS["sold_put"], "1 put european: take 'book_delta'"),
-    "bought": (BOOKS["bought_call"], "-1 call european: take 'book_delta'"),
-    "several": (Book(((2.0, CALL), (3.0, CALL))), "2 call european, 3 call european: take 'book_delta'"),
-    "barrier": (BARRIER, "1 call european, 1 call barrier: take another feature"),
+    "put": (BOOKS["sold_put"], r"1 put of positions.0 \(european\): take 'book_delta'"),
+    "bought": (BOOKS["bought_call"], r"-1 call of positions.0 \(european\): take 'book_delta'"),
+    "several": (
+        Book(((2.0, CALL), (3.0, CALL))),
+        r"2 call of .*, 3 call of positions.1.*: take 'book_delta'",
+    ),
+    "barrier": (BARRIER, r"1 call of positions.0.*, 1 of positions.1 \(barrier\): take another feature"),
 }
 
 
@@ -134,7 +137,7 @@ def test_a_task_is_refused_before_it_trains():
         "policy": {"kind": "feed_forward", "holding": {"kind": "band", "hedge": ["call_delta"]}},
         "trainer": {"max_epochs": 1, "batch_size": 64},
     }
-    with pytest.raises(ConfigError, match=r"`policy`: `hedge` of the holding `band`.*owes 2 put european"):
+    with pytest.raises(ConfigError, match=r"`policy`: `hedge` of the holding `band`.*owes 2 put of positions.0"):
         read_task(settings)
     settings["policy"]["holding"]["hedge"] = ["book_delta"]
     assert read_task(settings).policy.holding == Band(("book_delta",))

@@ -123,7 +123,7 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     first, last = (part.paths(None, CALL, seed=3) for part in record.parted(10))
     assert torch.equal(torch.cat([first.features, last.features]), all_of_them.features)
     for scale in (2.0, 1.0):
-        other = RecordedPaths(array=scale * prices.numpy(), **described)
+        other = RecordedPaths(array=scale * prices.flip(1).numpy(), **described)
         fresh = JudgementSettings(market=other).fresh(record)
         assert (fresh.typical_spot, fresh.vol) == (record.typical_spot, record.vol)
     trainer = qfml.Trainer(max_epochs=1, batch_size=16)
