@@ -67,8 +67,8 @@ def check_known_hedge(policy: Policy, book: Book) -> None:
     else:
         instead = "take another feature that hedges it, or the holding `direct`, which needs none"
     raise ConfigError(
-        f"`hedge` of the holding `{policy.holding.kind}` names 'call_delta', the delta of one call that is owed, and "
-        f"the book owes {_told(book)}: {instead}"
+        f"`hedge` of the policy's holding `{policy.holding.kind}` names 'call_delta', the delta of one call that is "
+        f"owed, and the book owes {_told(book)}: {instead}"
     )
 
 

@@ -85,10 +85,10 @@ class HedgingTask:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        check_known_hedge(self.policy, self.book)
         paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
         check_costs(self.costs, paths.n_instruments, self.cost_levels)
         try:
-            check_known_hedge(self.policy, self.book)
             fitted(self.policy, paths, self.rules)
         except ConfigError as error:
             raise ConfigError(f"`policy`: {error}") from None

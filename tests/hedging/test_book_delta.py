@@ -116,7 +116,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_delta_of_one_call_is_no_hedge_of_another_book(name, holding):
     book, told = OTHERS[name]
-    with pytest.raises(ConfigError, match=f"`hedge` of the holding `{holding.kind}` names 'call_delta'.*owes {told}"):
+    with pytest.raises(ConfigError, match=f"holding `{holding.kind}` names 'call_delta'.*owes {told}"):
         hedged(book, holding)
 
 
@@ -137,7 +137,7 @@ def test_a_task_is_refused_before_it_trains():
         "policy": {"kind": "feed_forward", "holding": {"kind": "band", "hedge": ["call_delta"]}},
         "trainer": {"max_epochs": 1, "batch_size": 64},
     }
-    with pytest.raises(ConfigError, match=r"`policy`: `hedge` of the holding `band`.*owes 2 put of positions.0"):
+    with pytest.raises(ConfigError, match=r"`hedge` of the policy's holding `band`.*owes 2 put of positions.0"):
         read_task(settings)
     settings["policy"]["holding"]["hedge"] = ["book_delta"]
     assert read_task(settings).policy.holding == Band(("book_delta",))
