@@ -243,8 +243,9 @@ def test_a_run_of_another_policy_in_lots_is_judged_and_saved_in_lots(policy, tmp
 def test_a_baseline_without_a_formula_is_refused_before_the_training():
     asian = {"kind": "asian", "strike": 1.0, "times": [2 * DAY, 4 * DAY]}
     book = {"positions": [{"quantity": 1.0, "instrument": asian}]}
+    leland = {"kind": "leland", "vol": 0.2, "cost": 1e-3}
     with pytest.raises(ConfigError, match=r"`baselines`: leland: .*European options"):
-        read_task(SMALL | {"book": book, "baselines": [{"kind": "leland", "vol": 0.2, "cost": 1e-3}]})
+        read_task(SMALL | {"book": book, "policy": "feed_forward", "baselines": [leland]})
 
 
 def test_a_refused_config_leaves_no_folder(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import pricers as pr
 from qfml.engine import Trainer
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
@@ -16,7 +17,7 @@ from qfml.hedging.objective_base import Objective
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
 
-__all__ = ["check_counts", "check_markets", "check_parts", "check_sample", "check_sweep"]
+__all__ = ["check_counts", "check_known_hedge", "check_markets", "check_parts", "check_sample", "check_sweep"]
 
 Aversions = Sequence[float | None]  # None: the objective's own
 
@@ -51,6 +52,24 @@ def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, 
             raise ConfigError(f"`{name}` must be a {getattr(kind, '__name__', 'TradingRules')}, got {given!r}")
     if not isinstance(costs, Sequence) or not all(isinstance(cost, Cost) for cost in costs):
         raise ConfigError(f"`costs` must be a sequence of costs, such as (Proportional(1e-3),), got {costs!r}")
+
+
+def check_known_hedge(policy: Policy, book: Book) -> None:
+    """Refuse the delta of one call as the known hedge of a book that is none: no training would tell of it.
+
+    Raises:
+        ConfigError: naming the hedge that the book has.
+    """
+    if "call_delta" not in policy.holding.hedge or _is_one_call(book):
+        return
+    if all(isinstance(contract, pr.European) for contract in book.contracts):
+        instead = "take 'book_delta', the delta of all its options"
+    else:
+        instead = "take another feature that hedges it, or the holding `direct`, which needs none"
+    raise ConfigError(
+        f"`hedge` of the policy's holding `{policy.holding.kind}` names 'call_delta', the delta of one call that is "
+        f"owed, and the book owes {_told(book)}: {instead}"
+    )
 
 
 def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: Any) -> None:
@@ -104,3 +123,17 @@ def check_sample(name: str, n_paths: int, objective: Objective, aversions: Avers
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_one_call(book: Book) -> bool:
+    (contract, *others), (quantity, *_) = book.contracts, book.quantities
+    return not others and isinstance(contract, pr.European) and contract.option == "call" and quantity > 0
+
+
+def _told(book: Book) -> str:
+    """The positions, for messages."""
+    told = []
+    for name, quantity, contract in zip(book.names, book.quantities, book.contracts, strict=True):
+        option = f" {contract.option}" if isinstance(contract, pr.European) else ""
+        told.append(f"{quantity:g}{option} of {name}")
+    return ", ".join(told)

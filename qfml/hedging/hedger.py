@@ -19,7 +19,7 @@ from qfml.config import to_dict
 from qfml.engine import Callback, Trainer
 from qfml.engine.fit import Fit
 from qfml.errors import ConfigError, DataError
-from qfml.hedging.asked import check_counts, check_markets, check_parts, check_sweep
+from qfml.hedging.asked import check_counts, check_known_hedge, check_markets, check_parts, check_sweep
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
@@ -366,6 +366,7 @@ def deep_hedges(
     """
     check_markets(markets)
     check_parts(book, objective, costs, policy, rules, trainer)
+    check_known_hedge(policy, book)
     check_sweep(objective, seeds, aversions, cost_levels)
     check_counts(steps_per_epoch, n_validation, objective, aversions)
     size = trainer.batch_size

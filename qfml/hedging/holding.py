@@ -151,7 +151,8 @@ class Correction:
     """A known hedge, a feature for each instrument, plus what the network puts out.
 
     Args:
-        hedge: names of the features, such as ("delta",).
+        hedge: names of the features, such as ("book_delta",), the hedge of any book of European options; "call_delta"
+            is the delta of one call at the first strike that is owed, and hedges no other book.
 
     >>> Correction(("delta",)).of(torch.tensor([[0.1]]), torch.zeros(1, 1), torch.tensor([[0.5]]))
     tensor([[0.6000]])
@@ -189,7 +190,9 @@ class Band:
     below, so that a band that has closed may open again; where the ends cross, their mean is held.
 
     Args:
-        hedge: names of the features that are the hedge, one for each instrument, such as ("delta",).
+        hedge: names of the features that are the hedge, one for each instrument, such as ("book_delta",), that of any
+            book of European options; "call_delta" is the delta of one call at the first strike that is owed, and hedges
+            no other book.
 
     References:
         Imaki, Imajo, Ito, Minami and Nakagawa (2021), "No-Transaction Band Network", section 4. Davis, Panas and

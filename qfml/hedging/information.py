@@ -6,7 +6,8 @@ With $\sigma$ the unit of volatility of the market, $T$ the horizon and $K$ the 
 |---|---|
 | `log_moneyness` | $\log(K / F_t) / (\sigma \sqrt T)$, $F_t$ the forward to the horizon |
 | `time_to_horizon` | $(T - t) / T$ |
-| `call_delta` | Black and Scholes's delta of a call of strike $K$ to the horizon, with the vol $\sigma$ |
+| `call_delta` | Black and Scholes's delta of one call of strike $K$ to the horizon, with the vol $\sigma$ |
+| `book_delta` | that of all European options of the book, owed less held, over the book's size; 0 when expired |
 | `vol` | $\sqrt{v_t} / \sigma$, $v_t$ the instantaneous variance; under SABR its volatility over today's |
 | `variance` | $v_t / \sigma^2$ |
 | `realised_vol` | root mean square of the past log returns, per year, over $\sigma$ |
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from qfml.errors import ConfigError
+from qfml.hedging.book_delta import Options
 
 __all__ = ["FEATURES", "NEEDED", "Seen", "features"]
 
@@ -45,6 +47,7 @@ class Seen:
         relative_vol: volatility over today's, `(B, L)`; None where the variance is known, or nothing is.
         realised_vol: of past returns, per year, `(B, L)`; None where the market has no returns before its dates.
         date: number of the one trading date of each path, `(B,)`, where L is 1; None: all dates.
+        options: of the book, where its delta is seen.
     """
 
     times: Tensor
@@ -57,6 +60,7 @@ class Seen:
     relative_vol: Tensor | None = None
     realised_vol: Tensor | None = None
     date: Tensor | None = None
+    options: Options | None = None
 
     @property
     def deviation(self) -> Tensor:
@@ -64,10 +68,14 @@ class Seen:
         return self.vol * self.times[-1].sqrt()
 
     @property
+    def now(self) -> Tensor:
+        """Years of the dates, `(L,)`, or `(B, 1)` at one date of each path."""
+        return self.times if self.date is None else self.times[self.date, None]
+
+    @property
     def left(self) -> Tensor:
-        """Years to the horizon, `(L,)`, or `(B, 1)` at one date of each path."""
-        left = self.times[-1] - self.times
-        return left if self.date is None else left[self.date, None]
+        """Years to the horizon, of the same shape."""
+        return self.times[-1] - self.now
 
 
 def features(names: tuple[str, ...], seen: Seen) -> tuple[Tensor, tuple[str, ...]]:
@@ -133,6 +141,10 @@ def _call_delta(seen: Seen) -> Tensor:
     return torch.special.ndtr(d1.to(torch.float32))  # ONNX runtimes have no error function of float64
 
 
+def _book_delta(seen: Seen) -> Tensor | None:
+    return None if seen.options is None else seen.options.delta(seen.forward, seen.now, seen.vol)
+
+
 def _vol(seen: Seen) -> Tensor | None:
     return seen.relative_vol if seen.variance is None else seen.variance.sqrt() / seen.vol
 
@@ -149,6 +161,7 @@ FEATURES: dict[str, Callable[[Seen], Tensor | None]] = {
     "log_moneyness": _log_moneyness,
     "time_to_horizon": _time_to_horizon,
     "call_delta": _call_delta,
+    "book_delta": _book_delta,
     "vol": _vol,
     "variance": _variance,
     "realised_vol": _realised_vol,
@@ -157,11 +170,13 @@ NEEDED: dict[str, str | None] = {  # what must be observed on a date to know eac
     "log_moneyness": "spot",
     "time_to_horizon": None,
     "call_delta": "spot",
+    "book_delta": "spot",
     "vol": "variance",
     "variance": "variance",
     "realised_vol": "realised_vol",
 }
 UNSEEN = {
+    "book_delta": "it tells nothing of the options of the book",
     "vol": "the instantaneous volatility of recorded prices is not observed; 'realised_vol' is",
     "variance": "the instantaneous variance is not observed; 'realised_vol' is on recorded prices, 'vol' under SABR",
     "realised_vol": "there are no returns before the first trading date; give a `window`, or take 'vol' under a model",

@@ -18,6 +18,7 @@ from pricers.paths import SAME_DATE
 from qfml.config import OneOf, years_of
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
+from qfml.hedging.book_delta import options_of
 from qfml.hedging.contracts import built, settings_of
 from qfml.hedging.information import Seen, features
 from qfml.hedging.instruments import HEDGES, Pricer, Spot
@@ -253,6 +254,7 @@ class ModelMarket:
             tuple(hedge.name for hedge in self.instruments),
             book.observable_names,
             "variance" if "variance" in state else "relative_vol" if "vol" in state else None,
+            options_of(book, self.information, market.growth, market.discount),
         )
 
     def _simulation(self, book: Book | None, dtype: torch.dtype, device: torch.device | str) -> pr.Simulation:
@@ -339,6 +341,7 @@ class _Prepared:
             self.book.observables(made.paths, times),
             on_dates.state.get("variance"),
             relative,
+            options=options_of(self.book, owner.information, market.growth, market.discount),
         )
 
 

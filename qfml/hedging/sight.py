@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
+from qfml.hedging.book_delta import Options
 from qfml.hedging.information import NEEDED, Seen, features
 
 __all__ = ["Sight", "sight_of"]
@@ -48,6 +49,7 @@ class Sight:
         instruments: names of all hedging instruments.
         observables: of the book, by name.
         state: what tells the volatility, "variance" or "relative_vol"; None where it is not known.
+        options: of the book, where its delta is seen.
     """
 
     times: Tensor
@@ -59,6 +61,7 @@ class Sight:
     instruments: tuple[str, ...]
     observables: tuple[str, ...] = ()
     state: str | None = None
+    options: Options | None = None
 
     @property
     def n_steps(self) -> int:
@@ -82,13 +85,16 @@ class Sight:
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, by name."""
         own = {name: getattr(self, name) for name in ("times", "growth", "reference", "vol")}
-        return own | {f"factor {name}": value for name, value in self.factors.items()}
+        of_options = {} if self.options is None else self.options.tensors
+        own |= {f"factor {name}": value for name, value in self.factors.items()}
+        return own | {f"option {name}": value for name, value in of_options.items()}
 
     def of(self, tensors: Mapping[str, Tensor]) -> Sight:
         """The same with other tensors, named as `tensors`."""
         factors = {name: tensors[f"factor {name}"] for name in self.factors}
         own = {name: tensors[name] for name in ("times", "growth", "reference", "vol")}
-        return replace(self, factors=factors, **own)
+        of_options = {name: tensors[f"option {name}"] for name in (self.options.tensors if self.options else ())}
+        return replace(self, factors=factors, options=Options.of(of_options) if of_options else None, **own)
 
     def known(self, quantities: Mapping[str, Tensor]) -> Tensor:
         """Whether each of B rows holds what can be observed: finite numbers, prices and volatilities of their sign."""
@@ -122,6 +128,7 @@ class Sight:
             row.get("relative_vol"),
             row.get("realised_vol"),
             date,
+            self.options,
         )
         return features(self.information, seen)[0][:, 0]
 

@@ -16,6 +16,7 @@ from pricers.parameters import number, whole
 from pricers.paths import Paths
 from qfml.errors import ConfigError, UserError
 from qfml.hedging.book import Book
+from qfml.hedging.book_delta import Options, options_of
 from qfml.hedging.information import Seen, features
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import Sight
@@ -73,6 +74,7 @@ class TradedPrices:
             {name: self.prices[:, :, place] / size for place, name in enumerate(self.names) if place},
             book.observables(paths, self.times),
             realised_vol=self.realised_vol,
+            options=_options(book, rate, information),
         )
         made, called = features(information, seen)
         discounted = self.prices * torch.exp(-rate * self.times)[:, None]
@@ -93,6 +95,7 @@ class TradedPrices:
             information,
             self.names,
             book.observable_names,
+            options=_options(book, rate, information),
         )
 
     def _only_forward(self, growth: float) -> float:
@@ -104,6 +107,10 @@ class TradedPrices:
                 "`rebased_to`"
             )
         return float(first[0]) * math.exp(growth)
+
+
+def _options(book: Book, rate: float, information: tuple[str, ...]) -> Options | None:
+    return options_of(book, information, lambda time: torch.exp(rate * time), lambda time: torch.exp(-rate * time))
 
 
 def check_common(market: Any) -> None:

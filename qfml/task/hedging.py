@@ -13,7 +13,7 @@ from qfml import config
 from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, UserError
-from qfml.hedging.asked import check_counts, check_sample, check_sweep
+from qfml.hedging.asked import check_counts, check_known_hedge, check_sample, check_sweep
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
@@ -85,6 +85,7 @@ class HedgingTask:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        check_known_hedge(self.policy, self.book)
         paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
         check_costs(self.costs, paths.n_instruments, self.cost_levels)
         try:

@@ -175,6 +175,23 @@ def test_a_policy_that_remembers_has_its_memory_as_input_and_output(tmp_path):
     np.testing.assert_array_equal(left_out["holdings"], zeros["holdings"])
 
 
+def test_a_band_around_the_delta_of_several_options_is_exported(tmp_path):
+    book = Book(((2.0, pr.European(100.0, T)), (-3.0, pr.European(101.0, 2 / 365, "put"))))
+    market = replace(ONE, information=("time_to_horizon", "book_delta"))
+    trainer = qfml.Trainer(max_epochs=1, batch_size=64, seed=1)
+    settings = {"trainer": trainer, "steps_per_epoch": 2, "n_validation": 64}
+    policy = FeedForward(hidden=(8,), holding=Band(("book_delta",)))
+    hedger = deep_hedge(market, book, Entropic(1.0), policy=policy, **settings)
+    assert list(hedger.quantities) == ["spot"]
+    (export,) = export_hedger(hedger, tmp_path / "model.onnx")
+    assert export.parity.n_points >= 10_000
+    assert export.parity.largest < 2e-6
+    paths = hedger.paths(200, seed=7)
+    spot = paths.prices[..., 0].double() * market.simulated_market.growth(market.times)
+    found = replayed(load_exported(export.path), hedger, {"spot": spot}, 200)
+    np.testing.assert_allclose(found, hedger.holdings(paths)[0], rtol=0, atol=1e-4)  # of prices in single precision
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("feed_forward", "gru", "rules")])
 def test_every_policy_replayed_holds_what_it_holds(name, tmp_path):

@@ -60,6 +60,10 @@ CASES = {
         ),
         BARRIER,
     ),
+    "several_options": (
+        model_market({"kind": "black_scholes", "vol": 0.2}, information=("book_delta", "time_to_horizon")),
+        Book(((2.0, pr.European(98.0, T)), (-3.0, pr.European(101.0, T / 2, "put")))),
+    ),
     "no_strike": (model_market({"kind": "black_scholes", "vol": 0.2}), Book(((1.0, pr.VarianceSwap(0.04, T)),))),
 }
 
@@ -100,7 +104,7 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     steps = torch.randn(40, 8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     prices = 100.0 * torch.exp((0.02 * steps).cumsum(1))
     times = tuple(T * place / 5 for place in range(-2, 6))
-    shared = {"information": ("log_moneyness", "time_to_horizon", "realised_vol", "prices"), "rate": 0.03}
+    shared = {"information": ("log_moneyness", "book_delta", "realised_vol", "prices"), "rate": 0.03}
     described = {"times": times, "instruments": ("spot", "future"), "history": 2, "window": 2} | shared
     record = RecordedPaths(array=prices.numpy(), **described)
     some = record.paths(8, CALL, seed=3)
@@ -128,7 +132,7 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     series = BootstrappedReturns(
         returns, n_steps=5, block_length=5, keep_drift=False, rate=0.02, periods_per_year=50, window=2, **RESAMPLED
     )
-    book = Book(((1.0, pr.European(1.0, 0.1)),))
+    book = Book(((1.0, pr.European(1.0, 0.1)), (-2.0, pr.European(1.1, 0.1, "put"))))
     paths, sight = series.paths(32, book, seed=1), sight_of(series, book)
     spot = paths.prices[:, 3, 0].double() * np.exp(0.02 * 3 / 50)
     realised = paths.features[:, 3, 1].double() * series.vol
@@ -136,7 +140,7 @@ def test_features_of_recorded_and_resampled_prices_are_those_of_their_paths():
     torch.testing.assert_close(found, paths.features[:, 3], rtol=1e-5, atol=1e-5)
 
 
-RESAMPLED = {"information": ("log_moneyness", "realised_vol")}
+RESAMPLED = {"information": ("log_moneyness", "realised_vol", "book_delta")}
 
 
 def test_every_feature_says_what_must_be_observed():
