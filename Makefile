@@ -13,7 +13,8 @@ PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
 PEERS_PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install --quiet -c benchmarks/peers/constraints.txt --only-binary :all:
 # two OpenMP threads beside any other process can be 50 times slower: the tests use processes instead, and the networks
-# of `make run` are as fast on one. Many tests start a process of their own: it should not compile the library again
+# of `make run` are as fast on one. Many tests start a process of their own: it should not compile the library again.
+# The two halves of the tests begin apart (worksteal), so that what the tests of a module share is made once
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest
 CONFIG ?= configs/walk_forward_sp500.yaml
 ARGS ?=
@@ -63,10 +64,10 @@ run: $(VENV)/.run
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/qfml run $(CONFIG)
 
 test: $(VENV)/.dev
-	@$(PYTEST) -n 2 $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.dev
-	@$(PYTEST) -n 2 --slow $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal --slow $(ARGS)
 
 check: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
