@@ -16,7 +16,7 @@ from qfml.hedging.objective_base import Objective
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
 
-__all__ = ["check_counts", "check_markets", "check_parts", "check_sample", "check_sweep"]
+__all__ = ["check_counts", "check_exact", "check_flags", "check_markets", "check_parts", "check_sample", "check_sweep"]
 
 Aversions = Sequence[float | None]  # None: the objective's own
 
@@ -74,6 +74,27 @@ def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: A
         raise ConfigError(f"`aversions`: the objective `{objective.kind}` has none; leave them out")
     for aversion in own:
         objective.check_dial(aversion)
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither true nor false: a text such as "no" would count as true.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise ConfigError(f"`{name}` must be true or false, got {given!r}")
+
+
+def check_exact(exact: bool, batch_size: int | None, objective: Objective, aversions: Aversions) -> None:
+    """Refuse steps whose exact risk looks at a tail that holds less than one of their paths.
+
+    Raises:
+        ConfigError: naming the least number.
+    """
+    if exact and batch_size is not None:
+        check_sample("batch_size", batch_size, objective, aversions)
 
 
 def check_counts(steps_per_epoch: Any, n_validation: Any, objective: Objective, aversions: Aversions) -> None:

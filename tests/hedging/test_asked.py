@@ -67,11 +67,21 @@ def hedger():
             {"objective": Spectral(tails=(1.0, 0.02), weights=(0.5, 0.5))},
             "`n_validation` must be 50 or more, for a tail of 0.02",
         ),
+        (
+            {"objective": ExpectedShortfall(0.5), "aversions": (0.5, 0.02), "n_validation": 64, "exact": True},
+            "`batch_size` must be 50 or more, for a tail of 0.02 to hold one path, got 16",
+        ),
     ],
 )
 def test_a_training_refuses_what_it_cannot_mean(changes, told):
     with pytest.raises(ConfigError, match=told):
         hedged(**changes)
+
+
+def test_a_tail_wider_than_a_path_of_a_step_is_trained_on_as_a_sample():
+    settings = {"objective": ExpectedShortfall(0.02), "n_validation": 64}
+    hedged(**settings)  # the additive form looks at a level, not at the tail of the step
+    hedged(**settings, exact=True, trainer=replace(TRAINER, batch_size=64))
 
 
 def test_too_few_paths_for_the_tail_are_no_judgement():
@@ -104,6 +114,7 @@ KINDS = """
 import numpy as np, pricers as pr, qfml
 from qfml.errors import ConfigError, DataError
 from qfml.hedging import *
+from qfml.task.hedging import HedgingTask
 
 book = Book(((1.0, pr.European(1.0, 2 / 365)),))
 market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=2 / 365)
@@ -124,6 +135,10 @@ for wrong in (
     lambda: hedged(policy=FeedForward),
     lambda: hedged(rules={"lot": 1.0}),
     lambda: hedged(trainer=None),
+    lambda: hedged(unwind="no"),
+    lambda: hedged(exact=1),
+    lambda: HedgingTask(market, book, Entropic(10.0), trainer, unwind="no"),
+    lambda: HedgingTask(market, book, Entropic(10.0), trainer, exact="no"),
     lambda: Entropic("10"),
     lambda: ExpectedShortfall(True),
     lambda: Proportional("a"),
@@ -147,6 +162,7 @@ for wrong in (
 """
 NAMES = (
     *("steps_per_epoch", "seeds", "aversions", "costs", "book", "objective", "policy", "rules", "trainer"),
+    *("unwind", "exact", "unwind", "exact"),
     *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress", "state", "state"),
     *("market", "paths", "baselines"),
 )
