@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 from qfml.engine import Trainer
 from qfml.errors import ConfigError
-from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.given_markets import HedgingMarket
+from qfml.hedging.kinds import check_book, is_number
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
@@ -40,8 +39,8 @@ def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, 
     Raises:
         ConfigError: naming it.
     """
+    check_book(book)
     for name, given, kind in (
-        ("book", book, Book),
         ("objective", objective, Objective),
         ("policy", policy, Policy),
         ("rules", rules, TradingRules | None),
@@ -62,7 +61,7 @@ def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: A
     for name, given in (("seeds", seeds), ("aversions", aversions), ("cost_levels", cost_levels)):
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise ConfigError(f"`{name}` must be a sequence of numbers, got {given!r}")
-        bad = [one for one in given if not _is_number(one) and not (name == "aversions" and one is None)]
+        bad = [one for one in given if not is_number(one) and not (name == "aversions" and one is None)]
         if bad:
             raise ConfigError(f"`{name}` must hold numbers, got {bad[0]!r}")
         if not given or len(set(given)) < len(given):
@@ -121,7 +120,3 @@ def check_sample(name: str, n_paths: int, objective: Objective, aversions: Avers
             f"`{name}` must be {math.ceil(1 / min(tails))} or more, for a tail of {min(tails):g} to hold one path, "
             f"got {n_paths}"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -25,6 +25,7 @@ from qfml.hedging import (
     Spectral,
     TradingRules,
     deep_hedge,
+    gains,
     judge,
 )
 from qfml.hedging.resampling import paired_bootstrap
@@ -120,11 +121,25 @@ book = Book(((1.0, pr.European(1.0, 2 / 365)),))
 market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=2 / 365)
 trainer = qfml.Trainer(max_epochs=1, batch_size=16)
 
+def modelled(**changes):
+    settings = {"n_steps": 2, "horizon": 2 / 365}
+    return ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), **settings | changes)
+
+def recorded(**changes):
+    settings = {"array": np.ones((20, 3)) + 0.1 * np.arange(3), "times": (0.0, 1 / 365, 2 / 365)}
+    return RecordedPaths(**settings | changes)
+
+def resampled(**changes):
+    settings = {"n_steps": 2, "block_length": 2, "keep_drift": False, "periods_per_year": 365.0}
+    return BootstrappedReturns({"kind": "arch", "name": "sp500"}, **settings | changes)
+
 def hedged(**changes):
     settings = {"market": market, "book": book, "objective": Entropic(10.0), "trainer": trainer, "n_validation": 16}
     return deep_hedge(**settings | {"steps_per_epoch": 1} | changes)
 
 hedger = hedged(seeds=[np.int64(1)], costs=(Proportional(np.float32(0.5)),))
+modelled(n_steps=None, horizon=None, dates=np.array([1 / 365, 2 / 365]))
+assert len(recorded(times=np.arange(3) / 365, rows=(np.int64(0), np.int64(3))).paths(None, book, 1)) == 3
 for wrong in (
     lambda: hedged(steps_per_epoch=1.5),
     lambda: hedged(seeds=3),
@@ -147,6 +162,28 @@ for wrong in (
     lambda: JudgementSettings(n_paths="a"),
     lambda: JudgementSettings(seed=1.5),
     lambda: JudgementSettings(stress=[1]),
+    lambda: FixedPerTrade(1e-3, "a"),
+    lambda: FixedPerTrade(1e-3, True),
+    lambda: Spectral(0.5, 1.0),
+    lambda: Spectral((0.5,), ("a",)),
+    lambda: OptimizedCertaintyEquivalent([], 1.0),
+    lambda: modelled(instruments="spot"),
+    lambda: modelled(instruments=("spot",)),
+    lambda: modelled(instruments=Spot()),
+    lambda: modelled(instruments=(Spot,)),
+    lambda: modelled(n_steps=None, horizon=None, dates=(None,)),
+    lambda: modelled(n_steps=None, horizon=None, dates=0.2),
+    *(lambda made=made, seen=seen: made(information=seen)
+      for made in (modelled, recorded, resampled) for seen in ("log_moneyness", (3,))),
+    *(lambda made=made: made().paths(10, None, 1) for made in (modelled, recorded, resampled)),
+    lambda: recorded(times=("a", 0.1, 0.2)),
+    lambda: recorded(times=0.2),
+    lambda: recorded(rows=("a", 3)),
+    lambda: recorded(rows=(0, 1, 2)),
+    lambda: recorded(rows=(0, True)),
+    lambda: recorded(instruments="spot"),
+    lambda: judge(hedger, {"n_paths": 100}),
+    lambda: judge(None),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=5),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=None),
     lambda: hedged(market=None),
@@ -163,7 +200,10 @@ for wrong in (
 NAMES = (
     *("steps_per_epoch", "seeds", "aversions", "costs", "book", "objective", "policy", "rules", "trainer"),
     *("unwind", "exact", "unwind", "exact"),
-    *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress", "state", "state"),
+    *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress"),
+    *("smooth", "smooth", "tails", "weights", "loss_name", *["instruments"] * 4, *["dates"] * 2),
+    *(*["information"] * 6, *["book"] * 3, *["times"] * 2, *["rows"] * 3, "instruments"),
+    *("settings", "hedger", "state", "state"),
     *("market", "paths", "baselines"),
 )
 
@@ -171,6 +211,35 @@ NAMES = (
 def test_values_of_a_wrong_kind_are_named_where_no_test_checks_annotations():
     told = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=True).stdout
     assert told.split() == list(NAMES)
+
+
+SHAPES = """
+import numpy as np, torch
+from qfml.errors import DataError
+from qfml.hedging.objectives import Entropic, Isoelastic, Quadratic
+
+for objective in (Entropic(1.0), Isoelastic(9.0, 1.0), Quadratic()):
+    for pnl in (torch.ones(3), np.ones((1, 3)), torch.ones(1, 0), None):
+        for asked in (objective.risk, objective.price, objective.influence, objective.std_error):
+            try:
+                asked(pnl)
+            except DataError as error:
+                assert "`pnl[None]`, got" in str(error)
+            else:
+                raise AssertionError(pnl)
+print("told")
+"""
+
+
+def test_samples_of_another_shape_are_told_where_no_test_checks_annotations():
+    assert subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True).stdout == "told\n"
+
+
+@pytest.mark.parametrize("level", ["a", None, (1.0, "a"), 1.0 + 2.0j])
+def test_a_cost_level_is_a_number(hedger, level):
+    paths = hedger.paths(4, seed=2)
+    with pytest.raises(DataError, match="'cost_level' must be"):
+        gains(hedger.holdings(paths), paths, (), level)
 
 
 def test_a_live_hedge_refuses_what_is_no_state(hedger):
