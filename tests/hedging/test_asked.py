@@ -1,8 +1,9 @@
 """Wrong questions to a training, a judgement and a live hedge have clear answers, and none goes on for ever."""
 
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import polars as pl
@@ -28,6 +29,7 @@ from qfml.hedging import (
     gains,
     judge,
 )
+from qfml.hedging.hedger import VALIDATION
 from qfml.hedging.resampling import paired_bootstrap
 
 HORIZON = 2 / 365
@@ -284,6 +286,47 @@ def test_a_training_that_is_lost_is_no_hedge():
     options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=64, seed=1), "steps_per_epoch": 2, "n_validation": 16}
     with pytest.raises(DataError, match=r"training of seed 0, aversion .* was lost"):
         deep_hedge(record, Book(((1.0, pr.European(1.0, 0.2)),)), Entropic(1.0), **options)
+
+
+@dataclass(frozen=True)
+class Overflowing(ModelMarket):
+    """A model's market with a price beyond all measure on one path of some sets: it rises to it, and falls below 0."""
+
+    where: str = "training"
+    bad: float = math.inf
+
+    def paths(self, n_paths, book, seed, number=0, dtype=torch.float32, device="cpu"):
+        made = super().paths(n_paths, book, seed, number, dtype, device)
+        asked = "judgement" if seed != TRAINER.seed else "validation" if number == VALIDATION else "training"
+        if asked != self.where or seed == 0:  # 0: the few paths that textbook hedges are tried on
+            return made
+        prices = made.prices.clone()
+        prices[3, 1], prices[3, 2] = self.bad, -self.bad
+        return replace(made, prices=prices)
+
+
+def overflowing(where, bad=3e38):
+    """Finite prices, by default, of which a change is not."""
+    settings = {"n_steps": 2, "horizon": HORIZON, "where": where, "bad": bad}
+    return Overflowing(pr.BlackScholes(0.2), pr.Market(1.0), **settings)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_prices_that_are_not_finite_are_told_by_their_path(where, bad):
+    with pytest.raises(DataError, match="`prices` must be finite: path 3 is not"):
+        hedged(market=overflowing(where, bad))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_loss_that_overflows_is_told_wherever_it_is(exact):
+    for where in ("training", "validation"):
+        with pytest.raises(DataError, match=r"was lost: .*look for prices or losses beyond all measure"):
+            hedged(market=overflowing(where), exact=exact)
+    trained = hedged(market=overflowing("judgement"), exact=exact)
+    for asked in (lambda: judge(trained, JudgementSettings(n_paths=100)), lambda: trained.price(trained.paths(9, 7))):
+        with pytest.raises(DataError, match=r"the P&L must be finite: member 0 has (-?inf|nan) on path 3"):
+            asked()
 
 
 def test_a_gap_in_a_history_is_no_return_of_one_day(tmp_path):
