@@ -56,6 +56,7 @@ SMALL = {
     "n_validation": 256,
     "judgement": {"n_paths": 2000, "stress": {"wild": {"model": {"kind": "black_scholes", "vol": 0.5}}}},
 }
+SMALL_TAIL = {"kind": "expected_shortfall", "tail": 1e-3}
 
 
 def write(place, **changes):
@@ -203,6 +204,10 @@ RECORDED = {"kind": "recorded", "array": [[1.0, 1.1, 1.2]] * 32, "times": [0.0, 
         ({"trainer": SMALL["trainer"] | {"batch_size": 100}}, "a multiple of 16"),
         ({"trainer": SMALL["trainer"] | {"metrics": ["mse"]}}, "`trainer`: `metrics` compare predictions"),
         ({"trainer": SMALL["trainer"] | {"sampler": {"kind": "sequential"}}}, "`trainer`: `sampler`"),
+        (
+            {"objective": SMALL_TAIL, "aversions": None, "n_validation": 1024, "exact": True},
+            "`trainer`: `batch_size` must be 1000 or more, for a tail of 0.001",
+        ),
         ({"steps_per_epoch": 0}, "`steps_per_epoch`"),
         ({"baselines": [{"kind": "minimum_variance_delta"}], "seed": 3}, "unknown key `seed`"),
         ({"judgement": {"n_paths": 10}}, "`n_paths` must be 100 or more"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import pricers as pr
@@ -13,11 +12,21 @@ from qfml.errors import ConfigError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.given_markets import HedgingMarket
+from qfml.hedging.kinds import check_book, is_number
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
 
-__all__ = ["check_counts", "check_known_hedge", "check_markets", "check_parts", "check_sample", "check_sweep"]
+__all__ = [
+    "check_counts",
+    "check_exact",
+    "check_flags",
+    "check_known_hedge",
+    "check_markets",
+    "check_parts",
+    "check_sample",
+    "check_sweep",
+]
 
 Aversions = Sequence[float | None]  # None: the objective's own
 
@@ -41,8 +50,8 @@ def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, 
     Raises:
         ConfigError: naming it.
     """
+    check_book(book)
     for name, given, kind in (
-        ("book", book, Book),
         ("objective", objective, Objective),
         ("policy", policy, Policy),
         ("rules", rules, TradingRules | None),
@@ -81,7 +90,7 @@ def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: A
     for name, given in (("seeds", seeds), ("aversions", aversions), ("cost_levels", cost_levels)):
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise ConfigError(f"`{name}` must be a sequence of numbers, got {given!r}")
-        bad = [one for one in given if not _is_number(one) and not (name == "aversions" and one is None)]
+        bad = [one for one in given if not is_number(one) and not (name == "aversions" and one is None)]
         if bad:
             raise ConfigError(f"`{name}` must hold numbers, got {bad[0]!r}")
         if not given or len(set(given)) < len(given):
@@ -93,6 +102,27 @@ def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: A
         raise ConfigError(f"`aversions`: the objective `{objective.kind}` has none; leave them out")
     for aversion in own:
         objective.check_dial(aversion)
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither true nor false: a text such as "no" would count as true.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise ConfigError(f"`{name}` must be true or false, got {given!r}")
+
+
+def check_exact(exact: bool, batch_size: int | None, objective: Objective, aversions: Aversions) -> None:
+    """Refuse steps whose exact risk looks at a tail that holds less than one of their paths.
+
+    Raises:
+        ConfigError: naming the least number.
+    """
+    if exact and batch_size is not None:
+        check_sample("batch_size", batch_size, objective, aversions)
 
 
 def check_counts(steps_per_epoch: Any, n_validation: Any, objective: Objective, aversions: Aversions) -> None:
@@ -119,10 +149,6 @@ def check_sample(name: str, n_paths: int, objective: Objective, aversions: Avers
             f"`{name}` must be {math.ceil(1 / min(tails))} or more, for a tail of {min(tails):g} to hold one path, "
             f"got {n_paths}"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_one_call(book: Book) -> bool:

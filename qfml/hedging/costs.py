@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfml.errors import ConfigError
+from qfml.hedging.kinds import is_number
 
 __all__ = ["COSTS", "Cost", "FixedPerTrade", "Proportional", "Quadratic", "check_costs", "total_cost"]
 
@@ -104,8 +104,8 @@ class FixedPerTrade(Cost):
 
     def __post_init__(self) -> None:
         _check("amount", self.amount, below=math.inf, meaning="discounted cash for one trade")
-        if self.smooth is not None and not 0 < self.smooth < math.inf:
-            raise ConfigError(f"`smooth` must be a trade above 0, in units of the instrument, got {self.smooth}")
+        if self.smooth is not None and not (is_number(self.smooth) and 0 < self.smooth < math.inf):
+            raise ConfigError(f"`smooth` must be a trade above 0, in units of the instrument, got {self.smooth!r}")
 
     @property
     def settings(self) -> dict[str, PerInstrument]:
@@ -207,7 +207,7 @@ def check_costs(costs: Sequence[Cost], n_instruments: int, levels: Sequence[floa
 
 def _check(name: str, value: PerInstrument, below: float, meaning: str) -> None:
     values = _tuple(value)
-    if bad := [each for each in values if isinstance(each, bool) or not isinstance(each, Real)]:
+    if bad := [each for each in values if not is_number(each)]:
         raise ConfigError(f"`{name}` must be a number, or a tuple of one for each instrument, got {bad[0]!r}")
     if not values or not all(0 <= each < below for each in values):
         bound = "at least 0" if below == math.inf else f"in [0, {below:g})"

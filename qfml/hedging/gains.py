@@ -13,6 +13,7 @@ from torch import Tensor
 from qfml.errors import DataError
 from qfml.hedging.costs import Cost, check_costs, total_cost
 from qfml.hedging.paths import PathSet
+from qfml.hedging.sight import as_numbers
 
 __all__ = ["Gains", "cost_levels", "gains", "trades"]
 
@@ -107,7 +108,7 @@ def cost_levels(cost_level: Any, holdings: Tensor) -> Tensor:
     Raises:
         DataError: neither a number nor one for each member.
     """
-    level = torch.as_tensor(cost_level, dtype=holdings.dtype, device=holdings.device)
+    level = as_numbers("cost_level", cost_level).to(holdings.device, holdings.dtype)
     if level.ndim > 1 or (level.ndim == 1 and len(level) != len(holdings)):
         raise DataError(
             f"`cost_level` must be a number or one for each of the {len(holdings)} members, got shape "

@@ -19,7 +19,15 @@ from qfml.config import to_dict
 from qfml.engine import Callback, Trainer
 from qfml.engine.fit import Fit
 from qfml.errors import ConfigError, DataError
-from qfml.hedging.asked import check_counts, check_known_hedge, check_markets, check_parts, check_sweep
+from qfml.hedging.asked import (
+    check_counts,
+    check_exact,
+    check_flags,
+    check_known_hedge,
+    check_markets,
+    check_parts,
+    check_sweep,
+)
 from qfml.hedging.book import Book
 from qfml.hedging.costs import Cost
 from qfml.hedging.gains import Gains, gains
@@ -369,7 +377,9 @@ def deep_hedges(
     check_known_hedge(policy, book)
     check_sweep(objective, seeds, aversions, cost_levels)
     check_counts(steps_per_epoch, n_validation, objective, aversions)
+    check_flags(unwind=unwind, exact=exact)
     size = trainer.batch_size
+    check_exact(exact, size, objective, aversions)
     halves = [parted(market, n_validation, size or 1) for market in markets]
     validations = [kept_out.paths(n_validation, book, trainer.seed, number=VALIDATION) for _, kept_out in halves]
     martingale = markets[0].martingale

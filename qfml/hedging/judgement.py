@@ -226,6 +226,7 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
         ['none', 'black_scholes_delta']
     """
     settings = JudgementSettings() if settings is None else settings
+    _check_asked(hedger, settings)
     market = settings.fresh(hedger.market)
     stressed = stressed_markets(hedger.market, settings.stress, hedger.book)
     cases, left_out = _hedges(hedger, baselines)
@@ -255,6 +256,13 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
     }
     pnl = torch.cat([each.pnl for each in all_gains[0].values()])
     return Judgement(metrics, arrays | {"pnl": pnl.float().numpy()})
+
+
+def _check_asked(hedger: Any, settings: Any) -> None:
+    if not isinstance(hedger, Hedger):
+        raise ConfigError(f"`hedger` must be a Hedger, such as deep_hedge(...) returns, got {hedger!r}")
+    if not isinstance(settings, JudgementSettings):
+        raise ConfigError(f"`settings` must be JudgementSettings, such as JudgementSettings(seed=2), got {settings!r}")
 
 
 def _hedges(hedger: Hedger, baselines: Baselines) -> tuple[dict[Case, dict[str, Baseline]], dict[str, str]]:

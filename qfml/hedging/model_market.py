@@ -21,7 +21,8 @@ from qfml.hedging.book import Book
 from qfml.hedging.book_delta import options_of
 from qfml.hedging.contracts import built, settings_of
 from qfml.hedging.information import Seen, features
-from qfml.hedging.instruments import HEDGES, Pricer, Spot
+from qfml.hedging.instruments import HEDGES, Hedge, Pricer, Spot
+from qfml.hedging.kinds import check_book, check_each, check_names, is_number
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import Sight
 
@@ -125,10 +126,12 @@ class ModelMarket:
         set_field(self, "model", settings_of(built("model", self.model, pr.MODELS)))
         market = {"kind": "market", **self.market} if isinstance(self.market, Mapping) else self.market
         set_field(self, "market", settings_of(built("market", market, {"market": pr.Market})))
+        check_each("instruments", self.instruments, _is_hedge, "hedging instruments, such as (Spot(),)")
+        check_names("information", self.information)
         set_field(self, "instruments", tuple(self.instruments))
         set_field(self, "horizon", years_of("horizon", self.horizon))
         if self.dates is not None:
-            set_field(self, "dates", tuple(years_of("dates", date) for date in self.dates))
+            set_field(self, "dates", _years_of_all(self.dates))
         if not self.instruments:
             raise ConfigError("`instruments` must name at least one hedging instrument, such as {kind: spot}")
         names = [hedge.name for hedge in self.instruments]
@@ -208,6 +211,7 @@ class ModelMarket:
             DataError: a horizon that is not on the grid, an instrument that expires before it.
             ConfigError: information that is not known or cannot be seen.
         """
+        check_book(book)
         made = self.prepared(book, dtype, device)
         try:
             return made.draw(n_paths, seed, number)
@@ -343,6 +347,18 @@ class _Prepared:
             relative,
             options=options_of(self.book, owner.information, market.growth, market.discount),
         )
+
+
+def _is_hedge(value: Any) -> bool:
+    return isinstance(value, Hedge) and not isinstance(value, type)
+
+
+def _years_of_all(dates: Any) -> tuple[Any, ...]:
+    """Dates in years, of which each is a number or a duration."""
+    listed = dates.tolist() if hasattr(dates, "tolist") else dates
+    what = "times in years, or durations such as '30D'"
+    check_each("dates", listed, lambda date: isinstance(date, str) or is_number(date), what)
+    return tuple(years_of("dates", date) for date in listed)
 
 
 def _merged(dates: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from pricers import Estimate
 from qfml.errors import ConfigError, DataError
+from qfml.hedging.kinds import check_number
 
 Pnl = Float[Tensor, "member path"]
 PerMember = Float[Tensor, " member"]
@@ -40,7 +40,7 @@ class Objective(ABC):
             aversion: takes the place of the setting `dial` of each member, (M,).
 
         Raises:
-            DataError: P&L that is not finite.
+            DataError: P&L that is not finite, or no tensor (M, B) with a path at least.
             ConfigError: an aversion outside its bounds, or for a measure that has none.
         """
         pnl = checked_pnl(pnl)
@@ -75,6 +75,7 @@ class Objective(ABC):
         Returns:
             Price of each member, (M,), with its standard error.
         """
+        pnl = checked_pnl(pnl)
         benchmark = torch.zeros_like(pnl) if without is None else without
         value = self.risk(pnl, aversion) - self.risk(benchmark, aversion)
         influence = self.influence(pnl, aversion) - self.influence(benchmark, aversion)
@@ -180,7 +181,13 @@ def bisect(rises: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tens
 
 
 def checked_pnl(pnl: Pnl) -> Pnl:
-    """P&L in double precision; a risk of infinite losses is no number."""
+    """P&L in double precision; a risk of infinite losses, or of no path, is no number."""
+    if not isinstance(pnl, Tensor) or pnl.ndim != 2 or not pnl.shape[1]:
+        shape = f" of shape {tuple(pnl.shape)}" if hasattr(pnl, "shape") else ""
+        raise DataError(
+            "the P&L must be a tensor of shape (members, paths) with a path at least, of one sample `pnl[None]`, got "
+            f"{type(pnl).__name__}{shape}"
+        )
     finite = pnl.isfinite()
     if not bool(finite.all()):
         member, path = (~finite).nonzero()[0].tolist()
@@ -189,12 +196,6 @@ def checked_pnl(pnl: Pnl) -> Pnl:
             "has no risk measure, look for the position or the price that made it"
         )
     return pnl.double()
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise ConfigError unless the setting is a number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"`{name}` must be a number, got {value!r}")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pricers import Estimate
 from qfml.errors import ConfigError, DataError
+from qfml.hedging.kinds import check_numbers
 from qfml.hedging.objective_base import (
     CertaintyEquivalent,
     Dial,
@@ -170,6 +171,8 @@ class Spectral(CertaintyEquivalent):
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        check_numbers("tails", self.tails)
+        check_numbers("weights", self.weights)
         for tail in self.tails:
             check_tail("tails", tail)
         if len(self.tails) == 0 or len(self.weights) != len(self.tails):
@@ -261,8 +264,8 @@ class Quadratic(CertaintyEquivalent):
 
     def price(self, pnl: Pnl, without: Pnl | None = None, aversion: Any = None) -> Estimate:
         """The premium that leaves the least squared error, less that of trading without the book."""
-        benchmark = torch.zeros_like(pnl) if without is None else without
-        shortfall = checked_pnl(benchmark) - checked_pnl(pnl)
+        pnl = checked_pnl(pnl)
+        shortfall = (0.0 if without is None else checked_pnl(without)) - pnl
         return priced(shortfall.mean(1), shortfall, self.kind)
 
 
@@ -295,7 +298,7 @@ class OptimizedCertaintyEquivalent(CertaintyEquivalent):
     risk_aversion: float
 
     def __post_init__(self) -> None:
-        if self.loss_name not in OCE_LOSSES:
+        if not isinstance(self.loss_name, str) or self.loss_name not in OCE_LOSSES:
             raise ConfigError(f"`loss_name` must be one of {', '.join(OCE_LOSSES)}, got {self.loss_name!r}")
         self.check_dial(self.risk_aversion)
 
@@ -384,11 +387,11 @@ class Isoelastic(Objective):
         self.check_dial(self.risk_aversion)
 
     def risk(self, pnl: Pnl, aversion: Any = None) -> PerMember:
-        self._check_wealth(pnl)
+        self._check_wealth(checked_pnl(pnl))
         return super().risk(pnl, aversion)
 
     def influence(self, pnl: Pnl, aversion: Any = None) -> Pnl:
-        self._check_wealth(pnl)
+        self._check_wealth(checked_pnl(pnl))
         return super().influence(pnl, aversion)
 
     def price(self, pnl: Pnl, without: Pnl | None = None, aversion: Any = None) -> Estimate:

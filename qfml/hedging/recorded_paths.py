@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from pricers.parameters import whole
 from qfml.data.validation import unknown_column
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
+from qfml.hedging.kinds import check_names, check_numbers
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import Sight
 from qfml.hedging.traded_prices import TradedPrices, as_config_error, check_common, rolling_vol
@@ -82,6 +84,11 @@ class RecordedPaths:
             raise ConfigError("recorded paths need either the `path` of a file or, from a script, an `array`")
         if (self.array is None) != (self.times is None):
             raise ConfigError("`times` in years go with an `array`; a file has its own")
+        if self.times is not None:
+            check_numbers("times", self.times)
+        if self.rows is not None:
+            _check_rows(self.rows)
+        check_names("instruments", self.instruments)
         if self.form not in ("long", "wide"):
             raise ConfigError(f"`form` must be 'long' or 'wide', got {self.form!r}")
         if not self.instruments or len(set(self.instruments)) < len(self.instruments):
@@ -260,6 +267,19 @@ class RecordedPaths:
     def __getstate__(self) -> dict[str, Any]:
         """The settings alone: what was read is read again elsewhere."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
+
+
+def _check_rows(rows: Any) -> None:
+    """Refuse what is no span of paths."""
+    if not isinstance(rows, list | tuple) or len(rows) != 2 or not all(_is_whole(row) for row in rows):
+        raise ConfigError(
+            f"`rows` must be two whole numbers, the first path and the one after the last, such as (0, 1000), got "
+            f"{rows!r}"
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _wide(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:

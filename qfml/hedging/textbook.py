@@ -58,7 +58,7 @@ def problem_of(market: HedgingMarket, book: Book) -> HedgingProblem:
 def textbook_hedges(
     market: HedgingMarket, book: Book, objective: Objective, costs: Sequence[Cost], case: Case, paths: PathSet
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """The textbook hedges that have a formula for the book, by name, and why the others have none.
+    """The textbook hedges that have a formula for the book, by name, and why the others are left out.
 
     Their vol is the market's and, where past returns are seen, also what those have realised. Whalley and Wilmott's and
     Leland's costs are those of the spot, proportional.
@@ -82,11 +82,8 @@ def textbook_hedges(
             left_out[HullWhiteDelta.kind] = str(error)
     elif not isinstance(problem.model, pr.BlackScholes):
         wanted += [ModelDelta(), MinimumVarianceDelta()]
-    rate = case.cost_level * sum(_of_spot(cost.rate) for cost in costs if isinstance(cost, Proportional))
-    if rate > 0:
-        wanted += [Leland(vol, rate) for vol in vols]
-        if isinstance(objective, Entropic) and case.aversion is not None:
-            wanted += [WhalleyWilmott(vol, case.aversion, rate) for vol in vols]
+    with_costs, reasons = _with_costs(objective, costs, case, vols)
+    wanted, left_out = wanted + with_costs, left_out | reasons
     found: list[Baseline] = []
     for name, hedge in named(wanted).items():
         try:
@@ -96,6 +93,25 @@ def textbook_hedges(
         else:
             found.append(hedge)
     return named(found), left_out
+
+
+def _with_costs(
+    objective: Objective, costs: Sequence[Cost], case: Case, vols: Sequence[Vol]
+) -> tuple[list[Baseline], dict[str, str]]:
+    """The hedges for proportional costs, and why they are left out; of trading that costs nothing none is missed."""
+    charged = [cost for cost in costs if case.cost_level > 0 and _charges(cost)]
+    if not charged:
+        return [], {}
+    rate = case.cost_level * sum(_of_spot(cost.rate) for cost in costs if isinstance(cost, Proportional))
+    if rate == 0:
+        kinds = ", ".join(cost.kind for cost in charged)
+        why = f"it is for proportional costs of the spot, and the costs are {kinds}, without a rate of the spot"
+        return [], {Leland.kind: why, WhalleyWilmott.kind: why}
+    found: list[Baseline] = [Leland(vol, rate) for vol in vols]
+    if not isinstance(objective, Entropic) or case.aversion is None:
+        why = f"its band has the risk aversion of exponential utility, the objective is {objective.kind}"
+        return found, {WhalleyWilmott.kind: why}
+    return [*found, *(WhalleyWilmott(vol, case.aversion, rate) for vol in vols)], {}
 
 
 def _fitted(market: HedgingMarket, book: Book, problem: HedgingProblem) -> Baseline:
@@ -118,6 +134,11 @@ def named(hedges: Sequence[Baseline]) -> dict[str, Baseline]:
         suffix = f"_{counts[name]}" if counts[name] > 1 else ""
         found[f"{name}{suffix}"] = hedge
     return found
+
+
+def _charges(cost: Cost) -> bool:
+    """Whether it takes anything from any instrument."""
+    return any(max(given) > 0 if isinstance(given, tuple) else given > 0 for given in cost.settings.values())
 
 
 def _of_spot(rate: float | tuple[float, ...]) -> float:

@@ -18,6 +18,7 @@ from qfml.errors import ConfigError, UserError
 from qfml.hedging.book import Book
 from qfml.hedging.book_delta import Options, options_of
 from qfml.hedging.information import Seen, features
+from qfml.hedging.kinds import check_book, check_names
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import Sight
 
@@ -56,6 +57,7 @@ class TradedPrices:
     typical_spot: float | None = None  # of all paths that there are, where these are some of them
 
     def path_set(self, book: Book, rate: float, vol: float, information: tuple[str, ...]) -> PathSet:
+        check_book(book)
         book.check_dates(self.times, recorded=self.times)
         if book.continuous:
             raise ConfigError(
@@ -120,6 +122,7 @@ def check_common(market: Any) -> None:
         whole("window", market.window, at_least=1)
     if market.reference_vol is not None:
         number("reference_vol", market.reference_vol, above=0.0)
+    check_names("information", market.information)
     if not market.information:
         raise ConfigError("`information` must name at least one feature, such as 'time_to_horizon'")
 

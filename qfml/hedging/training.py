@@ -184,7 +184,9 @@ class PathFeed:
             parts.append(loss.pnl(network.forward(parameters, x), labels, smooth=False))
         pnl = torch.cat(parts, 1)
         dial = loss.objective.dials(pnl, None if loss.objective.dial is None else numbers[:, 0])
-        return [{"val_loss": value} for value in loss.objective.value(pnl, dial).tolist()]  # of a lost member: nan
+        # an infinite gain, which many a risk is blind to, is as much an error as an infinite loss
+        values = loss.objective.value(pnl, dial).where(pnl.isfinite().all(1), torch.nan)
+        return [{"val_loss": value} for value in values.tolist()]  # of a lost member: nan
 
     def keep(self, places: np.ndarray) -> None:
         """Forget all members but those at `places`."""

@@ -13,7 +13,14 @@ from qfml import config
 from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, UserError
-from qfml.hedging.asked import check_counts, check_known_hedge, check_sample, check_sweep
+from qfml.hedging.asked import (
+    check_counts,
+    check_exact,
+    check_flags,
+    check_known_hedge,
+    check_sample,
+    check_sweep,
+)
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
@@ -98,8 +105,10 @@ class HedgingTask:
         aversions = (None,) if self.aversions is None else self.aversions
         check_sweep(self.objective, self.seeds, aversions, self.cost_levels)
         check_counts(self.steps_per_epoch, self.n_validation, self.objective, aversions)
+        check_flags(unwind=self.unwind, exact=self.exact)
         try:
             check_trainer(self.trainer)
+            check_exact(self.exact, self.trainer.batch_size, self.objective, aversions)
         except ConfigError as error:
             raise ConfigError(f"`trainer`: {error}") from None
 

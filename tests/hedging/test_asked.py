@@ -1,8 +1,9 @@
 """Wrong questions to a training, a judgement and a live hedge have clear answers, and none goes on for ever."""
 
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import polars as pl
@@ -25,8 +26,10 @@ from qfml.hedging import (
     Spectral,
     TradingRules,
     deep_hedge,
+    gains,
     judge,
 )
+from qfml.hedging.hedger import VALIDATION
 from qfml.hedging.resampling import paired_bootstrap
 
 HORIZON = 2 / 365
@@ -67,11 +70,21 @@ def hedger():
             {"objective": Spectral(tails=(1.0, 0.02), weights=(0.5, 0.5))},
             "`n_validation` must be 50 or more, for a tail of 0.02",
         ),
+        (
+            {"objective": ExpectedShortfall(0.5), "aversions": (0.5, 0.02), "n_validation": 64, "exact": True},
+            "`batch_size` must be 50 or more, for a tail of 0.02 to hold one path, got 16",
+        ),
     ],
 )
 def test_a_training_refuses_what_it_cannot_mean(changes, told):
     with pytest.raises(ConfigError, match=told):
         hedged(**changes)
+
+
+def test_a_tail_wider_than_a_path_of_a_step_is_trained_on_as_a_sample():
+    settings = {"objective": ExpectedShortfall(0.02), "n_validation": 64}
+    hedged(**settings)  # the additive form looks at a level, not at the tail of the step
+    hedged(**settings, exact=True, trainer=replace(TRAINER, batch_size=64))
 
 
 def test_too_few_paths_for_the_tail_are_no_judgement():
@@ -104,16 +117,31 @@ KINDS = """
 import numpy as np, pricers as pr, qfml
 from qfml.errors import ConfigError, DataError
 from qfml.hedging import *
+from qfml.task.hedging import HedgingTask
 
 book = Book(((1.0, pr.European(1.0, 2 / 365)),))
 market = ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), n_steps=2, horizon=2 / 365)
 trainer = qfml.Trainer(max_epochs=1, batch_size=16)
+
+def modelled(**changes):
+    settings = {"n_steps": 2, "horizon": 2 / 365}
+    return ModelMarket(pr.BlackScholes(0.2), pr.Market(1.0), **settings | changes)
+
+def recorded(**changes):
+    settings = {"array": np.ones((20, 3)) + 0.1 * np.arange(3), "times": (0.0, 1 / 365, 2 / 365)}
+    return RecordedPaths(**settings | changes)
+
+def resampled(**changes):
+    settings = {"n_steps": 2, "block_length": 2, "keep_drift": False, "periods_per_year": 365.0}
+    return BootstrappedReturns({"kind": "arch", "name": "sp500"}, **settings | changes)
 
 def hedged(**changes):
     settings = {"market": market, "book": book, "objective": Entropic(10.0), "trainer": trainer, "n_validation": 16}
     return deep_hedge(**settings | {"steps_per_epoch": 1} | changes)
 
 hedger = hedged(seeds=[np.int64(1)], costs=(Proportional(np.float32(0.5)),))
+modelled(n_steps=None, horizon=None, dates=np.array([1 / 365, 2 / 365]))
+assert len(recorded(times=np.arange(3) / 365, rows=(np.int64(0), np.int64(3))).paths(None, book, 1)) == 3
 for wrong in (
     lambda: hedged(steps_per_epoch=1.5),
     lambda: hedged(seeds=3),
@@ -124,6 +152,10 @@ for wrong in (
     lambda: hedged(policy=FeedForward),
     lambda: hedged(rules={"lot": 1.0}),
     lambda: hedged(trainer=None),
+    lambda: hedged(unwind="no"),
+    lambda: hedged(exact=1),
+    lambda: HedgingTask(market, book, Entropic(10.0), trainer, unwind="no"),
+    lambda: HedgingTask(market, book, Entropic(10.0), trainer, exact="no"),
     lambda: Entropic("10"),
     lambda: ExpectedShortfall(True),
     lambda: Proportional("a"),
@@ -132,6 +164,28 @@ for wrong in (
     lambda: JudgementSettings(n_paths="a"),
     lambda: JudgementSettings(seed=1.5),
     lambda: JudgementSettings(stress=[1]),
+    lambda: FixedPerTrade(1e-3, "a"),
+    lambda: FixedPerTrade(1e-3, True),
+    lambda: Spectral(0.5, 1.0),
+    lambda: Spectral((0.5,), ("a",)),
+    lambda: OptimizedCertaintyEquivalent([], 1.0),
+    lambda: modelled(instruments="spot"),
+    lambda: modelled(instruments=("spot",)),
+    lambda: modelled(instruments=Spot()),
+    lambda: modelled(instruments=(Spot,)),
+    lambda: modelled(n_steps=None, horizon=None, dates=(None,)),
+    lambda: modelled(n_steps=None, horizon=None, dates=0.2),
+    *(lambda made=made, seen=seen: made(information=seen)
+      for made in (modelled, recorded, resampled) for seen in ("log_moneyness", (3,))),
+    *(lambda made=made: made().paths(10, None, 1) for made in (modelled, recorded, resampled)),
+    lambda: recorded(times=("a", 0.1, 0.2)),
+    lambda: recorded(times=0.2),
+    lambda: recorded(rows=("a", 3)),
+    lambda: recorded(rows=(0, 1, 2)),
+    lambda: recorded(rows=(0, True)),
+    lambda: recorded(instruments="spot"),
+    lambda: judge(hedger, {"n_paths": 100}),
+    lambda: judge(None),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=5),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=None),
     lambda: hedged(market=None),
@@ -147,7 +201,11 @@ for wrong in (
 """
 NAMES = (
     *("steps_per_epoch", "seeds", "aversions", "costs", "book", "objective", "policy", "rules", "trainer"),
-    *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress", "state", "state"),
+    *("unwind", "exact", "unwind", "exact"),
+    *("risk_aversion", "tail", "rate", "impact", "lot", "n_paths", "seed", "stress"),
+    *("smooth", "smooth", "tails", "weights", "loss_name", *["instruments"] * 4, *["dates"] * 2),
+    *(*["information"] * 6, *["book"] * 3, *["times"] * 2, *["rows"] * 3, "instruments"),
+    *("settings", "hedger", "state", "state"),
     *("market", "paths", "baselines"),
 )
 
@@ -155,6 +213,35 @@ NAMES = (
 def test_values_of_a_wrong_kind_are_named_where_no_test_checks_annotations():
     told = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=True).stdout
     assert told.split() == list(NAMES)
+
+
+SHAPES = """
+import numpy as np, torch
+from qfml.errors import DataError
+from qfml.hedging.objectives import Entropic, Isoelastic, Quadratic
+
+for objective in (Entropic(1.0), Isoelastic(9.0, 1.0), Quadratic()):
+    for pnl in (torch.ones(3), np.ones((1, 3)), torch.ones(1, 0), None):
+        for asked in (objective.risk, objective.price, objective.influence, objective.std_error):
+            try:
+                asked(pnl)
+            except DataError as error:
+                assert "`pnl[None]`, got" in str(error)
+            else:
+                raise AssertionError(pnl)
+print("told")
+"""
+
+
+def test_samples_of_another_shape_are_told_where_no_test_checks_annotations():
+    assert subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True).stdout == "told\n"
+
+
+@pytest.mark.parametrize("level", ["a", None, (1.0, "a"), 1.0 + 2.0j])
+def test_a_cost_level_is_a_number(hedger, level):
+    paths = hedger.paths(4, seed=2)
+    with pytest.raises(DataError, match="'cost_level' must be"):
+        gains(hedger.holdings(paths), paths, (), level)
 
 
 def test_a_live_hedge_refuses_what_is_no_state(hedger):
@@ -199,6 +286,47 @@ def test_a_training_that_is_lost_is_no_hedge():
     options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=64, seed=1), "steps_per_epoch": 2, "n_validation": 16}
     with pytest.raises(DataError, match=r"training of seed 0, aversion .* was lost"):
         deep_hedge(record, Book(((1.0, pr.European(1.0, 0.2)),)), Entropic(1.0), **options)
+
+
+@dataclass(frozen=True)
+class Overflowing(ModelMarket):
+    """A model's market with a price beyond all measure on one path of some sets: it rises to it, and falls below 0."""
+
+    where: str = "training"
+    bad: float = math.inf
+
+    def paths(self, n_paths, book, seed, number=0, dtype=torch.float32, device="cpu"):
+        made = super().paths(n_paths, book, seed, number, dtype, device)
+        asked = "judgement" if seed != TRAINER.seed else "validation" if number == VALIDATION else "training"
+        if asked != self.where or seed == 0:  # 0: the few paths that textbook hedges are tried on
+            return made
+        prices = made.prices.clone()
+        prices[3, 1], prices[3, 2] = self.bad, -self.bad
+        return replace(made, prices=prices)
+
+
+def overflowing(where, bad=3e38):
+    """Finite prices, by default, of which a change is not."""
+    settings = {"n_steps": 2, "horizon": HORIZON, "where": where, "bad": bad}
+    return Overflowing(pr.BlackScholes(0.2), pr.Market(1.0), **settings)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_prices_that_are_not_finite_are_told_by_their_path(where, bad):
+    with pytest.raises(DataError, match="`prices` must be finite: path 3 is not"):
+        hedged(market=overflowing(where, bad))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_loss_that_overflows_is_told_wherever_it_is(exact):
+    for where in ("training", "validation"):
+        with pytest.raises(DataError, match=r"was lost: .*look for prices or losses beyond all measure"):
+            hedged(market=overflowing(where), exact=exact)
+    trained = hedged(market=overflowing("judgement"), exact=exact)
+    for asked in (lambda: judge(trained, JudgementSettings(n_paths=100)), lambda: trained.price(trained.paths(9, 7))):
+        with pytest.raises(DataError, match=r"the P&L must be finite: member 0 has (-?inf|nan) on path 3"):
+            asked()
 
 
 def test_a_gap_in_a_history_is_no_return_of_one_day(tmp_path):

@@ -27,12 +27,14 @@ from qfml.hedging.baselines import (
     whalley_wilmott_width,
 )
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Proportional
+from qfml.hedging.costs import FixedPerTrade, Proportional
 from qfml.hedging.gains import gains
 from qfml.hedging.hull_white import fitted_hull_white
 from qfml.hedging.instruments import Option, Spot, VarianceSwapHedge
 from qfml.hedging.model_market import ModelMarket
+from qfml.hedging.objectives import Entropic, ExpectedShortfall, Quadratic
 from qfml.hedging.paths import PathSet
+from qfml.hedging.textbook import Case, textbook_hedges
 
 HESTON = {"kind": "heston", "v0": 0.04, "kappa": 2.0, "theta": 0.05, "sigma": 0.6, "rho": -0.7}
 BLACK_SCHOLES = {"kind": "black_scholes", "vol": 0.2}
@@ -428,3 +430,35 @@ def test_the_fitted_delta_has_less_variance_and_finds_nothing_where_there_is_not
     found = fitted_hull_white(still, problem, 0.2)
     moved = found.holdings(still, problem) - BlackScholesDelta(0.2).holdings(still, problem)
     assert float(moved.abs().mean()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("objective", "costs", "level", "told"),
+    [
+        (Entropic(1.0), (Proportional(1e-3),), 1.0, {}),
+        (
+            ExpectedShortfall(0.5),
+            (Proportional(1e-3),),
+            1.0,
+            {"whalley_wilmott": "risk aversion of exponential utility, the objective is expected_shortfall"},
+        ),
+        (Quadratic(), (Proportional(1e-3),), 1.0, {"whalley_wilmott": "the objective is quadratic"}),
+        (
+            Entropic(1.0),
+            (Proportional(0.0), FixedPerTrade(1e-3)),
+            1.0,
+            dict.fromkeys(("leland", "whalley_wilmott"), "the costs are fixed_per_trade, without a rate of the spot"),
+        ),
+        (ExpectedShortfall(0.5), (), 1.0, {}),
+        (ExpectedShortfall(0.5), (Proportional((0.0,)),), 1.0, {}),
+        (ExpectedShortfall(0.5), (Proportional(1e-3), FixedPerTrade(1e-3)), 0.0, {}),
+    ],
+)
+def test_hedges_for_costs_that_are_dropped_say_why(objective, costs, level, told):
+    market = market_of()
+    aversion = None if objective.dial is None else 0.5
+    few = market.paths(16, CALL, 0)
+    hedges, left_out = textbook_hedges(market, CALL, objective, costs, Case(aversion, level), few)
+    assert left_out.keys() == told.keys()
+    assert all(reason in left_out[name] for name, reason in told.items())
+    assert not told.keys() & hedges.keys()

@@ -75,6 +75,21 @@ def test_after_seconds_the_price_is_near_the_optimum_and_the_hedge_near_the_exac
     assert distance[0, :5].max() < 0.06
 
 
+def test_after_seconds_the_deviation_of_the_pnl_falls_about_like_the_root_of_the_steps():
+    """Kamal and Derman (1999), "When You Cannot Hedge Continuously": vega times vol times root of pi / 4n.
+
+    A hedge that does not follow the spot has the same deviation however often it trades.
+    """
+    steps, seen = (4, 16), ("log_moneyness", "time_to_horizon", "call_delta")
+    made = [trained(n, n_epochs=2, n_paths=256, hidden=(16, 16), information=seen) for n in steps]
+    deviations = np.array([judged(hedger, n_sets=1, n_paths=2**14)[2] for hedger in made])
+    root = VOL * math.sqrt(HORIZON)
+    vega = math.sqrt(HORIZON / (2 * math.pi)) * math.exp(-0.5 * (root / 2) ** 2)
+    expected = vega * VOL * np.sqrt(math.pi / (4 * np.array(steps)))
+    assert np.abs(deviations / expected - 1).max() < 0.15
+    assert abs(np.log(deviations[1] / deviations[0]) / math.log(steps[1] / steps[0]) + 0.5) < 0.12
+
+
 @pytest.mark.slow
 def test_the_price_is_the_optimum_and_the_hedge_the_exact_one():
     """Price within 3 standard errors, of at most 4e-6; holdings within .02 of the exact ones.
