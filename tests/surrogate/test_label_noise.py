@@ -130,7 +130,7 @@ def test_a_derivative_that_is_known_to_be_noisy_counts_little():
 def test_derivatives_with_heavy_tails_still_help():
     """One derivative in fifteen is a hundred times noisier: unweighted they spoil what values tell.
 
-    On average over three draws of the noise, by networks that are trained to the end: fewer steps leave a bias that no
+    On average over five draws of the noise, by networks that are trained to the end: fewer steps leave a bias that no
     weight takes away.
     """
     n = 1500
@@ -149,7 +149,7 @@ def test_derivatives_with_heavy_tails_still_help():
         return float((found - CALLS.exact(fresh)).square().mean().sqrt())
 
     sums = torch.zeros(3)
-    for seed in (4, 14, 24):
+    for seed in (4, 14, 24, 34, 44):
         value = exact.detach() + 0.02 * torch.randn(n, generator=generator(seed), dtype=torch.float64)
         noisy = slopes + error * torch.randn(n, 2, generator=generator(seed + 1), dtype=torch.float64)
         values_alone = rmse(table_of(rows, value, std_error), None)
@@ -157,5 +157,5 @@ def test_derivatives_with_heavy_tails_still_help():
         unweighted = rmse(table_of(rows, value, std_error, noisy), 1.0)
         sums += torch.tensor([values_alone, weighted, unweighted])
     values_alone, weighted, unweighted = sums.tolist()
-    assert weighted < 0.7 * values_alone
-    assert weighted < 0.7 * unweighted
+    assert weighted < 0.6 * values_alone
+    assert weighted < 0.6 * unweighted
