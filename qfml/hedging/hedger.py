@@ -45,7 +45,7 @@ __all__ = ["Hedger", "deep_hedge", "deep_hedges"]
 
 SAME = 1e-9  # years
 PATHS_AT_A_TIME = 8192  # of what is judged
-STEEPEST = 1e3  # mean slope of a loss at its first level; it is 1 at the best
+STEEPEST = 1e6  # mean slope of a loss at its first level; it is 1 at the best
 VALIDATION = 2**40  # number of the validation paths, which no step of a training reaches
 
 
