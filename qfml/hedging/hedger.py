@@ -103,7 +103,7 @@ class Hedger:
 
     @torch.no_grad()
     def holdings(self, paths: PathSet) -> Float[Tensor, "member path period instrument"]:
-        """Units of each instrument that each policy holds from each date to the next (M, B, L - 1, K).
+        """Units of each instrument that each policy holds from each date to the next, (M, B, L - 1, K).
 
         Raises:
             DataError: no paths, or paths with other dates, instruments or features than those of the training. Of a

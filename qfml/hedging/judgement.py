@@ -128,9 +128,8 @@ class JudgementSettings:
             )
         if self.market is None:
             return independent(market)
-        given: Any = independent(
-            as_given(self.market)
-        )  # whose features have the unit of the policies, unless it says so
+        given: Any = independent(as_given(self.market))
+        # its features have the unit of the policies, unless it says so
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
         trained = as_given(market)
