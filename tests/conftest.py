@@ -6,19 +6,11 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two OpenMP threads beside any other process can be 50 times slower
 os.environ.setdefault("MPLBACKEND", "Agg")  # a test never opens a window
 
-import jaxtyping
+import shape_checks
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() in ("0", "", "false"):
-    # Every annotation of the library, shapes included, is executed; an int may stand for a float, as in static typing.
-    # Must come before the first import of the library. Tests of torch.compile run with JAXTYPING_DISABLE=1.
-    # Functions within functions are left as they are: each call of the outer one would make and compile the check anew.
-    check = jaxtyping.jaxtyped
-    jaxtyping.jaxtyped = lambda **options: (
-        lambda made: made if "<locals>" in made.__qualname__ else check(made, **options)
-    )
-    jaxtyping.install_import_hook(
-        ["qfml", "pricers"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-    )
+    # must come before the first import of the library; tests of torch.compile run with JAXTYPING_DISABLE=1
+    shape_checks.install()
 
 import hypothesis
 import pytest

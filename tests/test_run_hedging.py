@@ -276,6 +276,7 @@ def test_policies_that_were_saved_do_the_same(small, tmp_path):
         load_hedger(tmp_path / "again")
 
 
+@pytest.mark.slow  # tests/export/test_hedgers_parity.py does it with hedgers that were not run
 def test_the_run_is_exported_policy_by_policy(small, tmp_path):
     done = qfml("export", "run", "--out", tmp_path / "all", cwd=small)
     assert done.code == 0, done.err

@@ -209,7 +209,7 @@ class Simulation:
             observe=_observer(model, found),
         )
         object.__setattr__(self, "plan", plan if self._recording(plan) else prepared(plan))
-        object.__setattr__(self, "times", wanted)
+        object.__setattr__(self, "times", wanted.to(place))
         object.__setattr__(self, "noise", choice("noise", noise, tuple(NOISES)))
         object.__setattr__(self, "bridge_uniforms", bridge_uniforms)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pricers as pr
 from pricers.instruments.base import Discount, EarlyExercise
-from pricers.parameters import number
+from pricers.parameters import converted, number
 from pricers.paths import SAME_DATE, Paths, merged_dates
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.contracts import built, settings_of
@@ -59,6 +59,15 @@ class Book:
         """The contracts of the positions."""
         places = enumerate(self.positions)
         return tuple(built(f"positions.{i}.instrument", one["instrument"], pr.INSTRUMENTS) for i, one in places)
+
+    def to(self, device: torch.device | str) -> Book:
+        """The same book with its contracts on a device, for paths that are there."""
+        if torch.device(device).type == "cpu":
+            return self
+        made = Book(self.positions)
+        contracts = tuple(converted(contract, torch.float64, torch.device(device)) for contract in self.contracts)
+        made.__dict__["contracts"] = contracts  # in the place of those that it would make itself
+        return made
 
     @property
     def quantities(self) -> tuple[float, ...]:

@@ -42,6 +42,10 @@ class Options:
         """All numbers, by name."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
+    def to(self, device: torch.device | str) -> Options:
+        """The same options on a device."""
+        return self.of({name: value.to(device) for name, value in self.tensors.items()})
+
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Options:
         """Options of tensors that are named as `tensors`."""

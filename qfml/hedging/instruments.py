@@ -43,7 +43,7 @@ class Hedge(Protocol):
         ...
 
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
-        """What prices it along paths on the trading dates `times`, made once.
+        """What prices it along paths on the trading dates `times`, made once; all on the device of `times`.
 
         Raises:
             ConfigError: it has no price along the paths of this model.
@@ -140,7 +140,8 @@ class Option:
     def _tabulated(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
         to_forward, discount, left = self._market(market, times)
         horizon = float(times[-1])
-        tables = [price_table(model, tau, horizon) if tau > SAME_DATE else None for tau in left.tolist()]
+        made = [price_table(model, tau, horizon) if tau > SAME_DATE else None for tau in left.tolist()]
+        tables = [table and table.to(times.device) for table in made]
 
         def prices(scenarios: pr.Scenarios) -> Tensor:
             forward = scenarios.spot * to_forward.to(scenarios.spot)
@@ -155,7 +156,7 @@ class Option:
 
     def _market(self, market: pr.Market, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Forward to the expiry over spot at each date, discount factor from the expiry, years left."""
-        expiry = torch.tensor(self.expiry, dtype=torch.float64)
+        expiry = times.new_tensor(self.expiry)
         left = (expiry - times).clamp(min=0.0)  # a last date that is the expiry but for rounding
         return market.growth(expiry) / market.growth(times), market.discount(expiry), left
 
@@ -209,7 +210,7 @@ class VarianceSwapHedge:
             )
         left = (self.expiry - times).clamp(min=0.0)
         slope, intercept = expected_variance(model, left)
-        factor = market.discount(torch.tensor(self.expiry, dtype=torch.float64)) / self.expiry
+        factor = market.discount(times.new_tensor(self.expiry)) / self.expiry
 
         def prices(scenarios: pr.Scenarios) -> Tensor:
             state = scenarios.state

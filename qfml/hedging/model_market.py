@@ -18,7 +18,7 @@ from pricers.paths import SAME_DATE
 from qfml.config import OneOf, years_of
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
-from qfml.hedging.book_delta import options_of
+from qfml.hedging.book_delta import Options, options_of
 from qfml.hedging.contracts import built, settings_of
 from qfml.hedging.information import Seen, features
 from qfml.hedging.instruments import HEDGES, Hedge, Pricer, Spot
@@ -231,7 +231,7 @@ class ModelMarket:
                 return made
         if book is not None:
             book.check_dates(self.times)
-        made = _Prepared(self, book, self._simulation(book, dtype, device), self._pricers())
+        made = self._prepared(book, dtype, torch.device(device))
         if book is not None:
             kept.append((key, made))
             del kept[:-BOOKS_KEPT]
@@ -282,14 +282,28 @@ class ModelMarket:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def _pricers(self) -> tuple[Pricer, ...]:
+    def _prepared(self, book: Book | None, dtype: torch.dtype, device: torch.device) -> _Prepared:
+        today = self.simulated_market
+        options = None if book is None else options_of(book, self.information, today.growth, today.discount)
+        return _Prepared(
+            self,
+            None if book is None else book.to(device),
+            converted(today, torch.float64, device),
+            self.times.to(device),
+            self._simulation(book, dtype, device),
+            self._pricers(device),
+            None if options is None else options.to(device),
+        )
+
+    def _pricers(self, device: torch.device) -> tuple[Pricer, ...]:
         """Pricers of the instruments, which no book changes."""
-        made: tuple[Pricer, ...] | None = self.__dict__.get("_made_pricers")
-        if made is None:
-            model, market = self.simulated_model, self.simulated_market
-            made = tuple(hedge.pricer(model, market, self.times) for hedge in self.instruments)
-            self.__dict__["_made_pricers"] = made
-        return made
+        kept: dict[torch.device, tuple[Pricer, ...]] = self.__dict__.setdefault("_made_pricers", {})
+        if device not in kept:
+            model, market = (
+                converted(part, torch.float64, device) for part in (self.simulated_model, self.simulated_market)
+            )
+            kept[device] = tuple(hedge.pricer(model, market, self.times.to(device)) for hedge in self.instruments)
+        return kept[device]
 
     def __getstate__(self) -> dict[str, Any]:
         """The settings alone: what was prepared is made anew elsewhere."""
@@ -298,44 +312,44 @@ class ModelMarket:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A market and a book, ready to draw from."""
+    """A market and a book, ready to draw from; all tensors are on the device of the paths."""
 
-    market: ModelMarket
+    owner: ModelMarket
     book: Book | None
+    market: pr.Market
+    times: Tensor
     simulation: pr.Simulation
     pricers: tuple[Pricer, ...]
+    options: Options | None
 
     def draw(self, n_paths: Any, seed: Any, number: Any) -> PathSet:
         assert self.book is not None
-        owner, times = self.market, self.market.times
+        owner = self.owner
         made = self._drifted(self.simulation.draw(n_paths, seed=seed, number=number))
-        device, dtype = made.spot.device, made.spot.dtype
-        today = converted(owner.simulated_market, torch.float64, device)
-        on_dates = made.on(times)
+        on_dates = made.on(self.times)
         prices = torch.stack([price(on_dates) for price in self.pricers], dim=-1)
-        liability = self.book.liability(made.paths, today.discount)
+        liability = self.book.liability(made.paths, self.market.discount)
         seen, called = features(owner.information, self._seen(made, on_dates, prices))
         names = tuple(hedge.name for hedge in owner.instruments)
-        return PathSet(times, prices, liability.to(dtype), seen, names, called)
+        return PathSet(owner.times, prices, liability.to(made.spot.dtype), seen, names, called)
 
     def _drifted(self, made: pr.Scenarios) -> pr.Scenarios:
-        if not self.market.drift:
+        if not self.owner.drift:
             return made
-        spot = made.spot * torch.exp(self.market.drift * made.times).to(made.spot)
+        spot = made.spot * torch.exp(self.owner.drift * made.times).to(made.spot)
         return pr.Scenarios(made.times, spot, made.state, made.bridge_uniforms)
 
     def _seen(self, made: pr.Scenarios, on_dates: pr.Scenarios, prices: Tensor) -> Seen:
         assert self.book is not None
-        owner, times = self.market, self.market.times
-        market = owner.simulated_market
+        owner, times, market = self.owner, self.times, self.market
         to_horizon = market.growth(times[-1]) / market.growth(times)
-        spot, vol = float(market.spot), owner.vol
-        sizes = [hedge.typical_size(spot, vol, float(times[-1])) for hedge in owner.instruments]
+        spot, vol, horizon = float(owner.simulated_market.spot), owner.vol, float(owner.times[-1])
+        sizes = [hedge.typical_size(spot, vol, horizon) for hedge in owner.instruments]
         relative = on_dates.state["vol"] / on_dates.state["vol"][:, :1] if "vol" in on_dates.state else None
         return Seen(
             times,
             on_dates.spot * to_horizon.to(on_dates.spot),
-            self.book.strike or float(market.forward(times[-1])),
+            self.book.strike or float(owner.simulated_market.forward(owner.times[-1])),
             vol,
             {
                 hedge.name: prices[..., place] / sizes[place]
@@ -345,7 +359,7 @@ class _Prepared:
             self.book.observables(made.paths, times),
             on_dates.state.get("variance"),
             relative,
-            options=options_of(self.book, owner.information, market.growth, market.discount),
+            options=self.options,
         )
 
 

@@ -112,6 +112,10 @@ class PriceTable:
         value = (call if option == "call" else put) + ratio * deviation * correction
         return strike * value
 
+    def to(self, device: torch.device) -> PriceTable:
+        """The same table on a device."""
+        return replace(self, correction=self.correction.to(device))
+
     def _row(self, variance: Tensor) -> Tensor:
         return torch.asinh(variance.sqrt() / self.unit) / self.steps[0]
 

@@ -62,6 +62,7 @@ def survive_kills(folder, kills_wanted, rng, uninterrupted):
     return hits
 
 
+@pytest.mark.slow  # of runs as a whole, tests/test_run_interrupted_and_resumed.py does it in seconds
 def test_kill_9_and_resume_equals_uninterrupted_to_the_last_bit(tmp_path, uninterrupted):
     assert survive_kills(tmp_path, 3, random.Random(1), uninterrupted) == 3
 

@@ -72,6 +72,7 @@ def test_importing_the_report_loads_neither_quantstats_nor_yfinance_nor_plotly()
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_draws_every_chart_and_runs_nothing_hostile(
     change: Callable, report: Callable[[Path], Any], tmp_path: Path
