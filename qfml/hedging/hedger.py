@@ -392,7 +392,7 @@ def deep_hedges(
         combined = product(seeds, aversions, cost_levels)
         members = [PathMember(network, seed=s, aversion=a, cost_level=c, world=world) for s, a, c in combined]
         of_market.append(tuple(levelled([member.checked(objective) for member in members], objective, paths)))
-    draws = [_drawing(given, book, size, trainer.seed) for given, _ in halves]
+    draws = [_drawing(given, book, size, trainer) for given, _ in halves]
     decides = [[identity(market) for market in markets], to_dict(book), size, trainer.seed]
     data = PathData(draws, validations, steps_per_epoch, decides)
     options: dict[str, Any] = {"callbacks": callbacks, "checkpoint_dir": checkpoint_dir, "resume": resume}
@@ -418,8 +418,9 @@ def check_lost(hedger: Hedger) -> None:
             )
 
 
-def _drawing(market: HedgingMarket, book: Book, size: Any, seed: int) -> Draw:
-    return lambda step: market.paths(size, book, seed, step)
+def _drawing(market: HedgingMarket, book: Book, size: Any, trainer: Trainer) -> Draw:
+    """The paths of a step, made where they are trained on."""
+    return lambda step: market.paths(size, book, trainer.seed, step, torch.float32, trainer.device)
 
 
 def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None, unit: float = 1.0) -> Policy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -43,7 +44,7 @@ class Hedge(Protocol):
         ...
 
     def pricer(self, model: pr.Model, market: pr.Market, times: Tensor) -> Pricer:
-        """What prices it along paths on the trading dates `times`, made once; all on the device of `times`.
+        """What prices it along paths on the trading dates `times`, made once, for paths on any device.
 
         Raises:
             ConfigError: it has no price along the paths of this model.
@@ -141,11 +142,13 @@ class Option:
         to_forward, discount, left = self._market(market, times)
         horizon = float(times[-1])
         made = [price_table(model, tau, horizon) if tau > SAME_DATE else None for tau in left.tolist()]
-        tables = [table and table.to(times.device) for table in made]
+        tables_on = cache(lambda device: [table and table.to(device) for table in made])
 
         def prices(scenarios: pr.Scenarios) -> Tensor:
             forward = scenarios.spot * to_forward.to(scenarios.spot)
-            columns = zip(tables, forward.unbind(1), scenarios.state["variance"].unbind(1), strict=True)
+            columns = zip(
+                tables_on(forward.device), forward.unbind(1), scenarios.state["variance"].unbind(1), strict=True
+            )
             values = [
                 self._exercised(at_date) if table is None else table.price(at_date, self.strike, variance, self.option)
                 for table, at_date, variance in columns
@@ -156,7 +159,7 @@ class Option:
 
     def _market(self, market: pr.Market, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Forward to the expiry over spot at each date, discount factor from the expiry, years left."""
-        expiry = times.new_tensor(self.expiry)
+        expiry = torch.tensor(self.expiry, dtype=torch.float64)
         left = (expiry - times).clamp(min=0.0)  # a last date that is the expiry but for rounding
         return market.growth(expiry) / market.growth(times), market.discount(expiry), left
 
@@ -210,7 +213,7 @@ class VarianceSwapHedge:
             )
         left = (self.expiry - times).clamp(min=0.0)
         slope, intercept = expected_variance(model, left)
-        factor = market.discount(times.new_tensor(self.expiry)) / self.expiry
+        factor = market.discount(torch.tensor(self.expiry, dtype=torch.float64)) / self.expiry
 
         def prices(scenarios: pr.Scenarios) -> Tensor:
             state = scenarios.state

@@ -291,19 +291,18 @@ class ModelMarket:
             converted(today, torch.float64, device),
             self.times.to(device),
             self._simulation(book, dtype, device),
-            self._pricers(device),
+            self._pricers(),
             None if options is None else options.to(device),
         )
 
-    def _pricers(self, device: torch.device) -> tuple[Pricer, ...]:
+    def _pricers(self) -> tuple[Pricer, ...]:
         """Pricers of the instruments, which no book changes."""
-        kept: dict[torch.device, tuple[Pricer, ...]] = self.__dict__.setdefault("_made_pricers", {})
-        if device not in kept:
-            model, market = (
-                converted(part, torch.float64, device) for part in (self.simulated_model, self.simulated_market)
-            )
-            kept[device] = tuple(hedge.pricer(model, market, self.times.to(device)) for hedge in self.instruments)
-        return kept[device]
+        made: tuple[Pricer, ...] | None = self.__dict__.get("_made_pricers")
+        if made is None:
+            model, market = self.simulated_model, self.simulated_market
+            made = tuple(hedge.pricer(model, market, self.times) for hedge in self.instruments)
+            self.__dict__["_made_pricers"] = made
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """The settings alone: what was prepared is made anew elsewhere."""
