@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,11 @@ page.write_tearsheet = lambda run: Tearsheet(None, ("left out in this test",))
 def qfml(*arguments: object, cwd: Path, before: str = "", sheet: bool = False) -> Completed:
     """Run `qfml ARGUMENTS` in `cwd`; the Python code `before` is executed in that process first."""
     return start(*arguments, cwd=cwd, before=before, sheet=sheet).wait()
+
+
+def python(code: str, *, cwd: Path) -> Completed:
+    """Run a script in `cwd`, where the library is as its users have it."""
+    return start(cwd=cwd, before=f"{code}\nraise SystemExit", sheet=True).wait()
 
 
 def start(*arguments: object, cwd: Path, before: str = "", sheet: bool = False) -> Started:
@@ -164,7 +170,8 @@ def _become(request: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     sys.argv = ["qfml", *request["arguments"]]
-    exec(request["before"], {})
+    sys.modules["__main__"] = program = types.ModuleType("__main__")
+    exec(request["before"], vars(program))
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------

@@ -1,13 +1,11 @@
 """What README and CONTRIBUTING show is run, and what they name exists."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import python
 from typer.testing import CliRunner
 
 from qfml.cli import app
@@ -32,13 +30,10 @@ SHELL_LINES = [
 
 @pytest.mark.parametrize("code", SCRIPTS)
 def test_a_shown_script_runs(code, tmp_path):
-    (tmp_path / "script.py").write_text(code, encoding="utf-8")
     if (ROOT / "configs").is_dir():
         shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = python(code, cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -406,6 +406,7 @@ print(X.nbytes, len(ds) * x[0].numel() * 4, max(peak[0], process.memory_info().r
 """
 
 
+@pytest.mark.slow
 def test_building_and_gathering_never_hold_all_windows():
     sizes = [str(size) for size in (N_DAYS, N_ASSETS, N_FEATURES, WINDOW)]
     finished = subprocess.run(

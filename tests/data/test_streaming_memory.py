@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 BOUND = 24 * 2**20  # bytes above what the process holds before it reads
 N_FEATURES, ROWS_PER_GROUP, GROUPS_PER_SHARD, N_SHARDS = 32, 8192, 32, 3
@@ -38,6 +39,7 @@ print(rows, streamed, peak[0] - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_under_a_quarter_of_the_data(tmp_path):
     rng = np.random.default_rng(0)
     n_rows = 0

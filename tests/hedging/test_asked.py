@@ -1,14 +1,13 @@
 """Wrong questions to a training, a judgement and a live hedge have clear answers, and none goes on for ever."""
 
 import math
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import polars as pl
 import pytest
 import torch
+from command_line import python
 
 import pricers as pr
 import qfml
@@ -227,9 +226,10 @@ print("told")
 """
 
 
-def test_values_of_a_wrong_kind_and_shape_are_named_where_no_test_checks_annotations():
-    told = subprocess.run([sys.executable, "-c", KINDS + SHAPES], capture_output=True, text=True, check=True).stdout
-    assert told.split() == [*NAMES, "told"]
+def test_values_of_a_wrong_kind_and_shape_are_named_where_no_test_checks_annotations(tmp_path):
+    done = python(KINDS + SHAPES, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.split() == [*NAMES, "told"]
 
 
 @pytest.mark.parametrize("level", ["a", None, (1.0, "a"), 1.0 + 2.0j])

@@ -57,7 +57,7 @@ def lewis(moneyness, reset, expiry, numeraire, *, v0, kappa, theta, sigma, rho, 
     ("numbers", "dates"),
     [
         (HESTON, (0.5, 1.25)),
-        (WILD, (1.0, 2.0)),
+        pytest.param(WILD, (1.0, 2.0), marks=pytest.mark.slow),
         pytest.param(HESTON | JUMPS, (0.25, 1.0), marks=pytest.mark.slow),
         (WILD | JUMPS, (2.0, 2.5)),
     ],

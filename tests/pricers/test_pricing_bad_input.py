@@ -1,13 +1,11 @@
 """price(): the choice of the engine, wrong arguments, shapes, types and batches."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from command_line import python
 
 import pricers as pr
 from pricers.pricing import WITHOUT_SIMULATION, capable_engines, default_engine
@@ -104,12 +102,10 @@ except ValueError as refused:
 """
 
 
-def test_arguments_of_the_wrong_kind_are_named():
-    """In an interpreter of its own: under the tests' type checks they would not even arrive."""
-    environment = os.environ | {"JAXTYPING_DISABLE": "1"}
-    command = [sys.executable, "-c", WRONG_KINDS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_arguments_of_the_wrong_kind_are_named(tmp_path):
+    """Where no test checks annotations: they would not even arrive."""
+    done = python(WRONG_KINDS, cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(

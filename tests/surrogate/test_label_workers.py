@@ -135,6 +135,7 @@ def own_workers(folder, act):
     return f"import pathlib\nimport qfml.surrogate.workers as w\nw.ROOT = pathlib.Path({path!r})\n"
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_died_says_how_it_goes_on(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     done = qfml("run", "config.yaml", "--out", "run", cwd=tmp_path, before=own_workers(tmp_path, DIES))
