@@ -13,8 +13,9 @@ from qfml.hedging.baselines import (
 )
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, FixedPerTrade, Proportional, Quadratic
+from qfml.hedging.deep_hedging import deep_hedge, deep_hedges
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.hedger import Hedger, deep_hedge, deep_hedges
+from qfml.hedging.hedger import Hedger
 from qfml.hedging.holding import HOLDINGS, Band, Correction, Direct
 from qfml.hedging.instruments import HEDGES, Option, Spot, VarianceSwapHedge
 from qfml.hedging.judgement import Judgement, JudgementSettings, judge

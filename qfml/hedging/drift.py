@@ -42,8 +42,8 @@ from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, Proportional
+from qfml.hedging.deep_hedging import deep_hedge
 from qfml.hedging.given_markets import GIVEN_MARKETS, HedgingMarket, RecordedPaths, identity, parted
-from qfml.hedging.hedger import deep_hedge
 from qfml.hedging.measure import FEWEST_EFFECTIVE, Measure, bounded, nothing_owed, read_measure, write_measure
 from qfml.hedging.objectives import Entropic
 from qfml.hedging.paths import PathSet

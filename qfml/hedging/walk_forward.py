@@ -28,9 +28,10 @@ from qfml.hedging.baseline_base import Baseline
 from qfml.hedging.book import Book
 from qfml.hedging.bootstrapped_returns import BootstrappedReturns
 from qfml.hedging.costs import Cost
+from qfml.hedging.deep_hedging import deep_hedges
 from qfml.hedging.episodes import Episodes, cut, read_history
 from qfml.hedging.gains import gains
-from qfml.hedging.hedger import Hedger, deep_hedges
+from qfml.hedging.hedger import Hedger
 from qfml.hedging.objective_base import Objective
 from qfml.hedging.out_of_sample import check_n_bootstrap, check_n_episodes
 from qfml.hedging.policies import FeedForward

@@ -24,7 +24,8 @@ from qfml.hedging.asked import (
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
 from qfml.hedging.costs import COSTS, check_costs
-from qfml.hedging.hedger import Hedger, deep_hedge, fitted
+from qfml.hedging.deep_hedging import deep_hedge, fitted
+from qfml.hedging.hedger import Hedger
 from qfml.hedging.judgement import JudgementSettings, check_same, judge, stressed_markets
 from qfml.hedging.markets import MARKETS, DriftRemoved, as_given
 from qfml.hedging.objectives import OBJECTIVES

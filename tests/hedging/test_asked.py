@@ -28,7 +28,7 @@ from qfml.hedging import (
     gains,
     judge,
 )
-from qfml.hedging.hedger import VALIDATION
+from qfml.hedging.deep_hedging import VALIDATION
 from qfml.hedging.resampling import paired_bootstrap
 
 HORIZON = 2 / 365

@@ -9,7 +9,7 @@ import torch
 
 import pricers as pr
 import qfml
-import qfml.hedging.hedger as hedger_module
+import qfml.hedging.deep_hedging as deep_hedging
 from qfml.config import build, build_kind, to_dict
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
@@ -210,7 +210,7 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     """What is trained on and what epochs are judged by have no path in common; too many are refused by name."""
     prices = moves(300)
     market = RecordedPaths(array=prices, times=(0.0, 0.1, 0.2), rows=(20, 300))
-    seen, before = {}, hedger_module.PathData
+    seen, before = {}, deep_hedging.PathData
 
     def spied(draws, validations, steps, identity):
         (draw,), (seen["validation"],) = draws, validations
@@ -220,8 +220,8 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     book = Book(((1.0, pr.European(1.0, 0.2)),))
     options = {"trainer": qfml.Trainer(max_epochs=1, batch_size=16), "steps_per_epoch": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedger_module, "PathData", spied)
-        hedger = hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=80, **options)
+        patch.setattr(deep_hedging, "PathData", spied)
+        hedger = deep_hedging.deep_hedge(market, book, Entropic(1.0), n_validation=80, **options)
     ends = torch.tensor(prices[:, -1], dtype=torch.float32).tolist()
     trained = {end for paths in seen["train"] for end in paths.prices[:, -1, 0].tolist()}
     assert trained <= set(ends[20:220])
@@ -229,9 +229,9 @@ def test_validation_takes_the_last_paths_of_a_record_from_the_training():
     assert set(seen["validation"].prices[:, -1, 0].tolist()) == set(ends[220:])
     assert hedger.market.vol == market.vol == market.parted(80)[0].vol  # one unit of the features
     with pytest.raises(DataError, match=r"`n_validation` takes the last paths of a record .* below the 280"):
-        hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=280, **options)
+        deep_hedging.deep_hedge(market, book, Entropic(1.0), n_validation=280, **options)
     with pytest.raises(DataError, match=r"`batch_size` must be at most the 10 paths that `n_validation` of 270 leaves"):
-        hedger_module.deep_hedge(market, book, Entropic(1.0), n_validation=270, **options)
+        deep_hedging.deep_hedge(market, book, Entropic(1.0), n_validation=270, **options)
 
 
 def moves(n_paths, seed=0):
