@@ -25,6 +25,7 @@ __all__ = [
     "check_markets",
     "check_parts",
     "check_sample",
+    "check_spot_hedge",
     "check_sweep",
 ]
 
@@ -77,8 +78,24 @@ def check_known_hedge(policy: Policy, book: Book) -> None:
         instead = "take another feature that hedges it, or the holding `direct`, which needs none"
     raise ConfigError(
         f"`hedge` of the policy's holding `{policy.holding.kind}` names 'call_delta', the delta of one call that is "
-        f"owed, and the book owes {_told(book)}: {instead}"
+        f"owed, and the book owes {book.told}: {instead}"
     )
+
+
+def check_spot_hedge(policy: Policy, instruments: Sequence[str]) -> None:
+    """Refuse the delta, which is a number of the asset, as the known hedge of another instrument.
+
+    Raises:
+        ConfigError: naming the instrument.
+    """
+    spot = instruments.index("spot") if "spot" in instruments else 0  # recorded prices begin with the spot's
+    for place, name in enumerate(policy.holding.hedge):
+        if name in ("call_delta", "book_delta") and place != spot:
+            raise ConfigError(
+                f"`hedge` of the policy's holding `{policy.holding.kind}` names {name!r} for the instrument "
+                f"'{instruments[place]}', and it is the delta of the spot, '{instruments[spot]}': let the features "
+                "stand in the order of the instruments"
+            )
 
 
 def check_sweep(objective: Objective, seeds: Any, aversions: Any, cost_levels: Any) -> None:
@@ -154,12 +171,3 @@ def check_sample(name: str, n_paths: int, objective: Objective, aversions: Avers
 def _is_one_call(book: Book) -> bool:
     (contract, *others), (quantity, *_) = book.contracts, book.quantities
     return not others and isinstance(contract, pr.European) and contract.option == "call" and quantity > 0
-
-
-def _told(book: Book) -> str:
-    """The positions, for messages."""
-    told = []
-    for name, quantity, contract in zip(book.names, book.quantities, book.contracts, strict=True):
-        option = f" {contract.option}" if isinstance(contract, pr.European) else ""
-        told.append(f"{quantity:g}{option} of {name}")
-    return ", ".join(told)

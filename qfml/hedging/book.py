@@ -84,6 +84,11 @@ class Book:
         """Places of the positions, for messages."""
         return tuple(f"positions.{i} ({one['instrument']['kind']})" for i, one in enumerate(self.positions))
 
+    @property
+    def told(self) -> str:
+        """The positions, for messages."""
+        return ", ".join(_told(one["quantity"], one["instrument"]) for one in self.positions)
+
     @cached_property
     def horizon(self) -> float:
         """Last date of all contracts, years."""
@@ -201,6 +206,12 @@ def _position(place: int, given: Any) -> dict[str, Any]:
     if quantity == 0.0:
         raise ConfigError(f"`{what}.quantity` must not be 0; leave the position out")
     return {"quantity": quantity, "instrument": settings_of(built(f"{what}.instrument", instrument, pr.INSTRUMENTS))}
+
+
+def _told(quantity: float, instrument: Mapping[str, Any]) -> str:
+    """A position, for messages: what is not given is left out."""
+    terms = (f"{name} {value}" for name, value in instrument.items() if name != "kind" and value is not None)
+    return f"{quantity:g} {instrument['kind']} ({', '.join(terms)})"
 
 
 def _check(name: str, contract: pr.Instrument) -> None:

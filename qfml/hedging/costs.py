@@ -40,8 +40,8 @@ class Cost(ABC):
         """The cost with a derivative at every trade, for training alone; the cost itself where that has one."""
         return self.of(trade, price)
 
-    def share(self, level: float) -> float:
-        """The largest share of what is traded that this cost takes however small the trade, times `level`."""
+    def share(self, units: float) -> float:
+        """The largest share of what is traded that this cost takes of a trade of so many `units` of the spot."""
         return 0.0
 
 
@@ -74,8 +74,8 @@ class Proportional(Cost):
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.rate, trade) * trade.abs() * price.abs()).sum(-1)
 
-    def share(self, level: float) -> float:
-        return level * max(_tuple(self.rate))
+    def share(self, units: float) -> float:
+        return max(_tuple(self.rate))
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,9 @@ class Quadratic(Cost):
     def settings(self) -> dict[str, PerInstrument]:
         return {"impact": self.impact}
 
+    def share(self, units: float) -> float:
+        return _tuple(self.impact)[0] * units
+
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.impact, trade) * trade.square() * price.abs()).sum(-1)
 
@@ -181,8 +184,16 @@ def total_cost(costs: Sequence[Cost], trade: Trades, price: Trades, smooth: bool
     return total
 
 
-def check_costs(costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,)) -> None:
+def check_costs(
+    costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,), units: float = 0.0
+) -> None:
     """Refuse costs that do not fit the instruments, and levels that make them negative or more than is traded.
+
+    Args:
+        costs: of trading.
+        n_instruments: the first is the spot.
+        levels: factors of all costs.
+        units: of the spot, in one trade: the size of the book, or 0 for a trade however small.
 
     Raises:
         ConfigError: as many numbers as there are no instruments, a level below 0, costs of 100 % and more at a level.
@@ -197,11 +208,12 @@ def check_costs(costs: Sequence[Cost], n_instruments: int, levels: Sequence[floa
     for level in levels:
         if not 0 <= level < math.inf:
             raise ConfigError(f"`cost_level` must be at least 0 and finite, it multiplies the costs, got {level}")
-        share = sum(cost.share(level) for cost in costs)
+        share = level * sum(cost.share(units) for cost in costs)
         if share >= 1:
+            trade = f" in a trade of {units:g} units" if units else ""
             raise ConfigError(
-                f"the costs must stay below 100 % of what is traded, got {share:.0%} at a `cost_level` of {level:g}; "
-                "rates are decimals: 1e-3 is ten basis points"
+                f"the costs must stay below 100 % of what is traded, got {share:.0%} at a `cost_level` of "
+                f"{level:g}{trade}; rates are decimals, 1e-3 is ten basis points, and an impact is of one unit"
             )
 
 

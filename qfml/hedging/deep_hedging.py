@@ -21,10 +21,11 @@ from qfml.hedging.asked import (
     check_known_hedge,
     check_markets,
     check_parts,
+    check_spot_hedge,
     check_sweep,
 )
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Cost
+from qfml.hedging.costs import Cost, check_costs
 from qfml.hedging.given_markets import HedgingMarket, identity, parted
 from qfml.hedging.hedger import Hedger
 from qfml.hedging.loss import loss_of
@@ -165,6 +166,7 @@ def deep_hedges(
     martingale = markets[0].martingale
     if any(market.martingale != martingale for market in markets):
         raise ConfigError("`markets` must all drift or all be martingales, to share one gradient: train them apart")
+    check_costs(costs, validations[0].n_instruments, cost_levels, book.size)
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
     network = fitted(policy, validations[0], rules, book.size)
     of_market: list[tuple[PathMember, ...]] = []
@@ -213,7 +215,9 @@ def fitted(policy: Policy, paths: PathSet, rules: TradingRules | None = None, un
     if not policy.rules.free and policy.rules != rules:
         raise ConfigError(f"`rules` are given twice, {rules}, and those of the policy, {policy.rules}: leave one out")
     seen = {"feature_names": paths.feature_names, "n_instruments": paths.n_instruments}
-    return replace(policy, rules=rules, unit=unit, **seen)
+    made = replace(policy, rules=rules, unit=unit, **seen)
+    check_spot_hedge(made, paths.instrument_names)
+    return made
 
 
 def levelled(members: Sequence[PathMember], objective: Objective, paths: PathSet) -> list[PathMember]:

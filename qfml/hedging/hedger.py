@@ -216,6 +216,11 @@ class Hedger:
                 f"the policies trade {expected[0]} periods of {expected[1]} instrument(s) and see "
                 f"{', '.join(expected[2])}; these paths have {found[0]}, {found[1]} and {', '.join(found[2])}"
             )
+        if paths.owed is not None and paths.owed != self.book:
+            raise DataError(
+                f"the policies hedge {self.book.told}, and on these paths {paths.owed.told} is owed: make them with "
+                "the book of the hedger, as `hedger.paths` does"
+            )
         known = self._dates
         if known is not None and bool((paths.times - known).abs().max() > SAME):
             place = int(((paths.times - known).abs() > SAME).nonzero()[0])

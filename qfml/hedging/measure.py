@@ -91,7 +91,7 @@ class Measure:
 def nothing_owed(paths: PathSet, sizes: Sequence[float]) -> PathSet:
     """Prices in units of `sizes`, and nothing owed."""
     prices = paths.prices / torch.tensor(sizes, dtype=paths.prices.dtype, device=paths.prices.device)
-    return replace(paths, prices=prices, liability=torch.zeros_like(paths.liability))
+    return replace(paths, prices=prices, liability=torch.zeros_like(paths.liability), owed=None)
 
 
 def bounded(raw: Measure, paths: PathSet, cut: float) -> Measure:

@@ -330,7 +330,7 @@ class _Prepared:
         liability = self.book.liability(made.paths, self.market.discount)
         seen, called = features(owner.information, self._seen(made, on_dates, prices))
         names = tuple(hedge.name for hedge in owner.instruments)
-        return PathSet(owner.times, prices, liability.to(made.spot.dtype), seen, names, called)
+        return PathSet(owner.times, prices, liability.to(made.spot.dtype), seen, names, called, self.book)
 
     def _drifted(self, made: pr.Scenarios) -> pr.Scenarios:
         if not self.owner.drift:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class PathSet:
             `times[l]`.
         instrument_names: of the K instruments.
         feature_names: of the F features.
+        owed: the `Book` behind the liability; None where it is not known.
 
     Raises:
         DataError: shapes that do not fit together, dates that do not ascend, numbers that are not finite.
@@ -46,6 +48,7 @@ class PathSet:
     features: Tensor
     instrument_names: tuple[str, ...]
     feature_names: tuple[str, ...]
+    owed: Any = None
 
     def __post_init__(self) -> None:
         if self.times.ndim != 1 or len(self.times) < 2 or float(self.times[0]) != 0.0:
@@ -81,15 +84,15 @@ class PathSet:
 
     def rows(self, chosen: slice | Tensor) -> PathSet:
         """Some of the paths."""
-        names = self.instrument_names, self.feature_names
-        return PathSet(self.times, self.prices[chosen], self.liability[chosen], self.features[chosen], *names)
+        parts = {name: getattr(self, name)[chosen] for name in ("prices", "liability", "features")}
+        return replace(self, **parts)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PathSet:
         """The same paths elsewhere, in another precision; the dates stay in double precision."""
         if self.prices.device == torch.device(device) and {self.prices.dtype, self.features.dtype} == {dtype}:
             return self
         prices, liability, features = (part.to(device, dtype) for part in (self.prices, self.liability, self.features))
-        return PathSet(self.times, prices, liability, features, self.instrument_names, self.feature_names)
+        return replace(self, prices=prices, liability=liability, features=features)
 
 
 def _all_finite(values: Tensor) -> bool:

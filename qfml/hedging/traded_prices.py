@@ -80,7 +80,7 @@ class TradedPrices:
         )
         made, called = features(information, seen)
         discounted = self.prices * torch.exp(-rate * self.times)[:, None]
-        return PathSet(self.times, discounted, liability, made, self.names, called)
+        return PathSet(self.times, discounted, liability, made, self.names, called, book)
 
     def sight(self, book: Book, rate: float, vol: float, information: tuple[str, ...]) -> Sight:
         """How the features of these paths follow from what is observed on a trading date."""

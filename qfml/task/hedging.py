@@ -95,7 +95,7 @@ class HedgingTask:
         self._check_numbers()
         check_known_hedge(self.policy, self.book)
         paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
-        check_costs(self.costs, paths.n_instruments, self.cost_levels)
+        check_costs(self.costs, paths.n_instruments, self.cost_levels, self.book.size)
         try:
             fitted(self.policy, paths, self.rules, self.book.size)
         except ConfigError as error:

@@ -13,16 +13,21 @@ import pricers as pr
 import qfml
 from qfml.errors import CheckpointError, ConfigError, DataError
 from qfml.hedging import (
+    Band,
     Book,
     BootstrappedReturns,
+    Correction,
     Entropic,
     ExpectedShortfall,
     FeedForward,
     Hedger,
     JudgementSettings,
     ModelMarket,
+    Option,
+    Quadratic,
     RecordedPaths,
     Spectral,
+    Spot,
     TradingRules,
     deep_hedge,
     gains,
@@ -333,3 +338,42 @@ def test_a_gap_in_a_history_is_no_return_of_one_day(tmp_path):
     with pytest.raises(DataError, match="gap"):
         market.paths(16, book, seed=1)
     assert len(replace(market, max_gap=None).paths(16, book, seed=1)) == 16
+
+
+def test_a_hedger_refuses_paths_along_which_another_book_is_owed(hedger):
+    other = Book(((1.0, pr.European(1.05, HORIZON)),))
+    paths = market().paths(16, other, seed=3)
+    for asked in (hedger.holdings, hedger.price):
+        with pytest.raises(
+            DataError, match=r"hedge 1 european \(strike 1.0, .*on these paths 1 european \(strike 1.05"
+        ):
+            asked(paths)
+    unknown = replace(paths, owed=None)  # of a caller's own making
+    assert hedger.holdings(unknown).shape == hedger.holdings(replace(paths, owed=BOOK)).shape
+    assert paths.rows(slice(2)).owed is paths.to("cpu", torch.float64).owed is other
+
+
+def test_the_delta_hedges_the_spot_and_no_other_instrument():
+    seen = ("log_moneyness", "call_delta")
+    both = market(instruments=(Option(1.0, HORIZON), Spot()), information=seen)
+    for names in (("call_delta",), ("call_delta", "log_moneyness"), ("log_moneyness", "book_delta")):
+        held = Band(names) if len(names) == 2 else Correction(names)
+        with pytest.raises(ConfigError, match=r"`hedge`|one for each"):
+            hedged(market=both, policy=FeedForward(hidden=(4,), holding=held))
+    with pytest.raises(ConfigError, match=r"for the instrument 'call 1 .*it is the delta of the spot"):
+        hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(("call_delta", "log_moneyness"))))
+    hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(("log_moneyness", "call_delta"))))
+
+
+@pytest.mark.parametrize(
+    ("size", "impact", "level", "refused"),
+    [(1, 1.0, 1.0, 1), (1, 0.9, 1.0, 0), (50, 0.02, 1, 1), (50, 0.019, 1, 0), (50, 0.019, 2, 1)],
+)
+def test_an_impact_takes_less_than_what_is_traded_of_the_book(size, impact, level, refused):
+    book = Book(((float(size), pr.European(1.0, HORIZON)),))
+    settings = {"book": book, "costs": (Quadratic(impact),), "cost_levels": (float(level),)}
+    if refused:
+        with pytest.raises(ConfigError, match=f"below 100 %.*a trade of {size} units.*an impact is of one unit"):
+            hedged(**settings)
+    else:
+        hedged(**settings)
