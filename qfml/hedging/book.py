@@ -168,15 +168,43 @@ class Book:
                 raise ConfigError(f"{name}: {error}") from None
         return total
 
-    @cached_property
+    @property
     def observable_names(self) -> tuple[str, ...]:
         """What can be seen of path-dependent contracts; the second of a name is called name_2, and so on."""
-        found: list[str] = []
+        return tuple(name for name, _ in self._observed)
+
+    @cached_property
+    def _observed(self) -> tuple[tuple[str, pr.Instrument], ...]:
+        """Each name, and the contract of which it is seen."""
+        found: list[tuple[str, pr.Instrument]] = []
         for contract in self.contracts:
             for name in OBSERVABLES.get(type(contract), {}):
-                count = sum(other == name or other.startswith(f"{name}_") for other in found)
-                found.append(f"{name}_{count + 1}" if count else name)
+                count = sum(other == name or other.startswith(f"{name}_") for other, _ in found)
+                found.append((f"{name}_{count + 1}" if count else name, contract))
         return tuple(found)
+
+    def check_seen(self, seen: Mapping[str, Tensor]) -> None:
+        """Refuse a spot beyond a barrier that is watched at all times and said not to be touched.
+
+        Args:
+            seen: what a policy sees of `spot` and the observables, by name, of one shape.
+
+        Raises:
+            DataError: naming both.
+        """
+        for name, contract in self._observed:
+            watched = name.startswith("alive") and isinstance(contract, pr.Barrier) and contract.continuous
+            if not watched or not {name, "spot"} <= set(seen):
+                continue
+            assert isinstance(contract, pr.Barrier)
+            spot = seen["spot"]
+            beyond = (spot <= contract.barrier) if contract.down else (spot >= contract.barrier)
+            wrong = (beyond & (seen[name] > 0)).reshape(-1)
+            if bool(wrong.any()):
+                raise DataError(
+                    f"{name!r} must be 0 from the first time that the barrier {float(contract.barrier):g} is touched, "
+                    f"and the spot is {float(spot.reshape(-1)[wrong][0]):g}"
+                )
 
     def observables(self, paths: Paths, times: Tensor) -> dict[str, Tensor]:
         """The observables by name at each trading date, shape `(paths, dates)`; nothing is known before its time."""

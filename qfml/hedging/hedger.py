@@ -153,6 +153,7 @@ class Hedger:
         """The features (F,) or (B, F) of what is seen."""
         if isinstance(seen, Mapping):
             rows = rows_of(self.sight, seen)
+            self.book.check_seen(rows)
             shape = next(iter(rows.values())).shape if rows else held.shape[:-1]
             rows = {name: value.reshape(-1) for name, value in rows.items()}
             x = self.sight.features(rows, torch.full((shape.numel(),), date))

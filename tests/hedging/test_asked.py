@@ -377,3 +377,19 @@ def test_an_impact_takes_less_than_what_is_traded_of_the_book(size, impact, leve
             hedged(**settings)
     else:
         hedged(**settings)
+
+
+@pytest.mark.parametrize(("kind", "level", "spot"), [("down-out", 0.95, 0.94), ("up-in", 1.05, 1.06)])
+def test_no_live_hedge_believes_a_barrier_alive_that_the_spot_has_touched(kind, level, spot):
+    book = Book(((1.0, pr.Barrier(1.0, HORIZON, level, kind=kind, option="call")), (1.0, pr.European(1.0, HORIZON))))
+    seeing = market(information=("log_moneyness", "alive"))
+    found = hedged(market=seeing, book=book)
+    none = torch.zeros(2, 1)
+    held, _ = found.hedge({"spot": [1.0, spot], "alive": [1.0, 0.0]}, none, 0)
+    assert held.shape == (2, 1)
+    with pytest.raises(DataError, match=f"'alive' must be 0 from the first time that the barrier {level} is touched"):
+        found.hedge({"spot": [1.0, spot], "alive": [1.0, 1.0]}, none, 0)
+    with pytest.raises(DataError, match="'alive' must be 0"):
+        found.hedge({"spot": spot, "alive": 1.0}, none[0], 0)
+    blind = hedged(market=market(information=("log_moneyness",)), book=book)
+    assert blind.hedge({"spot": spot}, none[0], 0)[0].shape == (1,)
