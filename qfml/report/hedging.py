@@ -12,7 +12,7 @@ from qfml.report.folder import read_text
 from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure, training_figure
 from qfml.report.hedging_maps import map_places
 from qfml.report.hedging_measure import measure_section
-from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, label_of
+from qfml.report.hedging_run import HedgingRun, hedging_arrays, hedging_log, instrument_label, label_of
 from qfml.report.hedging_settings import settings_text
 from qfml.report.hedging_walk_forward import write_walk_page
 from qfml.report.layout import Charts, Section, note
@@ -215,7 +215,7 @@ def _holdings(run: HedgingRun, charts: Charts) -> Section:
         for row, date in enumerate(surface["dates"]):
             key = f"holdings-{column}-{row}"
             title = f"After {365 * date:.3g} days"
-            title = title if len(surface["instruments"]) == 1 else f"{instrument}: {title.lower()}"
+            title = title if len(surface["instruments"]) == 1 else f"{instrument_label(instrument)}: {title.lower()}"
             places.append(charts.place(key, holdings_figure(run, row, column), title))
     beside = "" if surface["delta"] is None else f", beside the {label_of(surface['delta'], inside=True)}"
     intro = (

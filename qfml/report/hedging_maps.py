@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qfml.report.charts import DIVERGING, Figure
-from qfml.report.hedging_run import HedgingRun, label_of
+from qfml.report.hedging_run import HedgingRun, instrument_label, label_of
 from qfml.report.layout import Charts, note
 from qfml.report.markup import Html, el
 
@@ -32,7 +32,9 @@ def map_places(run: HedgingRun, charts: Charts) -> list[Html]:
         ends = (float(levels.min()), float(levels.max())) if len(levels) else (0.0, 1.0)
         for third in range(len(policy)):
             places = []
-            told = ", ".join([instrument] * (len(instruments) > 1) + [THIRDS[third]] * (len(policy) > 1))
+            told = ", ".join(
+                [instrument_label(instrument)] * (len(instruments) > 1) + [THIRDS[third]] * (len(policy) > 1)
+            )
             for number, (name, values) in enumerate(maps.items()):
                 figure = _figure(run, values[third], ends if number < 2 else None)
                 places.append(charts.place(f"map-{column}-{third}-{number}", figure, name, told))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qfml.report import formats
-from qfml.report.hedging_run import HedgingRun
+from qfml.report.hedging_run import HedgingRun, instrument_label
 from qfml.report.layout import Section, note
 from qfml.report.markup import definitions, join, scrolling_table
 
@@ -18,7 +18,10 @@ def measure_section(run: HedgingRun) -> Section | None:
     if told is None:
         return None
     rows = [
-        [one["instrument"], *(run.cash(one[name], 3) for name in ("before", "before_error", "after", "after_error"))]
+        [
+            instrument_label(one["instrument"]),
+            *(run.cash(one[name], 3) for name in ("before", "before_error", "after", "after_error")),
+        ]
         for one in told["drift"]
     ]
     entropy = told["entropy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from qfml.errors import UserError
 from qfml.report import formats
 from qfml.report.folder import read_text
 
-__all__ = ["HedgingRun", "hedging_arrays", "hedging_log", "label_of"]
+__all__ = ["HedgingRun", "hedging_arrays", "hedging_log", "instrument_label", "label_of"]
 
 BPS = 1e4
 ARRAYS = ("pnl", "surface_spot", "surface_policy", "surface_low", "surface_high", "map_times", "map_spot", "map_policy")
@@ -97,7 +98,7 @@ class HedgingRun:
     @property
     def instruments(self) -> str:
         """What is traded."""
-        return ", ".join(self.found["paths"]["instruments"])
+        return ", ".join(map(instrument_label, self.found["paths"]["instruments"]))
 
     @property
     def aim(self) -> str:
@@ -147,6 +148,26 @@ def label_of(name: str, inside: bool = False) -> str:
     return label if proper or not inside else label[0].lower() + label[1:]
 
 
+def instrument_label(name: str) -> str:
+    """What a hedging instrument is called: those of a model by strike and time, others as they are.
+
+    >>> instrument_label("put 95 0.164384"), instrument_label("variance swap 1.5"), instrument_label("spot")
+    ('put (strike 95, 60 days)', 'variance swap (1.5 years)', 'spot')
+    """
+    found = re.fullmatch(r"(call|put|variance swap)(?: ([\d.e+-]+))? ([\d.e+-]+)", name)
+    if found is None:
+        return name
+    kind, strike, expiry = found.groups()
+    try:
+        return f"{kind} ({'' if strike is None else f'strike {strike}, '}{_duration(float(expiry))})"
+    except ValueError:  # a column of a file that looks like one
+        return name
+
+
+def _duration(years: float) -> str:
+    return f"{years:.4g} years" if years >= 1 else f"{365 * years:.4g} days"
+
+
 def _contract(position: dict[str, Any]) -> str:
     contract = position["instrument"]
     words = [
@@ -158,7 +179,7 @@ def _contract(position: dict[str, Any]) -> str:
         f"{name} {contract[name]:.4g}" for name in ("strike", "barrier") if isinstance(contract.get(name), (int, float))
     ]
     if isinstance(expiry := contract.get("expiry"), (int, float)):
-        told.append(f"expiry {expiry:.4g} years" if expiry >= 1 else f"expiry {365 * expiry:.4g} days")
+        told.append(f"expiry {_duration(expiry)}")
     return " ".join(words) + (f" ({', '.join(told)})" if told else "")
 
 
