@@ -172,11 +172,13 @@ class ModelMarket:
         """Spot, rate and dividends."""
         return built("market", {"kind": "market", **self.market}, {"market": pr.Market})
 
-    @cached_property
+    @property
     def vol(self) -> float:
         """The unit of volatility of the features, per year."""
-        if self.reference_vol is not None:
-            return self.reference_vol
+        return self._vol if self.reference_vol is None else self.reference_vol
+
+    @cached_property
+    def _vol(self) -> float:
         model, last = self.simulated_model, self.times[-1]
         if isinstance(model, Characteristic):
             return math.sqrt(float(model.cumulants(last)[1]) / float(last))

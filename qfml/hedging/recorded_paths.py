@@ -126,11 +126,13 @@ class RecordedPaths:
             prices = prices * (self.rebased_to / prices[:, self.history : self.history + 1, :1])
         return torch.from_numpy(times - times[self.history]), torch.from_numpy(np.array(prices, order="C"))
 
-    @cached_property
+    @property
     def vol(self) -> float:
         """The unit of volatility of the features, per year."""
-        if self.reference_vol is not None:
-            return self.reference_vol
+        return self._vol if self.reference_vol is None else self.reference_vol
+
+    @cached_property
+    def _vol(self) -> float:
         times, prices = self.recorded
         squares = float((prices[:, :, 0].log().diff(dim=1) ** 2).sum())
         if squares == 0:
