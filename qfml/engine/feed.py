@@ -22,7 +22,7 @@ from qfml.errors import UserError
 from qfml.losses import Loss, Panel
 from qfml.networks import Network
 
-CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}  # gathered at a time: from the cache, or by few kernels
+CPU_CHUNK_BYTES, CHUNK_BYTES = 2**21, 2**27  # gathered at a time: from the cache, elsewhere by few kernels
 
 
 class Batch(NamedTuple):
@@ -162,7 +162,7 @@ class ResidentFeed:
     def _gather(self) -> None:
         clock = self.clock
         per_step = max(1, self.inputs.bytes_per_row * clock.width * len(clock.seeds))
-        most = max(1, CHUNK_BYTES[self.inputs.y.device.type] // per_step)
+        most = max(1, (CPU_CHUNK_BYTES if self.inputs.y.device.type == "cpu" else CHUNK_BYTES) // per_step)
         rows, filled = clock.batches(min(most, clock.steps_left))
         x, y = self.inputs.gather(rows)
         weight = self.inputs.weights(rows, filled)
