@@ -18,6 +18,8 @@ metrics:
 each policy and baseline:
     name, seed (None of a baseline), price, risk, cost: value, std_error; mean, std, quantiles ("0.01", "0.05", "0.5",
     "0.95", "0.99"), expected_shortfall: tail, value, low, high; turnover
+    effective_paths         of a price and of a difference: how many carry its standard error; see
+                            `objective_base.effective_paths`
     against                 of a policy, by baseline: difference of the risks (below 0: the policy is better),
                             std_error, low, high, of paired paths; of the best policy also bootstrap: low, high, of
                             paths that are resampled for both
@@ -58,6 +60,7 @@ from qfml.hedging.gains import Gains, gains
 from qfml.hedging.given_markets import independent
 from qfml.hedging.hedger import PATHS_AT_A_TIME, Hedger
 from qfml.hedging.markets import GIVEN_MARKETS, MARKETS, DriftRemoved, HedgingMarket, RecordedPaths, as_given
+from qfml.hedging.objective_base import effective_paths
 from qfml.hedging.objectives import ExpectedShortfall
 from qfml.hedging.paths import PathSet
 from qfml.hedging.resampling import check_resampling, interval, paired_bootstrap
@@ -370,12 +373,17 @@ def _described(hedger: Hedger, case: Case, made: Gains) -> list[dict[str, Any]]:
     objective, dials, pnl = hedger.loss.objective, _dials(case, made.pnl), made.pnl.double()
     price = objective.price(pnl, aversion=dials)
     risk, risk_error = objective.risk(pnl, dials), objective.std_error(pnl, dials)
+    effective = effective_paths(objective.influence(pnl, dials))
     shortfall = ExpectedShortfall(TAIL)
     tail, tail_error = shortfall.risk(pnl), shortfall.std_error(pnl)
     quantiles = [np.quantile(row.numpy(), QUANTILES) for row in pnl]
     return [
         {
-            "price": {"value": float(price.value[row]), "std_error": float(price.std_error[row])},
+            "price": {
+                "value": float(price.value[row]),
+                "std_error": float(price.std_error[row]),
+                "effective_paths": float(effective[row]),
+            },
             "risk": {"value": float(risk[row]), "std_error": float(risk_error[row])},
             "mean": float(pnl[row].mean()),
             "std": float(pnl[row].std()),
@@ -391,7 +399,8 @@ def _described(hedger: Hedger, case: Case, made: Gains) -> list[dict[str, Any]]:
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any], influence: Tensor) -> dict[str, float]:
     """Risk of one hedge less that of another, on the same paths."""
     value, error = one["risk"]["value"] - other["risk"]["value"], _std_error(influence)
-    return {"difference": value, "std_error": error, **_interval(value, error)}
+    effective = float(effective_paths(influence[None]))
+    return {"difference": value, "std_error": error, "effective_paths": effective, **_interval(value, error)}
 
 
 def _dials(case: Case, pnl: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qfml.errors import UserError
 from qfml.finished import check_sections, read_metrics
+from qfml.hedging.objective_base import FEW_PATHS
 from qfml.report import formats
 from qfml.report.folder import read_text
 from qfml.report.hedging_charts import curve_figure, holdings_figure, pnl_figure, training_figure
@@ -73,6 +74,18 @@ def write_hedging_report(folder: Path) -> Path:
     ]
     sections = [section for section in sections if section is not None]
     return write_page(folder, "Hedge", _headline(run), sections, charts, metrics["versions"].get("qfml"))
+
+
+DAGGER = "\u202f†"
+FEW = (
+    f"† Fewer than {FEW_PATHS} paths carry the error: this tail is too heavy for the sample. The risk may be far "
+    "larger, and the interval is too short."
+)
+
+
+def carried_by_few(told: dict[str, Any]) -> bool:
+    """Whether a standard error rests on a handful of paths; runs of earlier versions do not say."""
+    return told.get("effective_paths", FEW_PATHS) < FEW_PATHS
 
 
 def _headline(run: HedgingRun) -> Html:
@@ -165,6 +178,8 @@ def _case_tables(run: HedgingRun, case: dict[str, Any]) -> list[Html]:
         ]
         heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "By bootstrap", "")
         found += [el("h3", "Against each textbook hedge"), scrolling_table(heads, rows, caption="Differences of risk")]
+    if any(carried_by_few(hedge["price"]) for hedge in hedges):
+        found.append(note(FEW))
     return found
 
 
@@ -175,7 +190,7 @@ def _row(run: HedgingRun, hedge: dict[str, Any]) -> list[str]:
     return [
         name,
         run.cash(hedge["price"]["value"]),
-        run.cash(hedge["price"]["std_error"], 2),
+        run.cash(hedge["price"]["std_error"], 2) + DAGGER * carried_by_few(hedge["price"]),
         run.cash(hedge["mean"]),
         run.cash(hedge["std"]),
         *(run.cash(quantiles[level]) for level in ("0.01", "0.05", "0.5", "0.95")),
@@ -186,9 +201,10 @@ def _row(run: HedgingRun, hedge: dict[str, Any]) -> list[str]:
 
 
 def _verdict(own: dict[str, float]) -> str:
+    few = DAGGER * carried_by_few(own)
     if own["low"] <= 0 <= own["high"]:
-        return "not told apart"
-    return "policy better" if own["difference"] < 0 else "policy worse"
+        return f"not told apart{few}"
+    return f"{'policy better' if own['difference'] < 0 else 'policy worse'}{few}"
 
 
 def _curve(run: HedgingRun, charts: Charts) -> Section | None:
