@@ -11,6 +11,7 @@ import rich.table
 import rich.text
 
 from qfml.finished import read_metrics, tells_q999
+from qfml.hedging.objective_base import FEW_PATHS
 from qfml.tune.space import short_names
 
 __all__ = ["SUMMARIES", "cell", "printable", "say_report", "show_run", "show_search"]
@@ -166,14 +167,17 @@ def _hedging(found: dict[str, Any]) -> None:
         table.add_column("hedge")
         for head in ("price", "std error", "std of P&L", "cost", "policy less it"):
             table.add_column(head, justify="right")
-        best = case["policies"][case["best"]]
+        best, few = case["policies"][case["best"]], False
         for hedge in (*case["policies"], *case["baselines"]):
             own = best["against"].get(hedge["name"])
             seed = "" if hedge["seed"] is None else f", seed {hedge['seed']}"
             numbers = (hedge["price"]["value"], hedge["price"]["std_error"], hedge["std"], hedge["cost"]["value"])
+            few |= hedge["price"].get("effective_paths", FEW_PATHS) < FEW_PATHS
             less = "" if own is None else f"{own['difference']:.3g} ± {1.96 * own['std_error']:.2g}"
             table.add_row(hedge["name"].replace("_", " ") + seed, *(f"{number:.4g}" for number in numbers), less)
         out.print(table)
+        if few:
+            out.print("a handful of paths carry some of these errors: there the risk may be far larger; see the page")
     if len(cases) > MOST_SURFACES:
         out.print(f"{len(cases)} cases, the first {MOST_SURFACES} shown", highlight=False)
 

@@ -306,7 +306,9 @@ def test_stress_keeps_the_unit_of_the_features(small):
     hedger = load_hedger(small / "run")
     from qfml.hedging.judgement import stressed_markets
 
-    market = stressed_markets(hedger.market, {"wild": {"model": {"kind": "black_scholes", "vol": 0.5}}}, hedger.book)
+    market = stressed_markets(
+        hedger.market, {"wild": {"model": {"kind": "black_scholes", "vol": 0.5}}}, hedger.book, 1000
+    )
     wild = market["wild"].paths(4096, hedger.book, 3)
     end = wild.prices[:, -1, 0].double()
     assert abs(float(end.log().std()) / (0.5 * math.sqrt(4 * DAY)) - 1) < 0.05

@@ -10,14 +10,18 @@ import pricers as pr
 from qfml.engine import Trainer
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Cost
+from qfml.hedging.costs import Cost, check_costs
 from qfml.hedging.given_markets import HedgingMarket
+from qfml.hedging.information import FEATURES
 from qfml.hedging.kinds import check_book, is_number
 from qfml.hedging.objective_base import Objective
+from qfml.hedging.paths import PathSet
 from qfml.hedging.policy_base import Policy
 from qfml.hedging.rules import TradingRules
+from qfml.hedging.sight import OF_OBSERVABLES
 
 __all__ = [
+    "check_costs_of_book",
     "check_counts",
     "check_exact",
     "check_flags",
@@ -29,6 +33,8 @@ __all__ = [
     "check_sweep",
 ]
 
+DELTAS = ("call_delta", "book_delta")
+NO_HEDGE = (*(set(FEATURES) - set(DELTAS)), *OF_OBSERVABLES)  # features that are no holdings
 Aversions = Sequence[float | None]  # None: the objective's own
 
 
@@ -82,15 +88,31 @@ def check_known_hedge(policy: Policy, book: Book) -> None:
     )
 
 
+def check_costs_of_book(costs: Sequence[Cost], levels: Sequence[float], book: Book, paths: PathSet) -> None:
+    """Refuse costs that do not fit the instruments, or that would take all of a trade of the whole book in the spot.
+
+    Raises:
+        ConfigError: naming the share.
+    """
+    spot = float(paths.prices[:, 0, 0].double().mean())
+    check_costs(costs, paths.n_instruments, levels, book.size, book.size * spot)
+
+
 def check_spot_hedge(policy: Policy, instruments: Sequence[str]) -> None:
-    """Refuse the delta, which is a number of the asset, as the known hedge of another instrument.
+    """Refuse as the known hedge features that are no holdings, and the delta for another instrument than the spot.
 
     Raises:
         ConfigError: naming the instrument.
     """
+    for name in policy.holding.hedge:
+        if name in NO_HEDGE:
+            raise ConfigError(
+                f"`hedge` of the policy's holding `{policy.holding.kind}` names {name!r}, which is no number of an "
+                "instrument to hold: take 'book_delta', or the holding `direct`, which needs no known hedge"
+            )
     spot = instruments.index("spot") if "spot" in instruments else 0  # recorded prices begin with the spot's
     for place, name in enumerate(policy.holding.hedge):
-        if name in ("call_delta", "book_delta") and place != spot:
+        if name in DELTAS and place != spot:
             raise ConfigError(
                 f"`hedge` of the policy's holding `{policy.holding.kind}` names {name!r} for the instrument "
                 f"'{instruments[place]}', and it is the delta of the spot, '{instruments[spot]}': let the features "

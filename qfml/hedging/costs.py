@@ -40,9 +40,9 @@ class Cost(ABC):
         """The cost with a derivative at every trade, for training alone; the cost itself where that has one."""
         return self.of(trade, price)
 
-    def share(self, units: float) -> float:
-        """The largest share of what is traded that this cost takes of a trade of so many `units` of the spot."""
-        return 0.0
+    @abstractmethod
+    def share(self, units: float, worth: float) -> float:
+        """The largest share that this cost takes of a trade of so many `units` of the spot, `worth` so much."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Proportional(Cost):
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.rate, trade) * trade.abs() * price.abs()).sum(-1)
 
-    def share(self, units: float) -> float:
+    def share(self, units: float, worth: float) -> float:
         return max(_tuple(self.rate))
 
 
@@ -110,6 +110,9 @@ class FixedPerTrade(Cost):
     @property
     def settings(self) -> dict[str, PerInstrument]:
         return {"amount": self.amount}
+
+    def share(self, units: float, worth: float) -> float:
+        return _tuple(self.amount)[0] / worth if worth else 0.0
 
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.amount, trade) * (trade != 0).to(trade.dtype)).sum(-1)
@@ -152,7 +155,7 @@ class Quadratic(Cost):
     def settings(self) -> dict[str, PerInstrument]:
         return {"impact": self.impact}
 
-    def share(self, units: float) -> float:
+    def share(self, units: float, worth: float) -> float:
         return _tuple(self.impact)[0] * units
 
     def of(self, trade: Trades, price: Trades) -> Cash:
@@ -185,7 +188,7 @@ def total_cost(costs: Sequence[Cost], trade: Trades, price: Trades, smooth: bool
 
 
 def check_costs(
-    costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,), units: float = 0.0
+    costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,), units: float = 0.0, worth: float = 0.0
 ) -> None:
     """Refuse costs that do not fit the instruments, and levels that make them negative or more than is traded.
 
@@ -193,7 +196,8 @@ def check_costs(
         costs: of trading.
         n_instruments: the first is the spot.
         levels: factors of all costs.
-        units: of the spot, in one trade: the size of the book, or 0 for a trade however small.
+        units: of the spot, in one trade: the size of the book. 0: only what a trade costs however small it is.
+        worth: of this trade.
 
     Raises:
         ConfigError: as many numbers as there are no instruments, a level below 0, costs of 100 % and more at a level.
@@ -208,7 +212,7 @@ def check_costs(
     for level in levels:
         if not 0 <= level < math.inf:
             raise ConfigError(f"`cost_level` must be at least 0 and finite, it multiplies the costs, got {level}")
-        share = level * sum(cost.share(units) for cost in costs)
+        share = level * sum(cost.share(units, worth) for cost in costs)
         if share >= 1:
             trade = f" in a trade of {units:g} units" if units else ""
             raise ConfigError(

@@ -15,6 +15,7 @@ from qfml.config import to_dict
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.asked import (
+    check_costs_of_book,
     check_counts,
     check_exact,
     check_flags,
@@ -25,7 +26,7 @@ from qfml.hedging.asked import (
     check_sweep,
 )
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Cost, check_costs
+from qfml.hedging.costs import Cost
 from qfml.hedging.given_markets import HedgingMarket, identity, parted
 from qfml.hedging.hedger import Hedger
 from qfml.hedging.loss import loss_of
@@ -166,7 +167,7 @@ def deep_hedges(
     martingale = markets[0].martingale
     if any(market.martingale != martingale for market in markets):
         raise ConfigError("`markets` must all drift or all be martingales, to share one gradient: train them apart")
-    check_costs(costs, validations[0].n_instruments, cost_levels, book.size)
+    check_costs_of_book(costs, cost_levels, book, validations[0])
     loss = loss_of(objective, costs, validations[0], unwind=unwind, exact=exact, martingale=martingale)
     network = fitted(policy, validations[0], rules, book.size)
     of_market: list[tuple[PathMember, ...]] = []
@@ -196,7 +197,7 @@ def check_lost(hedger: Hedger) -> None:
         if (member.aversion, member.cost_level) not in alive:
             raise DataError(
                 f"the training of seed {member.seed}, aversion {member.aversion}, cost level {member.cost_level} was "
-                f"lost: {fit.failure}; look for prices or losses beyond all measure, or lower the learning rate"
+                f"lost: {fit.failure}; {hedger.loss.objective.when_lost}"
             )
 
 

@@ -17,7 +17,7 @@ from qfml.hedging.model_market import ModelMarket
 from qfml.hedging.paths import PathSet
 from qfml.hedging.recorded_paths import RecordedPaths
 
-__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "independent", "parted"]
+__all__ = ["GIVEN_MARKETS", "HedgingMarket", "identity", "independent", "parted", "record_of"]
 
 
 @runtime_checkable
@@ -71,6 +71,12 @@ class _Finite(Protocol):
 def parted(market: HedgingMarket, n_last: int, n_step: int = 1) -> tuple[HedgingMarket, HedgingMarket]:
     """Where to train and where to validate: the market itself, of a record its paths but the last, and those."""
     return market.parted(n_last, n_step) if isinstance(market, _Finite) else (market, market)
+
+
+def record_of(market: HedgingMarket) -> RecordedPaths | None:
+    """The recorded paths that a market consists of, its drift removed or not; None of one that makes its own."""
+    given = [each for each in (market, getattr(market, "market", None)) if isinstance(each, RecordedPaths)]
+    return given[0] if given else None
 
 
 def independent(market: HedgingMarket) -> HedgingMarket:

@@ -18,7 +18,7 @@ from qfml.engine.fit import Fit
 from qfml.errors import ConfigError, DataError
 from qfml.hedging.book import Book
 from qfml.hedging.gains import Gains, gains
-from qfml.hedging.given_markets import HedgingMarket, independent
+from qfml.hedging.given_markets import HedgingMarket, independent, record_of
 from qfml.hedging.loss import Risk, RiskRows
 from qfml.hedging.paths import PathSet
 from qfml.hedging.policy_base import Policy, State
@@ -81,7 +81,16 @@ class Hedger:
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     def paths(self, n_paths: int, seed: int, number: int = 0) -> PathSet:
-        """Fresh paths of the market, independent ones; no training has seen those of another seed than its own."""
+        """Fresh paths of the market, independent ones; no training has seen those of another seed than its own.
+
+        Raises:
+            DataError: a market of recorded paths, which are all known to the training or its choice of an epoch.
+        """
+        if record_of(self.market) is not None:
+            raise DataError(
+                "recorded paths that were trained on are not fresh: take those of others, such as "
+                "`RecordedPaths(..., rows=...).paths(None, hedger.book, seed)`"
+            )
         return independent(self.market).paths(n_paths, self.book, seed, number)
 
     @torch.no_grad()
@@ -217,6 +226,12 @@ class Hedger:
                 f"the policies trade {expected[0]} periods of {expected[1]} instrument(s) and see "
                 f"{', '.join(expected[2])}; these paths have {found[0]}, {found[1]} and {', '.join(found[2])}"
             )
+        names = self._instrument_names
+        if names is not None and paths.instrument_names != names:
+            raise DataError(
+                f"the policies trade {', '.join(names)}, in this order, and the prices of these paths are those of "
+                f"{', '.join(paths.instrument_names)}"
+            )
         if paths.owed is not None and paths.owed != self.book:
             raise DataError(
                 f"the policies hedge {self.book.told}, and on these paths {paths.owed.told} is owed: make them with "
@@ -229,6 +244,14 @@ class Hedger:
                 f"the policies trade on other dates: number {place} is at {float(known[place]):.10g} years, and at "
                 f"{float(paths.times[place]):.10g} on these paths"
             )
+
+    @property
+    def _instrument_names(self) -> tuple[str, ...] | None:
+        """What was traded in training; None where the market does not tell it, or its record is gone."""
+        try:
+            return self.sight.instruments
+        except (ConfigError, DataError):
+            return None
 
     @property
     def _dates(self) -> Tensor | None:

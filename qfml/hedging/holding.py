@@ -152,7 +152,8 @@ class Correction:
 
     Args:
         hedge: names of the features, such as ("book_delta",), the hedge of any book of European options; "call_delta"
-            is the delta of one call at the first strike that is owed, and hedges no other book.
+            is the delta of one call at the first strike that is owed, and hedges no other book. "none" stands for an
+            instrument without a known hedge, and is 0.
 
     >>> Correction(("delta",)).of(torch.tensor([[0.1]]), torch.zeros(1, 1), torch.tensor([[0.5]]))
     tensor([[0.6000]])
@@ -192,7 +193,7 @@ class Band:
     Args:
         hedge: names of the features that are the hedge, one for each instrument, such as ("book_delta",), that of any
             book of European options; "call_delta" is the delta of one call at the first strike that is owed, and hedges
-            no other book.
+            no other book. "none" stands for an instrument without a known hedge, and is 0.
 
     References:
         Imaki, Imajo, Ito, Minami and Nakagawa (2021), "No-Transaction Band Network", section 4. Davis, Panas and
@@ -239,6 +240,7 @@ class Band:
 
 
 LEAK = 0.01
+NOTHING = "none"  # in place of a feature, where nothing is the known hedge of an instrument
 
 
 def check_hedge(names: Sequence[str]) -> None:

@@ -136,11 +136,7 @@ class JudgementSettings:
         if given.reference_vol is None:
             given = replace(given, reference_vol=market.vol)
         trained = as_given(market)
-        if isinstance(trained, RecordedPaths) and trained.shares_paths(given):
-            raise ConfigError(
-                f"`market` has paths of {given.path or 'an array'} that were trained on: name other `rows`, of the "
-                f"training they are {trained.rows or 'all'}, here {given.rows or 'all'}"
-            )
+        check_unseen(trained, given)
         if isinstance(trained, RecordedPaths) and getattr(given, "reference_spot", 0.0) is None:
             given = replace(given, reference_spot=trained.typical_spot)
         return replace(self.market, market=given) if isinstance(self.market, DriftRemoved) else given
@@ -167,8 +163,16 @@ class Judgement:
         write_whole(json.dumps(self.metrics, indent=1).encode(), folder / "judgement.json")
 
 
-def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Book) -> dict[str, HedgingMarket]:
+def stressed_markets(
+    market: HedgingMarket, stress: Mapping[str, Any], book: Book, n_paths: int | None
+) -> dict[str, HedgingMarket]:
     """The markets of `stress`: settings that are not named are those of the training.
+
+    Args:
+        market: of the training.
+        stress: settings by name.
+        book: what is owed.
+        n_paths: that are asked of each; None: all of a record.
 
     Raises:
         ConfigError: settings that break a rule; other dates, instruments or features than those of the training.
@@ -185,10 +189,21 @@ def stressed_markets(market: HedgingMarket, stress: Mapping[str, Any], book: Boo
             settings["reference_vol"] = market.vol  # a policy sees its features in the unit it has learned
         try:
             found[name] = build_kind(GIVEN_MARKETS, settings)
+            check_unseen(market, found[name])
             check_same(market, found[name], book)
+            check_enough(found[name], n_paths)
         except UserError as error:
             raise ConfigError(f"`stress.{name}`: {error}") from None
     return found
+
+
+def check_unseen(trained: HedgingMarket, given: Any) -> None:
+    """Raise ConfigError if both are recorded and share a path."""
+    if isinstance(trained, RecordedPaths) and trained.shares_paths(given):
+        raise ConfigError(
+            f"`market` has paths of {given.path or 'an array'} that were trained on: name other `rows`, of the "
+            f"training they are {trained.rows or 'all'}, here {given.rows or 'all'}"
+        )
 
 
 def check_same(market: HedgingMarket, other: HedgingMarket, book: Book) -> None:
@@ -230,7 +245,10 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
     settings = JudgementSettings() if settings is None else settings
     _check_asked(hedger, settings)
     market = settings.fresh(hedger.market)
-    stressed = stressed_markets(hedger.market, settings.stress, hedger.book)
+    if market is not hedger.market:
+        check_same(hedger.market, market, hedger.book)
+    check_enough(market, settings.n_paths)
+    stressed = stressed_markets(hedger.market, settings.stress, hedger.book, settings.n_paths)
     cases, left_out = _hedges(hedger, baselines)
     paths = _fresh(market, hedger.book, settings)
     check_sample("n_paths", len(paths), hedger.loss.objective, [case.aversion for case in cases])
@@ -273,7 +291,7 @@ def _hedges(hedger: Hedger, baselines: Baselines) -> tuple[dict[Case, dict[str, 
     if baselines is not None:
         check_baselines(baselines)
         return dict.fromkeys(cases, named(baselines)), {}
-    few = hedger.paths(PILOT_PATHS, 0)
+    few = hedger.market.paths(PILOT_PATHS, hedger.book, 0)
     found: dict[Case, dict[str, Baseline]] = {}
     left_out: dict[str, str] = {}
     for case in cases:
@@ -307,6 +325,25 @@ def _best(hedger: Hedger, places: Sequence[int]) -> int:
     losses = [hedger.fits[place].best_val_loss for place in places]
     ranked = sorted(zip((math.inf if loss is None else loss for loss in losses), places, strict=True))
     return ranked[0][1]
+
+
+def check_enough(market: HedgingMarket, n_paths: int | None) -> None:
+    """Raise ConfigError unless the market has so many paths; None are all that a record has, and no number of others.
+
+    Args:
+        market: of fresh paths.
+        n_paths: asked for.
+    """
+    record = as_given(market)
+    if not isinstance(record, RecordedPaths):
+        if n_paths is None:
+            raise ConfigError(f"`n_paths` may be null for recorded paths only, the market is of kind {record.kind!r}")
+        return
+    recorded = len(record.recorded[1])
+    if n_paths is not None and n_paths > recorded:
+        raise ConfigError(
+            f"`n_paths` must be {recorded} or less, as many as are recorded, or null for all, got {n_paths}"
+        )
 
 
 def _fresh(market: HedgingMarket, book: Book, settings: JudgementSettings) -> PathSet:

@@ -30,6 +30,7 @@ class Objective(ABC):
 
     kind: ClassVar[str]
     dial: ClassVar[str | None] = None
+    when_lost: ClassVar[str] = "look for prices or losses beyond all measure, or lower the learning rate"
     axioms: ClassVar[frozenset[str]] = frozenset({"monotone", "convex", "cash_invariant"})
 
     def risk(self, pnl: Pnl, aversion: Any = None) -> PerMember:
@@ -161,7 +162,7 @@ class CertaintyEquivalent(Objective):
 
 FEW_PATHS = 30  # fewer behind a standard error are told
 HEAVY_TAIL = (
-    "of the paths carry the standard error: the tail is too heavy for so many paths, the risk may be far larger, and "
+    "paths carry the standard error: the tail is too heavy for so many paths, the risk may be far larger, and "
     "its interval is too short"
 )
 
@@ -176,7 +177,7 @@ def priced(value: PerMember, influence: Pnl, kind: str) -> Estimate:
     if n_paths < 2:
         raise DataError(f"a price has a standard error by two paths or more, got {n_paths}")
     fewest = float(effective_paths(influence).min())
-    note = f"{fewest:.2g} {HEAVY_TAIL}" if n_paths >= FEW_PATHS > fewest else ""
+    note = f"about {max(fewest, 1.0):.2g} of {n_paths} {HEAVY_TAIL}" if n_paths >= FEW_PATHS > fewest else ""
     return Estimate(value, influence.std(1) / math.sqrt(n_paths), n_paths=n_paths, engine=kind, note=note)
 
 

@@ -54,6 +54,17 @@ __all__ = [
 FLAT = 30.0  # exponent of an entropic loss from which on it is continued along its tangent
 
 
+def _exponential(y: Tensor, dial: Dial) -> Tensor:
+    """The loss (e^(aversion y) - 1) / aversion, from an exponent of FLAT on along its tangent.
+
+    Else the first steps of a training overflow. No sample of fewer than e^30 paths has a mean slope of 1 with such a
+    path in it, so that the least mean over the level is not moved.
+    """
+    exponent = dial * y
+    beyond = (exponent - FLAT).clamp_min(0.0)
+    return (torch.expm1(exponent.clamp_max(FLAT)) + math.exp(FLAT) * beyond) / dial
+
+
 @dataclass(frozen=True)
 class Entropic(CertaintyEquivalent):
     r"""Entropic risk :math:`\frac1\lambda \log E[e^{-\lambda X}]`, with the loss :math:`(e^{\lambda y} - 1) / \lambda`.
@@ -77,11 +88,7 @@ class Entropic(CertaintyEquivalent):
         self.check_dial(self.risk_aversion)
 
     def _rows(self, pnl: Pnl, level: Tensor, dial: Dial) -> Pnl:
-        # beyond FLAT along the tangent, or the first steps of a training overflow: no sample of fewer than e^30 paths
-        # has a mean of 1 with such a path in it, so that the least mean over the level is not moved
-        exponent = dial * (-pnl - level)
-        beyond = (exponent - FLAT).clamp_min(0.0)
-        return level + (torch.expm1(exponent.clamp_max(FLAT)) + math.exp(FLAT) * beyond) / dial
+        return level + _exponential(-pnl - level, dial)
 
     def value(self, pnl: Pnl, dial: Dial) -> PerMember:
         # the risk of aversion 1 of the P&L times the aversion, which may so differ between members
@@ -320,7 +327,7 @@ OCE_LOSSES: dict[str, tuple[Any, Any]] = {  # convex losses of (y, aversion), an
         lambda y, dial: ((1 + dial * y).clamp_min(0.0) ** 3 - 1) / (3 * dial),
         lambda y, dial: (1 + dial * y).clamp_min(0.0).square(),
     ),
-    "exponential": (lambda y, dial: torch.expm1(dial * y) / dial, lambda y, dial: (dial * y).exp()),
+    "exponential": (_exponential, lambda y, dial: (dial * y).clamp_max(FLAT).exp()),
 }
 
 
@@ -377,6 +384,7 @@ class Isoelastic(Objective):
     """
 
     kind: ClassVar[str] = "isoelastic"
+    when_lost: ClassVar[str] = "a loss may have reached `wealth`, where isoelastic utility is infinite: raise it"
     dial: ClassVar[str | None] = "risk_aversion"
     axioms: ClassVar[frozenset[str]] = frozenset({"monotone", "convex"})
     wealth: float

@@ -15,7 +15,7 @@ from torch import Tensor
 from qfml.config import OneOf, Section
 from qfml.errors import ConfigError
 from qfml.hedging.again import made_again
-from qfml.hedging.holding import HOLDINGS, Direct, Holding, InUnits
+from qfml.hedging.holding import HOLDINGS, NOTHING, Direct, Holding, InUnits
 from qfml.hedging.rules import Ruled, TradingRules
 from qfml.hedging.walk import joined
 from qfml.networks.base import Dropout, Parameters, linear
@@ -67,7 +67,7 @@ class Policy(ABC):
             raise ConfigError(f"`truncate` must be a number of dates, at least 1, got {self.truncate!r}; null for all")
         if not self.feature_names:  # what is hedged with what is not known yet
             return
-        if unknown := [name for name in self.holding.hedge if name not in self.feature_names]:
+        if unknown := [name for name in self.holding.hedge if name not in (*self.feature_names, NOTHING)]:
             raise ConfigError(
                 f"`hedge` of the holding names `{unknown[0]}`, and the features are {', '.join(self.feature_names)}: "
                 "add it to what the policy may see"
@@ -184,7 +184,9 @@ class Policy(ABC):
         """The known hedge (..., K) among the features (..., F)."""
         if not self.holding.hedge:
             return None
-        return torch.stack([x[..., self.feature_names.index(name)] for name in self.holding.hedge], -1)
+        none = torch.zeros_like(x[..., 0])
+        columns = (none if name == NOTHING else x[..., self.feature_names.index(name)] for name in self.holding.hedge)
+        return torch.stack(list(columns), -1)
 
     def n_inputs(self, n_features: int) -> int:
         """Inputs of the network at a date."""

@@ -47,6 +47,8 @@ class RecordedPaths:
         window: number of past returns behind the feature `realised_vol`; at most `history`.
         rows: first path that is used and the one after the last, in the order of the file; None: all.
         rebased_to: each path is multiplied so that it begins with this spot; None: as recorded.
+        max_gap: longest period between recorded times, in units of the median one: what is longer is a date that all
+            paths lack. None: any, for dates that are meant to lie unevenly.
         information: what a policy sees: see `FEATURES`.
         reference_vol: the unit of volatility of the features; None: that of all returns used.
         reference_spot: the unit of the prices of instruments among the features, with that volatility and the root of
@@ -74,6 +76,7 @@ class RecordedPaths:
     window: int | None = None
     rows: tuple[int, int] | None = None
     rebased_to: float | None = None
+    max_gap: float | None = 5.0
     information: tuple[str, ...] = ("log_moneyness", "time_to_horizon")
     reference_vol: float | None = None
     reference_spot: float | None = None
@@ -102,6 +105,8 @@ class RecordedPaths:
                 one_number("reference_spot", self.reference_spot, above=0.0)
             if self.rebased_to is not None:
                 one_number("rebased_to", self.rebased_to, above=0.0)
+            if self.max_gap is not None:
+                one_number("max_gap", self.max_gap, above=1.0)
         if self.window is not None and self.window > self.history:
             raise ConfigError(
                 f"`window` of {self.window} returns needs as many recorded times before the first trading date, got "
@@ -113,6 +118,7 @@ class RecordedPaths:
         """All times in years from the first trading date, and the prices used, `(B, n, K)`, float64."""
         times, prices, names = self._from_array() if self.array is not None else self._from_file()
         _check_record(times, prices, names, self.instruments)
+        _check_gaps(times, self.max_gap)
         if self.history > len(times) - 2:
             raise DataError(f"`history` of {self.history} leaves no two trading dates of {len(times)} recorded times")
         if self.rows is not None:
@@ -314,6 +320,19 @@ def _long(frame: pl.DataFrame, instruments: tuple[str, ...]) -> tuple[np.ndarray
     shape = (len(names), len(times), len(instruments))
     prices = full.select(*instruments).to_numpy().reshape(shape)
     return times.to_numpy(), prices, [str(name) for name in names]
+
+
+def _check_gaps(times: np.ndarray, most: float | None) -> None:
+    """Refuse times of which one is missing on all paths."""
+    periods = np.diff(times)
+    ratio = periods / np.median(periods)
+    if most is not None and ratio.max() > most:
+        place = int(ratio.argmax())
+        raise DataError(
+            f"recorded times must have no gap: none of the paths has a price between {times[place]:.10g} and "
+            f"{times[place + 1]:.10g} years, {ratio[place]:.3g} times the median period; mend it, or set `max_gap`, "
+            f"which is {most:g}, to null where the dates are meant to lie so"
+        )
 
 
 def _check_record(times: np.ndarray, prices: np.ndarray, names: list[str], instruments: tuple[str, ...]) -> None:

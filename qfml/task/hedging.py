@@ -14,6 +14,7 @@ from qfml.config import OneOf, Section
 from qfml.engine import Callback, Trainer
 from qfml.errors import ConfigError, UserError
 from qfml.hedging.asked import (
+    check_costs_of_book,
     check_counts,
     check_exact,
     check_flags,
@@ -23,10 +24,10 @@ from qfml.hedging.asked import (
 )
 from qfml.hedging.baselines import BASELINES
 from qfml.hedging.book import Book
-from qfml.hedging.costs import COSTS, check_costs
+from qfml.hedging.costs import COSTS
 from qfml.hedging.deep_hedging import deep_hedge, fitted
 from qfml.hedging.hedger import Hedger
-from qfml.hedging.judgement import JudgementSettings, check_same, judge, stressed_markets
+from qfml.hedging.judgement import JudgementSettings, check_enough, check_same, judge, stressed_markets
 from qfml.hedging.markets import MARKETS, DriftRemoved, as_given
 from qfml.hedging.objectives import OBJECTIVES
 from qfml.hedging.paths import PathSet
@@ -95,7 +96,7 @@ class HedgingTask:
         self._check_numbers()
         check_known_hedge(self.policy, self.book)
         paths = as_given(self.market).paths(PILOT_PATHS, self.book, 0)
-        check_costs(self.costs, paths.n_instruments, self.cost_levels, self.book.size)
+        check_costs_of_book(self.costs, self.cost_levels, self.book, paths)
         try:
             fitted(self.policy, paths, self.rules, self.book.size)
         except ConfigError as error:
@@ -122,7 +123,8 @@ class HedgingTask:
             fresh = self.judgement.fresh(self.market)
             if fresh is not self.market:
                 check_same(self.market, fresh, self.book)
-            stressed_markets(self.market, self.judgement.stress, self.book)
+            check_enough(fresh, self.judgement.n_paths)
+            stressed_markets(self.market, self.judgement.stress, self.book, self.judgement.n_paths)
             if self.judgement.n_paths is not None:
                 check_sample("n_paths", self.judgement.n_paths, self.objective, self.aversions or (None,))
         except UserError as error:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -21,8 +22,10 @@ from qfml.hedging import (
     ExpectedShortfall,
     FeedForward,
     Hedger,
+    Isoelastic,
     JudgementSettings,
     ModelMarket,
+    OptimizedCertaintyEquivalent,
     Option,
     Quadratic,
     RecordedPaths,
@@ -34,6 +37,7 @@ from qfml.hedging import (
     judge,
 )
 from qfml.hedging.deep_hedging import VALIDATION
+from qfml.hedging.objective_base import FEW_PATHS, effective_paths
 from qfml.hedging.resampling import paired_bootstrap
 
 HORIZON = 2 / 365
@@ -356,13 +360,19 @@ def test_a_hedger_refuses_paths_along_which_another_book_is_owed(hedger):
 def test_the_delta_hedges_the_spot_and_no_other_instrument():
     seen = ("log_moneyness", "call_delta")
     both = market(instruments=(Option(1.0, HORIZON), Spot()), information=seen)
-    for names in (("call_delta",), ("call_delta", "log_moneyness"), ("log_moneyness", "book_delta")):
-        held = Band(names) if len(names) == 2 else Correction(names)
-        with pytest.raises(ConfigError, match=r"`hedge`|one for each"):
-            hedged(market=both, policy=FeedForward(hidden=(4,), holding=held))
-    with pytest.raises(ConfigError, match=r"for the instrument 'call 1 .*it is the delta of the spot"):
-        hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(("call_delta", "log_moneyness"))))
-    hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(("log_moneyness", "call_delta"))))
+    for names in (("call_delta", "none"), ("call_delta", "call_delta")):
+        with pytest.raises(ConfigError, match=r"for the instrument 'call 1 .*it is the delta of the spot"):
+            hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(names)))
+    with pytest.raises(ConfigError, match="a feature for each of 2 instrument"):
+        hedged(market=both, policy=FeedForward(hidden=(4,), holding=Correction(("call_delta",))))
+    for name in ("log_moneyness", "time_to_horizon"):
+        with pytest.raises(ConfigError, match=f"names '{name}', which is no number of an instrument to hold"):
+            hedged(policy=FeedForward(hidden=(4,), holding=Band((name,))))
+    bands = hedged(market=both, policy=FeedForward(hidden=(4,), holding=Band(("none", "call_delta"))), seeds=(0, 1))
+    held = bands.holdings(bands.paths(64, seed=2))
+    features = bands.paths(64, seed=2).features[:, 0, 1]
+    # on the first date, nothing being held, only the spot is moved, and the option's band is around 0
+    assert float(held[:, :, 0, 0].abs().max()) < 0.5 * float(features.mean()) < float(held[:, :, 0, 1].max())
 
 
 @pytest.mark.parametrize(
@@ -393,3 +403,76 @@ def test_no_live_hedge_believes_a_barrier_alive_that_the_spot_has_touched(kind, 
         found.hedge({"spot": spot, "alive": 1.0}, none[0], 0)
     blind = hedged(market=market(information=("log_moneyness",)), book=book)
     assert blind.hedge({"spot": spot}, none[0], 0)[0].shape == (1,)
+
+
+@pytest.fixture(scope="module")
+def of_a_record():
+    moves = 0.02 * np.random.default_rng(1).standard_normal((200, 3)).cumsum(1)
+    record = {"array": np.exp(moves - moves[:, :1]), "times": (0.0, 1 / 365, HORIZON)}
+    return hedged(market=RecordedPaths(**record, rows=(0, 100))), record
+
+
+def test_no_path_of_a_record_that_was_trained_on_is_fresh_or_a_stress(of_a_record):
+    found, record = of_a_record
+    with pytest.raises(DataError, match="that were trained on are not fresh"):
+        found.paths(10, seed=3)
+    others = RecordedPaths(**record, rows=(100, 200))
+    assert found.holdings(others.paths(None, BOOK, 1)).shape == (1, 100, 2, 1)
+    settings = JudgementSettings(n_paths=None, n_resamples=0, market=others)
+    with pytest.raises(ConfigError, match=r"`stress.again`: `market` has paths of an array that were trained on"):
+        judge(found, replace(settings, stress={"again": {"rows": [50, 150]}}))
+    told = judge(found, replace(settings, stress={"new": {"rows": [100, 150]}})).metrics
+    assert told["stress"][0]["name"] == "new"
+    assert told["paths"]["n_paths"] == 100
+
+
+def test_a_judgement_of_more_paths_than_there_are_is_refused_before_it_begins(of_a_record):
+    found, record = of_a_record
+    others = RecordedPaths(**record, rows=(100, 200))
+    with pytest.raises(ConfigError, match="`n_paths` must be 100 or less, as many as are recorded, or null"):
+        judge(found, JudgementSettings(n_paths=101, market=others))
+    with pytest.raises(ConfigError, match=r"`stress.few`: `n_paths` must be 50 or less"):
+        judge(found, JudgementSettings(n_paths=100, market=others, stress={"few": {"rows": [100, 150]}}))
+    modelled = {"kind": "model", "model": {"kind": "black_scholes", "vol": 0.2}, "market": {"spot": 1.0}}
+    modelled |= {"n_steps": 2, "horizon": HORIZON}
+    with pytest.raises(ConfigError, match=r"`stress.model`: `n_paths` may be null for recorded paths only"):
+        judge(found, JudgementSettings(n_paths=None, market=others, stress={"model": modelled}))
+
+
+def test_prices_of_other_instruments_are_no_judgement():
+    seen = {"information": ("log_moneyness", "time_to_horizon")}
+    both = hedged(market=market(instruments=(Spot(), Option(1.0, HORIZON)), **seen))
+    for traded in ((Option(1.0, HORIZON), Spot()), (Spot(), Option(1.1, HORIZON))):
+        other = market(instruments=traded, **seen)
+        with pytest.raises(DataError, match=r"trade spot, call 1 [0-9.]+, in this order"):
+            both.price(other.paths(16, BOOK, 1))
+        with pytest.raises(ConfigError, match="instruments must be those of the training"):
+            judge(both, JudgementSettings(n_paths=200, market=other))
+
+
+def test_a_loss_beyond_the_wealth_says_so():
+    with pytest.raises(DataError, match="a loss may have reached `wealth`"):
+        hedged(objective=Isoelastic(1e-3, 2.0), n_validation=256)
+
+
+def test_an_exponential_loss_by_its_name_trains_where_the_entropic_one_does():
+    steep = {"aversions": (3e3,), "n_validation": 256}
+    entropic = hedged(objective=Entropic(1.0), **steep)
+    named = hedged(objective=OptimizedCertaintyEquivalent("exponential", 1.0), **steep)
+    assert torch.equal(entropic.fits[0].parameters, named.fits[0].parameters)
+
+
+def test_a_price_that_a_handful_of_paths_carry_says_so():
+    heavy = torch.full((1, 1000), 0.0, dtype=torch.float64)
+    heavy[0, :3] = torch.tensor([-1.0, -1.1, -1.2])
+    light = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert Entropic(20.0).price(heavy).note.startswith("about 1 of 1000 paths carry the standard error")
+    assert not Entropic(1.0).price(light).note
+    assert 1.0 < float(effective_paths(Entropic(20.0).influence(heavy))) < 3.0
+    assert 250 < float(effective_paths(light)) < 400  # a third under a normal law
+    tail = judge(hedged(aversions=(1e4,)), JudgementSettings(n_paths=1000, n_resamples=0)).metrics["cases"][0]
+    none = next(hedge for hedge in tail["baselines"] if hedge["name"] == "none")
+    assert none["price"]["effective_paths"] < FEW_PATHS
+    calm = judge(hedged(aversions=(1.0,)), JudgementSettings(n_paths=1000, n_resamples=0)).metrics["cases"][0]
+    assert calm["baselines"][0]["price"]["effective_paths"] > 100
+    assert calm["policies"][0]["against"]["none"]["effective_paths"] > FEW_PATHS

@@ -205,5 +205,5 @@ def test_what_is_judged_are_independent_paths(noise):
     assert torch.equal(hedger.paths(64, seed=3).prices, plain.paths(64, BOOK, 3).prices)
     assert not torch.equal(other.paths(64, BOOK, 3).prices, plain.paths(64, BOOK, 3).prices)
     assert JudgementSettings().fresh(other) == plain
-    stress = stressed_markets(other, {"wild": {"model": {"kind": "black_scholes", "vol": 0.4}}}, BOOK)
+    stress = stressed_markets(other, {"wild": {"model": {"kind": "black_scholes", "vol": 0.4}}}, BOOK, 1000)
     assert stress["wild"].noise == "pseudo"

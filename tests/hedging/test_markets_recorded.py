@@ -270,3 +270,20 @@ def test_a_spot_that_never_moves_has_no_unit():
     market = RecordedPaths(array=np.ones((4, 3)), times=(0.0, 0.1, 0.2))
     with pytest.raises(DataError, match="the recorded spot never moves"):
         market.paths(None, Book(((1.0, pr.European(1.0, 0.2)),)), seed=1)
+
+
+def test_a_date_that_all_paths_lack_is_a_gap(tmp_path):
+    days = [day for day in range(21) if not 9 <= day < 14]
+    horizon = Book(((1.0, pr.European(1.0, 20 / 365)),))
+    rows = {"path": [p for p in range(3) for _ in days], "time": [day / 365 for day in days] * 3}
+    pl.DataFrame(rows | {"spot": [1.0 + 0.01 * (day % 3) for day in days] * 3}).write_parquet(tmp_path / "p.parquet")
+    array = {"array": np.ones((3, len(days))) + 0.01 * np.arange(len(days)), "times": tuple(day / 365 for day in days)}
+    for given in ({"path": tmp_path / "p.parquet"}, array):
+        with pytest.raises(DataError, match=r"has a price between 0\.0219.* and 0\.0383.*6 times the median"):
+            RecordedPaths(**given).paths(None, horizon, 1)
+        assert len(RecordedPaths(**given, max_gap=None).paths(None, horizon, 1)) == 3
+        assert len(RecordedPaths(**given, max_gap=6.5).paths(None, horizon, 1)) == 3
+    with pytest.raises(ConfigError, match="max_gap"):
+        RecordedPaths(**array, max_gap=0.5)
+    week = [0, 1, 2, 3, 6, 7, 8, 9, 10, 14, 15]  # weekends, one of them long, are none
+    RecordedPaths(array=np.ones((3, 11)) + 0.01 * np.arange(11), times=tuple(day / 365 for day in week)).recorded  # noqa: B018
