@@ -353,9 +353,11 @@ def _variance(paths: PathSet, problem: HedgingProblem) -> Dates:
         if name in paths.feature_names:
             seen = paths.features[:, :-1, paths.feature_names.index(name)].double()
             return problem.vol**2 * seen**power
+    if "variance" in paths.known:
+        return paths.known["variance"][:, :-1].double()
     raise ConfigError(
         f"the delta of {_model_name(problem)} needs the variance on the paths, got the features "
-        f"{', '.join(paths.feature_names)}: add 'variance' to `information`"
+        f"{', '.join(paths.feature_names)}: add 'variance' to `information`, or to what is `known`"
     )
 
 

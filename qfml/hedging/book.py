@@ -238,8 +238,9 @@ def _position(place: int, given: Any) -> dict[str, Any]:
 
 def _told(quantity: float, instrument: Mapping[str, Any]) -> str:
     """A position, for messages: what is not given is left out."""
-    terms = (f"{name} {value}" for name, value in instrument.items() if name != "kind" and value is not None)
-    return f"{quantity:g} {instrument['kind']} ({', '.join(terms)})"
+    said = ("kind", "option")
+    terms = (f"{name} {value}" for name, value in instrument.items() if name not in said and value is not None)
+    return f"{quantity:g} {' '.join(instrument[name] for name in said if name in instrument)} ({', '.join(terms)})"
 
 
 def _check(name: str, contract: pr.Instrument) -> None:

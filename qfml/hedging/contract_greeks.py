@@ -28,7 +28,7 @@ def black_scholes_slopes(
     r"""First and second derivative of a contract's discounted value in the discounted spot, at the trading dates.
 
     European options by Black's formula; digitals and barriers watched at all times from their closed forms. A barrier
-    that is alive with the weight w that its feature tells is worth w times the live contract, and a knock-in the rest
+    that is alive with the weight w that the paths tell is worth w times the live contract, and a knock-in the rest
     of the European option that it has become: for a dead knock-out, nothing is left to hedge.
 
     Args:
@@ -36,7 +36,7 @@ def black_scholes_slopes(
         paths: paths whose first instrument is the discounted spot.
         market: rates and dividends.
         vol: annualised, decimal: a number, or one for each path and date, (B, L - 1).
-        seen_as: the feature that says whether a barrier is alive.
+        seen_as: the feature, or what is known, that says whether a barrier is alive.
 
     Returns:
         Both (B, L - 1), float64.
@@ -108,6 +108,8 @@ def _of_barrier(
 
 
 def _weight(paths: PathSet, seen_as: str | None) -> Dates:
+    if seen_as is not None and seen_as in paths.known:
+        return paths.known[seen_as][:, :-1].double()
     if seen_as is None or seen_as not in paths.feature_names:
         raise ConfigError(
             f"the delta of a barrier needs to see whether it is alive, got the features "

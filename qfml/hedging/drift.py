@@ -331,7 +331,8 @@ class _NothingOwed(_Within):
 
 def _joined(parts: Sequence[PathSet]) -> PathSet:
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("prices", "liability", "features")}
-    return replace(parts[0], **joined)
+    known = {name: torch.cat([part.known[name] for part in parts]) for name in parts[0].known}
+    return replace(parts[0], **joined, known=known)
 
 
 def _at_most(market: HedgingMarket, n_paths: int) -> int:

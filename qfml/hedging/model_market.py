@@ -330,9 +330,13 @@ class _Prepared:
         on_dates = made.on(self.times)
         prices = torch.stack([price(on_dates) for price in self.pricers], dim=-1)
         liability = self.book.liability(made.paths, self.market.discount)
-        seen, called = features(owner.information, self._seen(made, on_dates, prices))
+        all_seen = self._seen(made, on_dates, prices)
+        seen, called = features(owner.information, all_seen)
         names = tuple(hedge.name for hedge in owner.instruments)
-        return PathSet(owner.times, prices, liability.to(made.spot.dtype), seen, names, called, self.book)
+        known = {name: value for name, value in all_seen.observables.items() if name.startswith("alive")}
+        known |= {} if all_seen.variance is None else {"variance": all_seen.variance}
+        known = {name: value for name, value in known.items() if name not in called}
+        return PathSet(owner.times, prices, liability.to(made.spot.dtype), seen, names, called, self.book, known)
 
     def _drifted(self, made: pr.Scenarios) -> pr.Scenarios:
         if not self.owner.drift:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class PathSet:
         instrument_names: of the K instruments.
         feature_names: of the F features.
         owed: the `Book` behind the liability; None where it is not known.
+        known: what textbook hedges know on each date beside the features, by name, each (B, L): "variance" per year,
+            whether a barrier is "alive". No policy sees it.
 
     Raises:
         DataError: shapes that do not fit together, dates that do not ascend, numbers that are not finite.
@@ -49,6 +52,7 @@ class PathSet:
     instrument_names: tuple[str, ...]
     feature_names: tuple[str, ...]
     owed: Any = None
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.times.ndim != 1 or len(self.times) < 2 or float(self.times[0]) != 0.0:
@@ -61,6 +65,9 @@ class PathSet:
             "features": (len(self.liability), n_times, len(self.feature_names)),
             "liability": (len(self.liability),),
         }
+        for name, value in self.known.items():
+            if tuple(value.shape) != (len(self.liability), n_times):
+                raise DataError(f"`known` must have shape {(len(self.liability), n_times)}, {name!r} has {value.shape}")
         for name, shape in expected.items():
             found: Tensor = getattr(self, name)
             if tuple(found.shape) != shape:
@@ -84,15 +91,18 @@ class PathSet:
 
     def rows(self, chosen: slice | Tensor) -> PathSet:
         """Some of the paths."""
-        parts = {name: getattr(self, name)[chosen] for name in ("prices", "liability", "features")}
-        return replace(self, **parts)
+        return self.each(lambda value: value[chosen])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> PathSet:
+        """The same set with a change of all that has a row for each path."""
+        parts = {name: change(getattr(self, name)) for name in ("prices", "liability", "features")}
+        return replace(self, **parts, known={name: change(value) for name, value in self.known.items()})
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PathSet:
         """The same paths elsewhere, in another precision; the dates stay in double precision."""
         if self.prices.device == torch.device(device) and {self.prices.dtype, self.features.dtype} == {dtype}:
             return self
-        prices, liability, features = (part.to(device, dtype) for part in (self.prices, self.liability, self.features))
-        return replace(self, prices=prices, liability=liability, features=features)
+        return self.each(lambda value: value.to(device, dtype))
 
 
 def _all_finite(values: Tensor) -> bool:

@@ -80,7 +80,9 @@ class TradedPrices:
         )
         made, called = features(information, seen)
         discounted = self.prices * torch.exp(-rate * self.times)[:, None]
-        return PathSet(self.times, discounted, liability, made, self.names, called, book)
+        alive = {name: value for name, value in seen.observables.items() if name.startswith("alive")}
+        known = {name: value for name, value in alive.items() if name not in called}
+        return PathSet(self.times, discounted, liability, made, self.names, called, book, known)
 
     def sight(self, book: Book, rate: float, vol: float, information: tuple[str, ...]) -> Sight:
         """How the features of these paths follow from what is observed on a trading date."""

@@ -349,7 +349,7 @@ def test_a_hedger_refuses_paths_along_which_another_book_is_owed(hedger):
     paths = market().paths(16, other, seed=3)
     for asked in (hedger.holdings, hedger.price):
         with pytest.raises(
-            DataError, match=r"hedge 1 european \(strike 1.0, .*on these paths 1 european \(strike 1.05"
+            DataError, match=r"hedge 1 european call \(strike 1.0, .*on these paths 1 european call \(strike 1.05"
         ):
             asked(paths)
     unknown = replace(paths, owed=None)  # of a caller's own making

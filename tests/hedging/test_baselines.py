@@ -1,6 +1,7 @@
 """Textbook hedges against closed forms, published values, loops, other engines' Greeks and what they should achieve."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,6 +256,8 @@ def test_a_hedged_barrier_leaves_the_risk_of_hedging_at_dates():
     held = BlackScholesDelta(0.2).holdings(paths, problem)
     assert spread(held, paths) < 0.15 * spread(NoHedge().holdings(paths, problem), paths)
     assert held[..., 0][paths.features[:, :-1, 0] == 0].count_nonzero() == 0
+    hidden, _ = drawn(market_of(n_steps=50, information=("log_moneyness",)), book, n_paths=500)
+    assert torch.equal(BlackScholesDelta(0.2).holdings(hidden, problem), held)  # it knows what a policy does not see
     blind = PathSet(paths.times, paths.prices, paths.liability, paths.features, paths.instrument_names, ("other",))
     with pytest.raises(ConfigError, match=r"whether it is alive, got the features other: add 'alive'"):
         BlackScholesDelta(0.2).holdings(blind, problem)
@@ -348,7 +351,7 @@ def test_problems_without_a_formula_are_refused():
         ModelDelta().holdings(paths, HedgingProblem(CALL, problem.market))
     heston = pr.Heston(0.04, 2.0, 0.05, 0.6, -0.7)
     with pytest.raises(ConfigError, match=r"needs the variance on the paths, .* add 'variance' to `information`"):
-        ModelDelta().holdings(paths, HedgingProblem(CALL, problem.market, model=heston))
+        ModelDelta().holdings(replace(paths, known={}), HedgingProblem(CALL, problem.market, model=heston))
     merton = pr.Merton(0.2, 0.5, -0.1, 0.1)
     with pytest.raises(ConfigError, match="that of heston or black_scholes, got merton: jumps ask"):
         MinimumVarianceDelta().holdings(paths, HedgingProblem(CALL, problem.market, model=merton))
@@ -462,3 +465,24 @@ def test_hedges_for_costs_that_are_dropped_say_why(objective, costs, level, told
     assert left_out.keys() == told.keys()
     assert all(reason in left_out[name] for name, reason in told.items())
     assert not told.keys() & hedges.keys()
+
+
+def test_the_models_hedges_stand_beside_a_policy_that_does_not_see_the_variance():
+    heston = pr.Heston(0.04, 2.0, 0.05, 0.6, -0.7)
+    blind, seeing = (
+        ModelMarket(heston, pr.Market(100.0), n_steps=4, horizon=0.1, information=seen)
+        for seen in (("log_moneyness",), ("log_moneyness", "variance"))
+    )
+    for market, n_features, known in ((blind, 1, {"variance"}), (seeing, 2, set())):
+        made = market.paths(64, CALL, seed=3)
+        assert (made.features.shape[-1], set(made.known)) == (n_features, known)
+        assert set(made.rows(slice(3)).known) == known
+    told = []
+    for market in (blind, seeing):
+        paths, problem = market.paths(64, CALL, seed=3), problem_of(market, CALL)
+        hedges, left_out = textbook_hedges(market, CALL, Entropic(1.0), (), Case(1.0, 1.0), paths)
+        assert {"model_delta", "minimum_variance_delta"} <= set(hedges)
+        assert not left_out
+        told.append([hedge.holdings(paths, problem) for hedge in hedges.values()])
+    for one, other in zip(*told, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # a feature is in single precision

@@ -102,13 +102,13 @@ def test_a_live_hedge_by_the_spot_holds_what_it_holds_on_paths():
 
 
 OTHERS = {
-    "put": (BOOKS["sold_put"], r"1 put of positions.0 \(european\): take 'book_delta'"),
-    "bought": (BOOKS["bought_call"], r"-1 call of positions.0 \(european\): take 'book_delta'"),
+    "put": (BOOKS["sold_put"], r"1 european put \(strike 101.0, expiry 0.1\): take 'book_delta'"),
+    "bought": (BOOKS["bought_call"], r"-1 european call \(.*\): take 'book_delta'"),
     "several": (
         Book(((2.0, CALL), (3.0, CALL))),
-        r"2 call of .*, 3 call of positions.1.*: take 'book_delta'",
+        r"2 european call .*, 3 european call .*: take 'book_delta'",
     ),
-    "barrier": (BARRIER, r"1 call of positions.0.*, 1 of positions.1 \(barrier\): take another feature"),
+    "barrier": (BARRIER, r"1 european call .*, 1 barrier call \(.*barrier 90.0.*\): take another feature"),
 }
 
 
@@ -137,7 +137,7 @@ def test_a_task_is_refused_before_it_trains():
         "policy": {"kind": "feed_forward", "holding": {"kind": "band", "hedge": ["call_delta"]}},
         "trainer": {"max_epochs": 1, "batch_size": 64},
     }
-    with pytest.raises(ConfigError, match=r"`hedge` of the policy's holding `band`.*owes 2 put of positions.0"):
+    with pytest.raises(ConfigError, match=r"`hedge` of the policy's holding `band`.*owes 2 european put"):
         read_task(settings)
     settings["policy"]["holding"]["hedge"] = ["book_delta"]
     assert read_task(settings).policy.holding == Band(("book_delta",))
