@@ -29,6 +29,7 @@ from qfml.hedging.markets import (
 )
 from qfml.hedging.objectives import (
     OBJECTIVES,
+    OCE_LOSSES,
     Entropic,
     ExpectedShortfall,
     ExponentialUtility,
@@ -52,6 +53,7 @@ __all__ = [
     "HOLDINGS",
     "MARKETS",
     "OBJECTIVES",
+    "OCE_LOSSES",
     "POLICIES",
     "Attention",
     "Band",

@@ -10,7 +10,7 @@ import pricers as pr
 from qfml.engine import Trainer
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Cost, check_costs
+from qfml.hedging.costs import Cost, check_costs, check_kinds
 from qfml.hedging.given_markets import HedgingMarket
 from qfml.hedging.information import FEATURES
 from qfml.hedging.kinds import check_book, is_number
@@ -66,8 +66,7 @@ def check_parts(book: Any, objective: Any, costs: Any, policy: Any, rules: Any, 
     ):
         if not isinstance(given, kind):
             raise ConfigError(f"`{name}` must be a {getattr(kind, '__name__', 'TradingRules')}, got {given!r}")
-    if not isinstance(costs, Sequence) or not all(isinstance(cost, Cost) for cost in costs):
-        raise ConfigError(f"`costs` must be a sequence of costs, such as (Proportional(1e-3),), got {costs!r}")
+    check_kinds(costs)
 
 
 def check_known_hedge(policy: Policy, book: Book) -> None:

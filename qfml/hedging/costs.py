@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor
 from qfml.errors import ConfigError
 from qfml.hedging.kinds import is_number
 
-__all__ = ["COSTS", "Cost", "FixedPerTrade", "Proportional", "Quadratic", "check_costs", "total_cost"]
+__all__ = ["COSTS", "Cost", "FixedPerTrade", "Proportional", "Quadratic", "check_costs", "check_kinds", "total_cost"]
 
 PerInstrument = float | tuple[float, ...]
 Trades = Float[Tensor, "*#batch instrument"]  # axes broadcast
@@ -185,6 +185,12 @@ def total_cost(costs: Sequence[Cost], trade: Trades, price: Trades, smooth: bool
     for cost in costs:
         total = total + (cost.smoothed(trade, price) if smooth else cost.of(trade, price))
     return total
+
+
+def check_kinds(costs: Any) -> None:
+    """Raise ConfigError unless all are costs."""
+    if not isinstance(costs, Sequence) or not all(isinstance(cost, Cost) for cost in costs):
+        raise ConfigError(f"`costs` must be a sequence of costs, such as (Proportional(1e-3),), got {costs!r}")
 
 
 def check_costs(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfml.errors import DataError
-from qfml.hedging.costs import Cost, check_costs, total_cost
+from qfml.hedging.costs import Cost, check_costs, check_kinds, total_cost
 from qfml.hedging.paths import PathSet
 from qfml.hedging.sight import as_numbers
 
@@ -66,7 +66,7 @@ def gains(
         P&L and its parts, each (M, B).
 
     Raises:
-        DataError: holdings that are not of the paths' shape.
+        DataError: holdings that are not of the paths' shape, or not finite; what is no PathSet.
         ConfigError: costs that do not fit the instruments, or reach 100 % of what is traded.
 
     Example:
@@ -78,12 +78,20 @@ def gains(
         >>> found.trading, found.cost, found.pnl
         (tensor([[2.5000]]), tensor([[0.1050]]), tensor([[-0.6050]]))
     """
+    if not isinstance(paths, PathSet):
+        raise DataError(f"`paths` must be a PathSet, such as a market's `paths` makes, got {paths!r}")
+    check_kinds(costs)
+    if not isinstance(holdings, Tensor):
+        raise DataError(f"`holdings` must be a tensor, got {type(holdings).__name__}")
     shape = (len(paths), paths.n_steps, paths.n_instruments)
     if tuple(holdings.shape[1:]) != shape:
         raise DataError(
             f"`holdings` must have shape (members, {shape[0]} paths, {shape[1]} periods, {shape[2]} instruments), got "
             f"{tuple(holdings.shape)}: one holding for each period between trading dates"
         )
+    if not bool(holdings.isfinite().all()):
+        member, path, date, _ = (~holdings.isfinite()).nonzero()[0].tolist()
+        raise DataError(f"`holdings` must be finite: member {member} has none on path {path} from date {date} on")
     level = cost_levels(cost_level, holdings)
     check_costs(costs, paths.n_instruments, level.tolist())
     prices = paths.prices

@@ -102,6 +102,8 @@ class JudgementSettings:
     stress: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.market is not None and not isinstance(self.market, HedgingMarket):
+            raise ConfigError(f"`market` must be one of `MARKETS`, such as ModelMarket(...), got {self.market!r}")
         if self.n_paths is None and not (self.market and isinstance(as_given(self.market), RecordedPaths)):
             raise ConfigError("`n_paths` may be null for recorded paths only; give a number of paths")
         try:

@@ -77,7 +77,7 @@ class Objective(ABC):
             Price of each member, (M,), with its standard error.
         """
         pnl = checked_pnl(pnl)
-        benchmark = torch.zeros_like(pnl) if without is None else without
+        benchmark = torch.zeros_like(pnl) if without is None else same_paths(without, pnl)
         value = self.risk(pnl, aversion) - self.risk(benchmark, aversion)
         influence = self.influence(pnl, aversion) - self.influence(benchmark, aversion)
         return priced(value, influence, self.kind)
@@ -101,7 +101,10 @@ class Objective(ABC):
                 raise ConfigError(f"the objective `{self.kind}` has no aversion that could differ between members")
             return torch.ones(len(pnl), 1, dtype=torch.float64, device=pnl.device)
         given = getattr(self, self.dial) if aversion is None else aversion
-        dial = torch.as_tensor(given, dtype=torch.float64, device=pnl.device)
+        try:
+            dial = torch.as_tensor(given, dtype=torch.float64, device=pnl.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"`aversion` must be a number, or one for each member, got {given!r}") from None
         if dial.ndim > 1 or (dial.ndim == 1 and len(dial) != len(pnl)):
             raise ConfigError(
                 f"`aversion` must be one number for each of the {len(pnl)} members, got shape {tuple(dial.shape)}"
@@ -143,6 +146,11 @@ class CertaintyEquivalent(Objective):
             level: w, shape (M,), or (M, n_levels).
             aversion: as in `risk`.
         """
+        if level.numel() != len(pnl) * self.n_levels:
+            raise DataError(
+                f"`level` must have {self.n_levels} number(s) for each of the {len(pnl)} members, got shape "
+                f"{tuple(level.shape)}"
+            )
         return self._rows(pnl, level.reshape(len(pnl), -1), self.dials(pnl, aversion).to(pnl.dtype))
 
     def best_level(self, pnl: Pnl, aversion: Any = None) -> Tensor:
@@ -221,6 +229,21 @@ def checked_pnl(pnl: Pnl) -> Pnl:
             "has no risk measure, look for the position or the price that made it"
         )
     return pnl.double()
+
+
+def same_paths(without: Pnl, pnl: Pnl) -> Pnl:
+    """The P&L of trading without the book, on the paths of the P&L with it.
+
+    Raises:
+        DataError: on other paths.
+    """
+    without = checked_pnl(without)
+    if without.shape[1] != pnl.shape[1] or len(without) not in (1, len(pnl)):
+        raise DataError(
+            f"`without` must be the P&L of the same members and paths as `pnl`, {tuple(pnl.shape)}, got "
+            f"{tuple(without.shape)}"
+        )
+    return without.expand_as(pnl)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -33,11 +33,13 @@ from qfml.hedging.objective_base import (
     check_tail,
     checked_pnl,
     priced,
+    same_paths,
 )
 from qfml.losses.sample import entropic_risk, expected_shortfall
 
 __all__ = [
     "OBJECTIVES",
+    "OCE_LOSSES",
     "Entropic",
     "ExpectedShortfall",
     "ExponentialUtility",
@@ -405,6 +407,7 @@ class Isoelastic(Objective):
     def price(self, pnl: Pnl, without: Pnl | None = None, aversion: Any = None) -> Estimate:
         """The premium, invested beside the wealth, that gives the certainty equivalent of trading without the book."""
         pnl, dial = checked_pnl(pnl), self.dials(pnl, aversion)
+        without = None if without is None else same_paths(without, pnl)
         target = self.wealth - self.risk(torch.zeros_like(pnl) if without is None else without, aversion)[:, None]
         low, high = (target - self.wealth - end for end in (pnl.amax(1, keepdim=True), pnl.amin(1, keepdim=True)))
 

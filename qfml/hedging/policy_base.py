@@ -39,7 +39,7 @@ class Policy(ABC):
         truncate: dates through which gradients go back: what is remembered and held is taken as given at every so
             many dates (truncated back-propagation through time); None: through all. The holdings stay what they are.
         checkpoint: keep of each piece of sqrt(L) dates only what it begins with, and walk it again for the gradient:
-            the memory grows with the square root of the dates, and a step takes a third longer.
+            the memory grows with the square root of the dates, and each is walked twice.
         rules: limits and lots, of which every holding is; filled in by `deep_hedge`.
         unit: of what it holds: its outputs, and the holdings among its inputs, are numbers of it; filled in by
             `deep_hedge`, as the largest quantity that is owed.

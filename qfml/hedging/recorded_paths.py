@@ -246,8 +246,11 @@ class RecordedPaths:
         return torch.randperm(available, generator=generator)[place * n_paths : (place + 1) * n_paths]
 
     def _from_array(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        given = self.array.detach().cpu() if isinstance(self.array, Tensor) else self.array
         try:
-            prices = np.array(self.array, dtype=np.float64)
+            if np.iscomplexobj(given):
+                raise TypeError
+            prices = np.array(given, dtype=np.float64)
         except (TypeError, ValueError):
             raise DataError("`array` must hold numbers, shape (paths, times) or (paths, times, instruments)") from None
         times = np.array(self.times, dtype=np.float64)

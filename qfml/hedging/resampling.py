@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,12 +18,15 @@ __all__ = ["check_resampling", "interval", "paired_bootstrap", "resampled_rows"]
 ENDS = (0.025, 0.975)
 
 
-def check_resampling(n_resamples: int, block_length: int) -> None:
+def check_resampling(n_resamples: Any, block_length: Any) -> None:
     """Refuse numbers that make no interval.
 
     Raises:
-        ConfigError: fewer than 100 resamples, but for none at all; a block of no path.
+        ConfigError: no whole numbers; fewer than 100 resamples, but for none at all; a block of no path.
     """
+    for name, given in (("n_resamples", n_resamples), ("block_length", block_length)):
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise ConfigError(f"`{name}` must be a whole number, got {given!r}")
     if n_resamples != 0 and n_resamples < 100:
         raise ConfigError(f"`n_resamples` must be 100 or more for a 95 % interval, or 0 for none, got {n_resamples}")
     if block_length < 1:

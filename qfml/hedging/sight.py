@@ -103,15 +103,15 @@ class Sight:
             found.append(value.isfinite())
             if self._rule(name) != "finite":
                 found.append(value > 0 if self._rule(name) == "above 0" else value >= 0)
-            if self._rule(name) == "from 0 to 1":
-                found.append(value <= 1)
+            if self._rule(name) == "0 or 1":
+                found.append((value == 0) | (value == 1))
         return torch.stack(found, -1).all(-1)
 
     def _rule(self, name: str) -> str:
         """What a quantity must be."""
         if name in self.factors:
             return "finite"
-        return "above 0" if name.startswith(POSITIVE) else "from 0 to 1" if name.startswith("alive") else "0 or more"
+        return "above 0" if name.startswith(POSITIVE) else "0 or 1" if name.startswith("alive") else "0 or more"
 
     def features(self, quantities: Mapping[str, Tensor], date: Tensor) -> Tensor:
         """Features (B, F), float32, of B rows of quantities (B,) each at its own date (B,), int64."""

@@ -117,9 +117,13 @@ def _options(book: Book, rate: float, information: tuple[str, ...]) -> Options |
     return options_of(book, information, lambda time: torch.exp(rate * time), lambda time: torch.exp(-rate * time))
 
 
+MOST_RATE = 10.0  # what is beyond is in percent
+
+
 def check_common(market: Any) -> None:
     """Rules of both sorts of recorded markets, as ValueErrors."""
-    number("rate", market.rate)
+    if not -MOST_RATE < number("rate", market.rate) < MOST_RATE:
+        raise ValueError(f"`rate` must lie in (-{MOST_RATE:g}, {MOST_RATE:g}) a year, .05 for 5 %, got {market.rate}")
     if market.window is not None:
         whole("window", market.window, at_least=1)
     if market.reference_vol is not None:

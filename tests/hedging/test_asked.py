@@ -122,7 +122,7 @@ def test_settings_of_a_wrong_kind_are_named(made, told):
 
 
 KINDS = """
-import numpy as np, pricers as pr, qfml
+import numpy as np, pricers as pr, qfml, torch
 from qfml.errors import ConfigError, DataError
 from qfml.hedging import *
 from qfml.task.hedging import HedgingTask
@@ -197,6 +197,21 @@ for wrong in (
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=5),
     lambda: hedger.hedge({"spot": 1.0}, [0.0], 0, state=None),
     lambda: hedged(market=None),
+    lambda: JudgementSettings(n_resamples="200"),
+    lambda: JudgementSettings(n_resamples=150.5),
+    lambda: JudgementSettings(block_length="2"),
+    lambda: JudgementSettings(market="x"),
+    lambda: JudgementSettings(market={"kind": "model"}),
+    lambda: gains(hedger.holdings(hedger.paths(4, 2)), None),
+    lambda: gains(hedger.holdings(hedger.paths(4, 2)), hedger.paths(4, 2), Proportional(1e-3)),
+    lambda: gains(hedger.holdings(hedger.paths(4, 2)), hedger.paths(4, 2), ["a"]),
+    lambda: gains([1, 2], hedger.paths(4, 2)),
+    lambda: gains(torch.nan * hedger.holdings(hedger.paths(4, 2)), hedger.paths(4, 2)),
+    lambda: Entropic(1.0).price(torch.ones(1, 8), without=torch.ones(1, 4)),
+    lambda: Isoelastic(9.0, 2.0).price(torch.ones(1, 8), without=torch.ones(1, 4)),
+    lambda: Entropic(1.0).risk(torch.ones(1, 8), "a"),
+    lambda: Entropic(1.0).rows(torch.ones(1, 8), torch.zeros(3)),
+    lambda: recorded(array=np.ones((20, 3)) * (1 + 1j)).paths(10, book, 1),
     lambda: hedger.holdings(None),
     lambda: judge(hedger, JudgementSettings(n_paths=100), baselines=["leland"]),
 ):
@@ -214,7 +229,8 @@ NAMES = (
     *("smooth", "smooth", "tails", "weights", "loss_name", *["instruments"] * 4, *["dates"] * 2),
     *(*["information"] * 6, *["book"] * 3, *["times"] * 2, *["rows"] * 3, "instruments"),
     *("settings", "hedger", "state", "state"),
-    *("market", "paths", "baselines"),
+    *("market", *["n_resamples"] * 2, "block_length", *["market"] * 2, "paths", "costs", "costs", *["holdings"] * 2),
+    *("without", "without", "aversion", "level", "array", "paths", "baselines"),
 )
 
 

@@ -153,7 +153,7 @@ def test_what_cannot_be_observed_is_refused():
     good = {"spot": 100.0, "alive": 1.0, "running_average": 99.0}
     assert rows_of(sight, good)["alive"].dtype == torch.float64
     for change, told in (
-        ({"alive": 1.5}, "'alive' must be a number, from 0 to 1, got 1.5"),
+        ({"alive": 0.5}, "'alive' must be a number, 0 or 1, got 0.5"),
         ({"running_average": 0.0}, "'running_average' must be a number, above 0"),
         ({"spot": [1.0, 2.0], "alive": [1.0, 1.0, 0.0]}, "arrays .B,. of one length"),
     ):
