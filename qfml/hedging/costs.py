@@ -40,9 +40,9 @@ class Cost(ABC):
         """The cost with a derivative at every trade, for training alone; the cost itself where that has one."""
         return self.of(trade, price)
 
-    @abstractmethod
     def share(self, units: float, worth: float) -> float:
         """The largest share that this cost takes of a trade of so many `units` of the spot, `worth` so much."""
+        return 0.0
 
 
 @dataclass(frozen=True)
