@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pricers as pr
 from qfml.engine import Trainer
 from qfml.errors import ConfigError
 from qfml.hedging.book import Book
-from qfml.hedging.costs import Cost, check_costs, check_kinds
+from qfml.hedging.costs import Cost, Trade, check_costs, check_kinds
 from qfml.hedging.given_markets import HedgingMarket
 from qfml.hedging.information import FEATURES
 from qfml.hedging.kinds import check_book, is_number
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 DELTAS = ("call_delta", "book_delta")
-NO_HEDGE = (*(set(FEATURES) - set(DELTAS)), *OF_OBSERVABLES)  # features that are no holdings
+OF_A_MODEL = re.compile(r"(call|put|variance swap) .*")  # names of its instruments but the spot
 Aversions = Sequence[float | None]  # None: the objective's own
 
 
@@ -93,8 +94,19 @@ def check_costs_of_book(costs: Sequence[Cost], levels: Sequence[float], book: Bo
     Raises:
         ConfigError: naming the share.
     """
-    spot = float(paths.prices[:, 0, 0].double().mean())
-    check_costs(costs, paths.n_instruments, levels, book.size, book.size * spot)
+    place = spot_place(paths.instrument_names)
+    if place is None:
+        check_costs(costs, paths.n_instruments, levels)
+        return
+    worth = book.size * float(paths.prices[:, 0, place].double().mean())
+    check_costs(costs, paths.n_instruments, levels, Trade(place, book.size, worth))
+
+
+def spot_place(instruments: Sequence[str]) -> int | None:
+    """Which instrument is the spot: by its name under a model, the first one of a record; None without one."""
+    if "spot" in instruments:
+        return instruments.index("spot")
+    return None if OF_A_MODEL.fullmatch(instruments[0]) else 0
 
 
 def check_spot_hedge(policy: Policy, instruments: Sequence[str]) -> None:
@@ -104,18 +116,18 @@ def check_spot_hedge(policy: Policy, instruments: Sequence[str]) -> None:
         ConfigError: naming the instrument.
     """
     for name in policy.holding.hedge:
-        if name in NO_HEDGE:
+        if (name in (*FEATURES, *instruments) and name not in DELTAS) or name.startswith(tuple(OF_OBSERVABLES)):
             raise ConfigError(
                 f"`hedge` of the policy's holding `{policy.holding.kind}` names {name!r}, which is no number of an "
                 "instrument to hold: take 'book_delta', or the holding `direct`, which needs no known hedge"
             )
-    spot = instruments.index("spot") if "spot" in instruments else 0  # recorded prices begin with the spot's
+    spot = spot_place(instruments)
     for place, name in enumerate(policy.holding.hedge):
         if name in DELTAS and place != spot:
             raise ConfigError(
                 f"`hedge` of the policy's holding `{policy.holding.kind}` names {name!r} for the instrument "
-                f"'{instruments[place]}', and it is the delta of the spot, '{instruments[spot]}': let the features "
-                "stand in the order of the instruments"
+                f"'{instruments[place]}', and it is the delta of the spot: let the features stand in the order of the "
+                "instruments, and 'none' where an instrument has no known hedge"
             )
 
 

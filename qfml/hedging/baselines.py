@@ -357,7 +357,7 @@ def _variance(paths: PathSet, problem: HedgingProblem) -> Dates:
         return paths.known["variance"][:, :-1].double()
     raise ConfigError(
         f"the delta of {_model_name(problem)} needs the variance on the paths, got the features "
-        f"{', '.join(paths.feature_names)}: add 'variance' to `information`, or to what is `known`"
+        f"{', '.join(paths.feature_names)}: add 'variance' to `information`"
     )
 
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,29 @@ from torch import Tensor
 from qfml.errors import ConfigError
 from qfml.hedging.kinds import is_number
 
-__all__ = ["COSTS", "Cost", "FixedPerTrade", "Proportional", "Quadratic", "check_costs", "check_kinds", "total_cost"]
+__all__ = [
+    "COSTS",
+    "Cost",
+    "FixedPerTrade",
+    "Proportional",
+    "Quadratic",
+    "Trade",
+    "check_costs",
+    "check_kinds",
+    "total_cost",
+]
 
 PerInstrument = float | tuple[float, ...]
 Trades = Float[Tensor, "*#batch instrument"]  # axes broadcast
 Cash = Float[Tensor, "*#batch"]
+
+
+class Trade(NamedTuple):
+    """Of one instrument."""
+
+    place: int  # of the instrument
+    units: float
+    worth: float
 
 
 class Cost(ABC):
@@ -40,8 +58,8 @@ class Cost(ABC):
         """The cost with a derivative at every trade, for training alone; the cost itself where that has one."""
         return self.of(trade, price)
 
-    def share(self, units: float, worth: float) -> float:
-        """The largest share that this cost takes of a trade of so many `units` of the spot, `worth` so much."""
+    def share(self, trade: Trade | None) -> float:
+        """The largest share that this cost takes of a trade; None: of any, however small."""
         return 0.0
 
 
@@ -74,7 +92,7 @@ class Proportional(Cost):
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.rate, trade) * trade.abs() * price.abs()).sum(-1)
 
-    def share(self, units: float, worth: float) -> float:
+    def share(self, trade: Trade | None) -> float:
         return max(_tuple(self.rate))
 
 
@@ -111,8 +129,8 @@ class FixedPerTrade(Cost):
     def settings(self) -> dict[str, PerInstrument]:
         return {"amount": self.amount}
 
-    def share(self, units: float, worth: float) -> float:
-        return _tuple(self.amount)[0] / worth if worth else 0.0
+    def share(self, trade: Trade | None) -> float:
+        return 0.0 if trade is None else _at(self.amount, trade.place) / trade.worth
 
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.amount, trade) * (trade != 0).to(trade.dtype)).sum(-1)
@@ -155,8 +173,8 @@ class Quadratic(Cost):
     def settings(self) -> dict[str, PerInstrument]:
         return {"impact": self.impact}
 
-    def share(self, units: float, worth: float) -> float:
-        return _tuple(self.impact)[0] * units
+    def share(self, trade: Trade | None) -> float:
+        return 0.0 if trade is None else _at(self.impact, trade.place) * trade.units
 
     def of(self, trade: Trades, price: Trades) -> Cash:
         return (_factor(self.impact, trade) * trade.square() * price.abs()).sum(-1)
@@ -194,16 +212,15 @@ def check_kinds(costs: Any) -> None:
 
 
 def check_costs(
-    costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,), units: float = 0.0, worth: float = 0.0
+    costs: Sequence[Cost], n_instruments: int, levels: Sequence[float] = (1.0,), trade: Trade | None = None
 ) -> None:
     """Refuse costs that do not fit the instruments, and levels that make them negative or more than is traded.
 
     Args:
         costs: of trading.
-        n_instruments: the first is the spot.
+        n_instruments: how many may be traded.
         levels: factors of all costs.
-        units: of the spot, in one trade: the size of the book. 0: only what a trade costs however small it is.
-        worth: of this trade.
+        trade: which must cost less than it is worth; None: any, however small.
 
     Raises:
         ConfigError: as many numbers as there are no instruments, a level below 0, costs of 100 % and more at a level.
@@ -218,12 +235,12 @@ def check_costs(
     for level in levels:
         if not 0 <= level < math.inf:
             raise ConfigError(f"`cost_level` must be at least 0 and finite, it multiplies the costs, got {level}")
-        share = level * sum(cost.share(units, worth) for cost in costs)
+        share = level * sum(cost.share(trade) for cost in costs)
         if share >= 1:
-            trade = f" in a trade of {units:g} units" if units else ""
+            size = "" if trade is None else f" in a trade of {trade.units:g} units"
             raise ConfigError(
                 f"the costs must stay below 100 % of what is traded, got {share:.0%} at a `cost_level` of "
-                f"{level:g}{trade}; rates are decimals, 1e-3 is ten basis points, and an impact is of one unit"
+                f"{level:g}{size}; rates are decimals, 1e-3 is ten basis points, and an impact is of one unit"
             )
 
 
@@ -238,6 +255,11 @@ def _check(name: str, value: PerInstrument, below: float, meaning: str) -> None:
 
 def _tuple(value: PerInstrument) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _at(value: PerInstrument, place: int) -> float:
+    """The number of one instrument."""
+    return value[place] if isinstance(value, tuple) else value
 
 
 def _factor(value: PerInstrument, like: Tensor) -> Tensor | float:

@@ -83,6 +83,7 @@ def gains(
     check_kinds(costs)
     if not isinstance(holdings, Tensor):
         raise DataError(f"`holdings` must be a tensor, got {type(holdings).__name__}")
+    holdings = holdings if holdings.is_floating_point() else holdings.to(paths.prices.dtype)
     shape = (len(paths), paths.n_steps, paths.n_instruments)
     if tuple(holdings.shape[1:]) != shape:
         raise DataError(

@@ -12,7 +12,7 @@ metrics:
                             of the policy whose risk on the validation paths was least), mean_price: value, std_error
                             of the mean over the seeds, and spread, the standard deviation between them (None of one)
     left_out                why a textbook hedge is not among the baselines, by its kind
-    stress                  name, cases as above
+    stress                  name, cases and left_out as above
     surface                 dates in years, instruments, delta: the baseline beside the policy (None: there is none)
 
 each policy and baseline:
@@ -254,8 +254,10 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
     cases, left_out = _hedges(hedger, baselines)
     paths = _fresh(market, hedger.book, settings)
     check_sample("n_paths", len(paths), hedger.loss.objective, [case.aversion for case in cases])
-    all_gains = [_gains(hedger, paths, case, hedges) for case, hedges in cases.items()]
-    surface, arrays = _surface(hedger, paths, next(iter(cases.items())))
+    needed = baselines is not None
+    all_gains = [_gains(hedger, paths, case, hedges, left_out, needed) for case, hedges in cases.items()]
+    first = next(iter(cases))
+    surface, arrays = _surface(hedger, paths, first, {name: cases[first][name] for name in list(all_gains[0])[1:]})
     metrics = {
         "objective": hedger.loss.objective.kind,
         "dial": hedger.loss.objective.dial,
@@ -273,7 +275,9 @@ def judge(hedger: Hedger, settings: JudgementSettings | None = None, baselines: 
         },
         "cases": [_judged(hedger, case, made, settings) for case, made in zip(cases, all_gains, strict=True)],
         "left_out": left_out,
-        "stress": [{"name": name, "cases": _under(hedger, other, settings, cases)} for name, other in stressed.items()],
+        "stress": [
+            {"name": name, **_under(hedger, other, settings, cases, needed)} for name, other in stressed.items()
+        ],
         "surface": surface,
     }
     pnl = torch.cat([each.pnl for each in all_gains[0].values()])
@@ -352,15 +356,33 @@ def _fresh(market: HedgingMarket, book: Book, settings: JudgementSettings) -> Pa
     return market.paths(settings.n_paths, book, address(settings.seed, "judgement"))
 
 
-def _gains(hedger: Hedger, paths: PathSet, case: Case, hedges: Mapping[str, Baseline]) -> dict[str, Gains]:
-    """P&L of the policies of a case (M, B), and of each baseline (1, B), in blocks that lie in memory."""
+def _gains(
+    hedger: Hedger,
+    paths: PathSet,
+    case: Case,
+    hedges: Mapping[str, Baseline],
+    left_out: dict[str, str],
+    needed: bool,
+) -> dict[str, Gains]:
+    """P&L of the policies of a case (M, B), and of each baseline (1, B), in blocks that lie in memory.
+
+    A baseline that lacks something on these paths, of another market than that of the training, is `left_out` and told
+    there, unless it is `needed`.
+    """
     problem = problem_of(hedger.market, hedger.book)
     policies = _places(hedger, case)
     found: dict[str, list[Gains]] = {name: [] for name in ("policies", *hedges)}
     for start in range(0, len(paths), PATHS_AT_A_TIME):
         part = paths.rows(slice(start, start + PATHS_AT_A_TIME))
         holdings = {"policies": hedger.holdings(part)[policies]}
-        holdings |= {name: hedger.rules.of(hedge.holdings(part, problem))[None] for name, hedge in hedges.items()}
+        for name in list(found)[1:]:
+            try:
+                holdings[name] = hedger.rules.of(hedges[name].holdings(part, problem))[None]
+            except UserError as error:
+                if needed:
+                    raise
+                left_out[name] = str(error)
+                del found[name]
         for name, held in holdings.items():
             found[name].append(gains(held, part, hedger.loss.costs, case.cost_level, hedger.loss.unwind))
     return {name: _joined(parts) for name, parts in found.items()}
@@ -455,19 +477,27 @@ def _interval(value: Any, error: Any) -> dict[str, float]:
 
 
 def _under(
-    hedger: Hedger, market: HedgingMarket, settings: JudgementSettings, cases: Mapping[Case, Mapping[str, Baseline]]
-) -> list[dict[str, Any]]:
+    hedger: Hedger,
+    market: HedgingMarket,
+    settings: JudgementSettings,
+    cases: Mapping[Case, Mapping[str, Baseline]],
+    needed: bool,
+) -> dict[str, Any]:
     """The same hedges on another market; textbook hedges still believe in that of the training."""
     paths = _fresh(market, hedger.book, settings)
     once = replace(settings, n_resamples=0)  # the bootstrap is for the market of the judgement
-    return [_judged(hedger, case, _gains(hedger, paths, case, hedges), once) for case, hedges in cases.items()]
+    left_out: dict[str, str] = {}
+    made = [
+        _judged(hedger, case, _gains(hedger, paths, case, hedges, left_out, needed), once)
+        for case, hedges in cases.items()
+    ]
+    return {"cases": made, "left_out": left_out}
 
 
 def _surface(
-    hedger: Hedger, paths: PathSet, first: tuple[Case, Mapping[str, Baseline]]
+    hedger: Hedger, paths: PathSet, case: Case, hedges: Mapping[str, Baseline]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the best policy of the first case holds at some dates, by spot, beside a delta."""
-    case, hedges = first
     name = next((name for name in DELTAS if name in hedges), None)
     few = paths.rows(slice(0, 4 * PATHS_AT_A_TIME))
     held = hedger.holdings(few)[_best(hedger, _places(hedger, case))]

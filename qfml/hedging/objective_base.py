@@ -146,10 +146,9 @@ class CertaintyEquivalent(Objective):
             level: w, shape (M,), or (M, n_levels).
             aversion: as in `risk`.
         """
-        if level.numel() != len(pnl) * self.n_levels:
+        if not isinstance(level, Tensor) or level.numel() != len(pnl) * self.n_levels:
             raise DataError(
-                f"`level` must have {self.n_levels} number(s) for each of the {len(pnl)} members, got shape "
-                f"{tuple(level.shape)}"
+                f"`level` must be a tensor of {self.n_levels} number(s) for each of {len(pnl)} members, got {level!r}"
             )
         return self._rows(pnl, level.reshape(len(pnl), -1), self.dials(pnl, aversion).to(pnl.dtype))
 
@@ -185,7 +184,7 @@ def priced(value: PerMember, influence: Pnl, kind: str) -> Estimate:
     if n_paths < 2:
         raise DataError(f"a price has a standard error by two paths or more, got {n_paths}")
     fewest = float(effective_paths(influence).min())
-    note = f"about {max(fewest, 1.0):.2g} of {n_paths} {HEAVY_TAIL}" if n_paths >= FEW_PATHS > fewest else ""
+    note = f"about {fewest:.2g} of {n_paths} {HEAVY_TAIL}" if n_paths >= FEW_PATHS > fewest else ""
     return Estimate(value, influence.std(1) / math.sqrt(n_paths), n_paths=n_paths, engine=kind, note=note)
 
 
@@ -200,8 +199,11 @@ def effective_paths(influence: Pnl) -> PerMember:
         >>> effective_paths(torch.tensor([[1.0, -1.0, 1.0, -1.0], [3.0, -1.0, -1.0, -1.0]]))
         tensor([4.0000, 1.7143])
     """
-    squares = (influence / influence.abs().amax(1, keepdim=True).clamp_min(1e-300)).square()
-    return squares.sum(1).square() / squares.square().sum(1).clamp_min(1e-300)
+    largest = influence.abs().amax(1, keepdim=True)
+    squares = (influence / torch.where(largest > 0, largest, 1.0)).square()
+    fourth = squares.square().sum(1)
+    # where no path has an influence there is no error, which all of them carry alike
+    return torch.where(fourth > 0, squares.sum(1).square() / torch.where(fourth > 0, fourth, 1.0), influence.shape[1])
 
 
 def bisect(rises: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qfml.errors import DataError
+from qfml.hedging.book import Book
 
 __all__ = ["PathSet"]
 
@@ -51,10 +51,12 @@ class PathSet:
     features: Tensor
     instrument_names: tuple[str, ...]
     feature_names: tuple[str, ...]
-    owed: Any = None
+    owed: Book | None = None
     known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.owed is not None and not isinstance(self.owed, Book):
+            raise DataError(f"`owed` must be a Book, or None, got {self.owed!r}")
         if self.times.ndim != 1 or len(self.times) < 2 or float(self.times[0]) != 0.0:
             raise DataError(f"`times` must be dates (L,) that begin with 0, at least two, got {self.times.tolist()}")
         if not bool((self.times.diff() > 0).all()):
@@ -66,8 +68,10 @@ class PathSet:
             "liability": (len(self.liability),),
         }
         for name, value in self.known.items():
-            if tuple(value.shape) != (len(self.liability), n_times):
-                raise DataError(f"`known` must have shape {(len(self.liability), n_times)}, {name!r} has {value.shape}")
+            if not isinstance(value, Tensor) or tuple(value.shape) != (len(self.liability), n_times):
+                raise DataError(f"`known` must have shape {(len(self.liability), n_times)}, {name!r} is {value!r}")
+            if not _all_finite(value):
+                raise DataError(f"`known` must be finite, {name!r} is not")
         for name, shape in expected.items():
             found: Tensor = getattr(self, name)
             if tuple(found.shape) != shape:

@@ -329,7 +329,7 @@ def _check_gaps(times: np.ndarray, most: float | None) -> None:
     """Refuse times of which one is missing on all paths."""
     periods = np.diff(times)
     ratio = periods / np.median(periods)
-    if most is not None and ratio.max() > most:
+    if most is not None and ratio.max() > most * (1.0 + 1e-6):
         place = int(ratio.argmax())
         raise DataError(
             f"recorded times must have no gap: none of the paths has a price between {times[place]:.10g} and "

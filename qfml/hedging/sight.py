@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,7 +184,8 @@ def as_numbers(name: str, value: Any) -> Tensor:
         DataError: what is none.
     """
     try:
-        found = torch.as_tensor(value, device="cpu")
+        given = value if isinstance(value, torch.Tensor) else np.asarray(value)  # Python's numbers in double precision
+        found = torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"{name!r} must be numbers, got {value!r}") from None
     if found.is_complex():
