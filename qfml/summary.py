@@ -172,12 +172,14 @@ def _hedging(found: dict[str, Any]) -> None:
             own = best["against"].get(hedge["name"])
             seed = "" if hedge["seed"] is None else f", seed {hedge['seed']}"
             numbers = (hedge["price"]["value"], hedge["price"]["std_error"], hedge["std"], hedge["cost"]["value"])
-            few |= hedge["price"].get("effective_paths", FEW_PATHS) < FEW_PATHS
             less = "" if own is None else f"{own['difference']:.3g} ± {1.96 * own['std_error']:.2g}"
-            table.add_row(hedge["name"].replace("_", " ") + seed, *(f"{number:.4g}" for number in numbers), less)
+            cells = [f"{number:.4g}" for number in numbers]
+            if hedge["price"].get("effective_paths", FEW_PATHS) < FEW_PATHS:
+                cells[1], few = f"{cells[1]} †", True
+            table.add_row(hedge["name"].replace("_", " ") + seed, *cells, less)
         out.print(table)
         if few:
-            out.print("a handful of paths carry some of these errors: there the risk may be far larger; see the page")
+            out.print(f"† fewer than {FEW_PATHS} paths carry this error: the risk may be far larger", highlight=False)
     if len(cases) > MOST_SURFACES:
         out.print(f"{len(cases)} cases, the first {MOST_SURFACES} shown", highlight=False)
 

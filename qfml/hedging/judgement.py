@@ -424,6 +424,7 @@ def _judged(hedger: Hedger, case: Case, made: Mapping[str, Gains], settings: Jud
         "mean_price": {
             "value": float(prices.mean()),
             "std_error": _std_error(influence["policies"].mean(0)),
+            "effective_paths": float(effective_paths(influence["policies"].mean(0, keepdim=True))),
             "spread": float(prices.std()) if len(prices) > 1 else None,
         },
     }

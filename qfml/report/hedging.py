@@ -88,17 +88,26 @@ def carried_by_few(told: dict[str, Any]) -> bool:
     return told.get("effective_paths", FEW_PATHS) < FEW_PATHS
 
 
+def _few_anywhere(case: dict[str, Any]) -> bool:
+    """Whether an error of a case rests on a handful of paths."""
+    best = case["policies"][case["best"]]
+    told = [hedge["price"] for hedge in (*case["policies"], *case["baselines"])]
+    return any(map(carried_by_few, [*told, *best["against"].values(), case["mean_price"]]))
+
+
 def _headline(run: HedgingRun) -> Html:
     best, rival = run.best, run.rival
     price = run.cash(best["price"]["value"])
     title = f"A price of {price} {run.unit}"
-    cards = [("Price", price, f"± {run.cash(1.96 * best['price']['std_error'], 2)} {run.unit}")]
+    few = DAGGER * carried_by_few(best["price"])
+    cards = [("Price", price, f"± {run.cash(1.96 * best['price']['std_error'], 2)} {run.unit}{few}")]
     if rival is not None:
         own = best["against"][rival["name"]]
         title += f", {_standing(run, own)}"
         cards.append((label_of(rival["name"]), run.cash(rival["price"]["value"]), "best textbook hedge"))
         ends = formats.interval((own["low"], own["high"]), lambda x: run.risk(x, 2))
-        cards.append(("Risk, less the textbook's", run.risk(own["difference"], 2), ends))
+        cards.append(("Risk, less the textbook's", run.risk(own["difference"], 2), ends + DAGGER * carried_by_few(own)))
+        few = few or carried_by_few(own)
     shortfall = best["expected_shortfall"]
     cards += [
         ("Cost paid", run.cash(best["cost"]["value"]), run.unit),
@@ -118,7 +127,8 @@ def _headline(run: HedgingRun) -> Html:
     parts = [el("p", "Deep hedge", class_="eyebrow"), el("h1", title), el("p", told, class_="lead")]
     if len(run.cases) > 1:
         parts.append(el("p", f"The figures here are those at {run.name_of(run.cases[0])}.", class_="muted"))
-    return el("header", *parts, el("dl", *shown, class_="cards"), class_="title")
+    small = [el("p", FEW, class_="muted")] if few else []
+    return el("header", *parts, el("dl", *shown, class_="cards"), *small, class_="title")
 
 
 def _standing(run: HedgingRun, own: dict[str, Any]) -> str:
@@ -155,11 +165,12 @@ def _case_tables(run: HedgingRun, case: dict[str, Any]) -> list[Html]:
     found = [table]
     if len(case["policies"]) > 1:
         mean = case["mean_price"]
+        error = run.cash(1.96 * mean["std_error"], 2) + DAGGER * carried_by_few(mean)
         found.append(
             note(
-                f"Mean price over {len(case['policies'])} seeds {run.cash(mean['value'])} ± "
-                f"{run.cash(1.96 * mean['std_error'], 2)}, standard deviation between them "
-                f"{run.cash(mean['spread'], 2)}. In bold the seed that was best on the paths of the validation."
+                f"Mean price over {len(case['policies'])} seeds {run.cash(mean['value'])} ± {error}, standard "
+                f"deviation between them {run.cash(mean['spread'], 2)}. In bold the seed that was best on the paths of "
+                "the validation."
             )
         )
     best = case["policies"][case["best"]]
@@ -178,9 +189,7 @@ def _case_tables(run: HedgingRun, case: dict[str, Any]) -> list[Html]:
         ]
         heads = ("Policy less", f"Risk, {run.risk_unit}", "95 % interval", "By bootstrap", "")
         found += [el("h3", "Against each textbook hedge"), scrolling_table(heads, rows, caption="Differences of risk")]
-    if any(carried_by_few(hedge["price"]) for hedge in hedges):
-        found.append(note(FEW))
-    return found
+    return [*found, note(FEW)] if _few_anywhere(case) else found
 
 
 def _row(run: HedgingRun, hedge: dict[str, Any]) -> list[str]:
@@ -255,9 +264,12 @@ def _stress(run: HedgingRun) -> Section | None:
                 [
                     stress["name"] if not place else "",
                     label_of(hedge["name"]),
-                    run.cash(hedge["price"]["value"]),
+                    run.cash(hedge["price"]["value"]) + DAGGER * carried_by_few(hedge["price"]),
                     "" if own is None else run.risk(own["difference"], 3),
-                    "" if own is None else formats.interval((own["low"], own["high"]), lambda x: run.risk(x, 3)),
+                    ""
+                    if own is None
+                    else formats.interval((own["low"], own["high"]), lambda x: run.risk(x, 3))
+                    + DAGGER * carried_by_few(own),
                     run.cash(hedge["std"]),
                     run.cash(hedge["expected_shortfall"]["value"]),
                     run.cash(hedge["cost"]["value"]),
@@ -279,6 +291,12 @@ def _stress(run: HedgingRun) -> Section | None:
         f"settings it had{', with the drift of the market' * bool(run.found['paths'].get('measure'))}. In {run.unit}."
     )
     told = [note(f"At {run.name_of(run.cases[0])}.")] if len(run.cases) > 1 else []
+    told += [note(FEW)] if any(_few_anywhere(stress["cases"][0]) for stress in run.found["stress"]) else []
+    told += [
+        note(f"Left out under {stress['name']}, {label_of(name, inside=True)}: {why}.")
+        for stress in run.found["stress"]
+        for name, why in stress.get("left_out", {}).items()
+    ]
     return Section("stress", "Stress", intro, join([table, *told]))
 
 

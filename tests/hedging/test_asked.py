@@ -21,9 +21,11 @@ from qfml.hedging import (
     Entropic,
     ExpectedShortfall,
     FeedForward,
+    FixedPerTrade,
     Hedger,
     Isoelastic,
     JudgementSettings,
+    ModelDelta,
     ModelMarket,
     OptimizedCertaintyEquivalent,
     Option,
@@ -247,6 +249,9 @@ for objective in (Entropic(1.0), Isoelastic(9.0, 1.0), Quadratic()):
                 assert "`pnl[None]`, got" in str(error)
             else:
                 raise AssertionError(pnl)
+held, paths = torch.ones(1, 4, 2, 1), hedger.paths(4, seed=2)
+costs = [gains(each, paths, (Proportional(0.01),), 0.5).cost for each in (held, held.long())]
+assert torch.equal(*costs) and costs[0].min() > 0  # whole holdings pay the cost level too
 print("told")
 """
 
@@ -492,3 +497,46 @@ def test_a_price_that_a_handful_of_paths_carry_says_so():
     calm = judge(hedged(aversions=(1.0,)), JudgementSettings(n_paths=1000, n_resamples=0)).metrics["cases"][0]
     assert calm["baselines"][0]["price"]["effective_paths"] > 100
     assert calm["policies"][0]["against"]["none"]["effective_paths"] > FEW_PATHS
+
+
+def test_a_baseline_that_lacks_something_on_other_paths_is_left_out_there_and_told():
+    heston = pr.Heston(v0=0.04, kappa=2.0, theta=0.04, sigma=0.5, rho=-0.7)
+    of_heston = ModelMarket(heston, pr.Market(1.0), n_steps=2, horizon=HORIZON, information=("log_moneyness",))
+    found = hedged(market=of_heston)
+    days = {"kind": "bootstrap", "source": {"kind": "arch", "name": "sp500"}, "n_steps": 2, "block_length": 2}
+    days |= {"keep_drift": False, "periods_per_year": 365.0, "information": ["log_moneyness"]}
+    wild = {"model": {"kind": "black_scholes", "vol": 2.0}}
+    settings = JudgementSettings(n_paths=200, n_resamples=0, stress={"days": days, "wild": wild})
+    told = judge(found, settings).metrics
+    assert {"model_delta", "minimum_variance_delta"} <= {hedge["name"] for hedge in told["cases"][0]["baselines"]}
+    for stress, why in zip(
+        told["stress"], ("needs the variance", "where the table of option prices ends"), strict=True
+    ):
+        assert "model_delta" not in {hedge["name"] for hedge in stress["cases"][0]["baselines"]}
+        assert "none" in stress["cases"][0]["policies"][0]["against"]
+        assert why in stress["left_out"]["model_delta"]
+    with pytest.raises(ConfigError, match="needs the variance"):  # asked for by name, it is needed
+        judge(found, settings, baselines=[ModelDelta()])
+
+
+def test_no_error_is_no_heavy_tail():
+    certain = torch.full((1, 1000), -0.02)
+    for objective in (Entropic(1.0), ExpectedShortfall(0.5)):
+        assert not objective.price(certain).note
+    assert effective_paths(torch.zeros(1, 100)).tolist() == [100.0]
+
+
+def test_costs_and_hedges_look_at_the_spot_wherever_it_stands():
+    seen = ("log_moneyness", "call_delta", "prices")
+    swapped = market(instruments=(Option(1.0, HORIZON), Spot()), information=seen)
+    with pytest.raises(ConfigError, match="below 100 % of what is traded, got 150%"):
+        hedged(market=swapped, costs=(Quadratic((0.0, 1.5)),))
+    with pytest.raises(ConfigError, match="below 100 % of what is traded, got 200%"):
+        hedged(market=swapped, costs=(FixedPerTrade((0.0, 2.0), 0.01),))
+    hedged(market=swapped, costs=(Quadratic((1.5, 0.0)), FixedPerTrade((0.03, 0.0), 0.01)))
+    name = next(name for name in swapped.paths(4, BOOK, 1).feature_names if name.startswith("call 1"))
+    with pytest.raises(ConfigError, match="no number of an instrument to hold"):
+        hedged(market=swapped, policy=FeedForward(hidden=(4,), holding=Band((name, "call_delta"))))
+    alone = market(instruments=(Option(1.0, HORIZON),), information=("log_moneyness", "call_delta"))
+    with pytest.raises(ConfigError, match="it is the delta of the spot"):
+        hedged(market=alone, policy=FeedForward(hidden=(4,), holding=Band(("call_delta",))))
