@@ -51,7 +51,7 @@ from torch import Tensor
 from pricers.noise import address
 from pricers.parameters import whole
 from qfml.config import OneOf, build_kind
-from qfml.errors import ConfigError, UserError
+from qfml.errors import ConfigError, DataError, UserError
 from qfml.files import write_whole
 from qfml.hedging.asked import check_sample
 from qfml.hedging.baselines import Baseline
@@ -366,8 +366,8 @@ def _gains(
 ) -> dict[str, Gains]:
     """P&L of the policies of a case (M, B), and of each baseline (1, B), in blocks that lie in memory.
 
-    A baseline that lacks something on these paths, of another market than that of the training, is `left_out` and told
-    there, unless it is `needed`.
+    A baseline that lacks something on these paths, of another market than that of the training, or whose P&L has no
+    risk, is `left_out` and told there, unless it is `needed`.
     """
     problem = problem_of(hedger.market, hedger.book)
     policies = _places(hedger, case)
@@ -385,7 +385,16 @@ def _gains(
                 del found[name]
         for name, held in holdings.items():
             found[name].append(gains(held, part, hedger.loss.costs, case.cost_level, hedger.loss.unwind))
-    return {name: _joined(parts) for name, parts in found.items()}
+    joined = {name: _joined(parts) for name, parts in found.items()}
+    for name in list(joined)[1:]:
+        try:
+            hedger.loss.objective.risk(joined[name].pnl, _dials(case, joined[name].pnl))
+        except DataError as error:  # a loss beyond the wealth
+            if needed:
+                raise
+            left_out[name] = str(error)
+            del joined[name]
+    return joined
 
 
 def _joined(parts: Sequence[Gains]) -> Gains:

@@ -205,8 +205,8 @@ class RecordedPaths:
     def shares_paths(self, other: Any) -> bool:
         """Whether both use a path: whatever it is called, in which file it is, and on what spot it begins.
 
-        Where paths of this record are equal to each other, as on a tree, those of two records may be by chance: then
-        only rows of one file tell.
+        Where most paths of this record are equal to others of it, as on a tree, those of two records may be by chance:
+        then only rows of one file tell.
         """
         if not isinstance(other, RecordedPaths):
             return False
@@ -214,7 +214,7 @@ class RecordedPaths:
             spans = [(0, math.inf) if one.rows is None else one.rows for one in (self, other)]
             return max(first for first, _ in spans) < min(end for _, end in spans)
         own = self._relative
-        return len(own) == len(self.recorded[1]) and not own.isdisjoint(other._relative)
+        return 2 * len(own) > len(self.recorded[1]) and not own.isdisjoint(other._relative)
 
     @cached_property
     def _relative(self) -> set[bytes]:

@@ -540,3 +540,32 @@ def test_costs_and_hedges_look_at_the_spot_wherever_it_stands():
     alone = market(instruments=(Option(1.0, HORIZON),), information=("log_moneyness", "call_delta"))
     with pytest.raises(ConfigError, match="it is the delta of the spot"):
         hedged(market=alone, policy=FeedForward(hidden=(4,), holding=Band(("call_delta",))))
+
+
+def test_a_path_that_stands_twice_does_not_hide_that_a_record_was_trained_on(of_a_record):
+    _, record = of_a_record
+    twice = {**record, "array": np.concatenate([record["array"][:100], record["array"][:1]])}
+    trained = RecordedPaths(**twice)
+    with pytest.raises(ConfigError, match="that were trained on"):
+        JudgementSettings(market=RecordedPaths(**{**twice, "array": twice["array"].copy()})).fresh(trained)
+
+
+def test_a_hedge_that_is_ruined_is_left_out_and_not_the_judgement():
+    wealth = 0.042  # no hedge loses more on some path, and the delta on none
+    found = hedged(
+        objective=Isoelastic(wealth, 2.0),
+        market=market(information=("log_moneyness", "call_delta")),
+        policy=FeedForward(hidden=(4,), holding=Correction(("call_delta",))),
+    )
+    told = judge(found, JudgementSettings(n_paths=2000, n_resamples=0)).metrics
+    assert "every loss must stay below `wealth`" in told["left_out"]["none"]
+    assert [hedge["name"] for hedge in told["cases"][0]["baselines"]] == ["black_scholes_delta"]
+
+
+def test_a_live_price_is_read_in_double_precision():
+    level = 0.97
+    book = Book(((1.0, pr.Barrier(1.0, HORIZON, level, kind="down-out", option="call")),))
+    found = hedged(market=market(information=("log_moneyness", "alive")), book=book)
+    for spot in (level, torch.tensor(level, dtype=torch.float64), np.float64(level)):
+        with pytest.raises(DataError, match="'alive' must be 0"):
+            found.hedge({"spot": spot, "alive": 1.0}, torch.zeros(1), 0)
