@@ -273,12 +273,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_resume_goes_on(place, cu
 
 
 FULL = """
-import errno, os, qfml.backtest.result as result
+import errno, os, qfml.backtest.result as result, qfml.files as files
 def full(path, write):
     if path.name == {name!r}:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     whole(path, write)
-whole, result._replace = result._replace, full
+whole = files.replace_file
+files.replace_file = result.replace_file = full
 """
 
 

@@ -201,8 +201,9 @@ def test_a_module_of_ones_own_is_watched_and_keeps_its_bits():
 @pytest.mark.slow  # compiles
 def test_a_compiled_training_is_watched_and_keeps_its_bits():
     here, environment = Path(__file__), os.environ | {"JAXTYPING_DISABLE": "1"}  # the hook and torch.compile clash
-    environment |= {"PYTHONPATH": str(here.parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"import {here.stem} as here; here.compiled_watched_and_the_same()"]
+    environment |= {"PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"}
+    tests = f"import sys; sys.path.append({str(here.parents[1])!r})"  # at the end: tests/pricers is not pricers
+    command = [sys.executable, "-c", f"{tests}; import {here.stem} as here; here.compiled_watched_and_the_same()"]
     done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
